@@ -1,0 +1,173 @@
+//! The seams through which the agent reaches the cluster.
+//!
+//! Owns: the three traits ([`Backend`], [`Operator`], [`Membership`]) and the errors they answer with.
+//! Never: implements them. The binary wires the in-process server role to them; a client agent's
+//! pooled RPC to the servers will be the second side.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use weft_catalog::{Hub, State};
+use weft_proto::v1;
+
+/// How fresh a read must be (Consul docs, "Consistency modes").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consistency {
+    /// Linearizable by ReadIndex; `default` and `consistent` are the same promise in weft.
+    Default,
+    /// As `Default`; kept apart because the answer names the mode.
+    Consistent,
+    /// Whatever this server has, however old.
+    Stale,
+}
+
+/// What the answer's headers say about its freshness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadMeta {
+    /// A leader is known (`X-Consul-KnownLeader`).
+    pub known_leader: bool,
+    /// Time since this server heard its leader; zero on the leader (`X-Consul-LastContact`).
+    pub last_contact: Duration,
+}
+
+/// Why a write was not acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// No leader was found in time. Nothing was proposed; safe to retry.
+    #[error("No cluster leader")]
+    NoLeader,
+    /// The proposal went out but no verdict came back in time. It may still take effect.
+    #[error("the outcome of this write is not known ({0}): it may or may not have been applied; read before retrying")]
+    Unknown(String),
+    /// Below the disk reserve. Nothing was proposed; reads go on.
+    #[error("{0}")]
+    DiskFull(String),
+    /// Too many proposals in flight. Nothing was proposed; retry with backoff.
+    #[error("{0}")]
+    Overloaded(String),
+    /// The token lacks a right. Nothing was proposed.
+    #[error("{0}")]
+    Denied(String),
+    /// The server role is shutting down or has failed. Nothing was proposed.
+    #[error("{0}")]
+    Stopped(String),
+}
+
+/// Why a read was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// No leader was found within the hold time, and `stale` was not asked for.
+    #[error("No cluster leader")]
+    NoLeader,
+    /// The leader could not confirm its leadership, or this server could not catch up, in time.
+    #[error("{0}")]
+    Timeout(String),
+    /// The server role is shutting down or has failed.
+    #[error("{0}")]
+    Stopped(String),
+}
+
+/// The replicated state: written through the log, read from published snapshots.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// Stamps, proposes and waits until the command is applied on the answering server, so that a
+    /// following read here sees it. A [`v1::Refusal`] inside the outcome is an answer, not an error.
+    async fn write(&self, command: v1::stamped::Command) -> Result<v1::Outcome, WriteError>;
+
+    /// Waits until this server's state is as fresh as `consistency` asks.
+    async fn barrier(&self, consistency: Consistency) -> Result<ReadMeta, ReadError>;
+
+    /// The newest published state. O(1), never blocks.
+    fn state(&self) -> Arc<State>;
+
+    /// Wakes watchers of topics after each publication of [`Backend::state`].
+    fn hub(&self) -> &Hub;
+}
+
+/// An operator's request that could not be done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OperatorError {
+    /// No leader was found in time.
+    #[error("No cluster leader")]
+    NoLeader,
+    /// The request names something that is not there, or contradicts itself.
+    #[error("{0}")]
+    Invalid(String),
+    /// The archive or stream was refused; state is unchanged.
+    #[error("{0}")]
+    BadSnapshot(String),
+    /// Anything the server role refused or failed at, in words for the user.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A restore as bytes arrive; the caller feeds it and closes it.
+pub type SnapshotSource = tokio::sync::mpsc::Receiver<Result<Bytes, std::io::Error>>;
+/// A snapshot archive as it is produced (bounded: the producer waits for the reader).
+pub type SnapshotStream = tokio::sync::mpsc::Receiver<Result<Bytes, std::io::Error>>;
+
+/// Raft membership, leadership and snapshots.
+#[async_trait]
+pub trait Operator: Send + Sync + 'static {
+    /// `host:port` of the leader's RPC address, as this server knows it.
+    fn leader(&self) -> Option<String>;
+    /// `host:port` of every Raft peer.
+    fn peers(&self) -> Vec<String>;
+    /// Raft configuration with roles, and the index it was made at. `stale` answers without a leader.
+    async fn raft_configuration(&self, stale: bool) -> Result<v1::RaftPeers, OperatorError>;
+    /// Removes a peer by exactly one of id or address.
+    async fn remove_peer(&self, id: Option<String>, address: Option<String>) -> Result<(), OperatorError>;
+    /// Hands leadership to `id`, or to the most caught-up voter.
+    async fn transfer_leader(&self, id: Option<String>) -> Result<(), OperatorError>;
+    /// Streams an archive in Consul's form (gzip'd tar of meta.json, state.bin, SHA256SUMS); with its index.
+    async fn snapshot_save(&self, stale: bool) -> Result<(u64, SnapshotStream), OperatorError>;
+    /// Verifies and restores such an archive through the log; state changes at one commit or not at all.
+    async fn snapshot_restore(&self, source: SnapshotSource) -> Result<(), OperatorError>;
+    /// Consul's `Stats` sections for `/v1/agent/self` and `weft info`: section → key → value.
+    fn stats(&self) -> std::collections::BTreeMap<String, std::collections::BTreeMap<String, String>>;
+}
+
+/// Status of a member as Consul numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum MemberStatus {
+    /// Not known yet.
+    None = 0,
+    /// Answers probes.
+    Alive = 1,
+    /// Has said goodbye and is draining.
+    Leaving = 2,
+    /// Has left.
+    Left = 3,
+    /// Does not answer.
+    Failed = 4,
+}
+
+/// A gossip member as the API shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Node name.
+    pub name: String,
+    /// Gossip address.
+    pub address: SocketAddr,
+    /// Tags: role, dc, id, port, build, ...
+    pub tags: std::collections::BTreeMap<String, String>,
+    /// Alive, left, failed.
+    pub status: MemberStatus,
+}
+
+/// The LAN pool.
+#[async_trait]
+pub trait Membership: Send + Sync + 'static {
+    /// Everyone known, this node included.
+    fn members(&self) -> Vec<Member>;
+    /// This node.
+    fn local(&self) -> Member;
+    /// Contacts the addresses; answers how many could be reached, or the reasons when none was.
+    async fn join(&self, addresses: Vec<String>) -> Result<usize, String>;
+    /// Puts a failed node into the left state; `prune` forgets it altogether.
+    async fn force_leave(&self, node: &str, prune: bool) -> Result<(), String>;
+}

@@ -1,0 +1,4 @@
+//! The agent role: registrations, checks, anti-entropy, HTTP API, DNS, configuration.
+//!
+//! Owns: everything a user's program or operator talks to on this host.
+//! Never: knows Raft or gossip; it reaches the cluster through [`backend`].

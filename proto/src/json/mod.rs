@@ -1,0 +1,1 @@
+//! Consul JSON forms of the domain records. (Being written.)

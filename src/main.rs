@@ -1,0 +1,3 @@
+//! The binary: argv, configuration, run. It wires; it decides nothing.
+
+fn main() {}
