@@ -1,0 +1,64 @@
+//! Counters of the pool; `agent` registers them under `weft_gossip_*`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter or gauge that many tasks may touch.
+#[derive(Debug, Default)]
+pub struct Cell(AtomicU64);
+
+impl Cell {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Sets a gauge.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// The value now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// All figures of one pool. Counters unless said otherwise.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Datagrams sent.
+    pub packets_sent: Cell,
+    /// Bytes in them.
+    pub bytes_sent: Cell,
+    /// Datagrams received.
+    pub packets_received: Cell,
+    /// Bytes in them.
+    pub bytes_received: Cell,
+    /// Datagrams the system refused to send.
+    pub send_failures: Cell,
+    /// Frames (datagram or TCP) dropped for a wrong or missing key.
+    pub decrypt_failures: Cell,
+    /// Frames of another datacenter dropped.
+    pub foreign_datacenter: Cell,
+    /// Frames that were not understood.
+    pub malformed: Cell,
+    /// News refused because `members_max` was reached.
+    pub members_refused: Cell,
+    /// Full state exchanges that ended well.
+    pub syncs: Cell,
+    /// Full state exchanges that failed.
+    pub sync_failures: Cell,
+    /// TCP connections refused because too many were open.
+    pub sync_refused: Cell,
+    /// Two live nodes claimed one name.
+    pub name_conflicts: Cell,
+    /// Gauge: members alive.
+    pub members_alive: Cell,
+    /// Gauge: members leaving.
+    pub members_leaving: Cell,
+    /// Gauge: members left.
+    pub members_left: Cell,
+    /// Gauge: members failed.
+    pub members_failed: Cell,
+}

@@ -1,0 +1,426 @@
+//! What goes over the network: the SWIM identity, notices, the full state, and the codec's gate.
+//!
+//! Owns: wire forms and the checks on what arrives (names, tags, the bound on members).
+//! Never: decides who is alive. foca calls [`WireCodec`] and [`NoticeHandler`]; both report into
+//! [`Shared`], which the core reads after each call.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{Buf, BufMut};
+use foca::{BroadcastHandler, Codec, Header, Identity, Invalidates, PostcardCodec};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{NAME_MAX_BYTES, TAGS_MAX_BYTES};
+use crate::error::GossipError;
+use crate::member::Tags;
+
+/// A node id's 16 bytes.
+pub(crate) type NodeId = [u8; 16];
+
+/// The SWIM identity. The node id is what foca calls the address: whoever comes with the same id
+/// and a higher incarnation replaces the earlier life, wherever it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Peer {
+    pub(crate) id: NodeId,
+    pub(crate) incarnation: u64,
+    pub(crate) address: SocketAddr,
+    pub(crate) name: String,
+}
+
+impl Identity for Peer {
+    type Addr = NodeId;
+
+    fn renew(&self) -> Option<Self> {
+        Some(Self {
+            incarnation: self.incarnation.checked_add(1)?,
+            ..self.clone()
+        })
+    }
+
+    fn addr(&self) -> NodeId {
+        self.id
+    }
+
+    fn win_addr_conflict(&self, adversary: &Self) -> bool {
+        // The address breaks the tie of two processes with a copied node id, so that all agree.
+        (self.incarnation, self.address) > (adversary.incarnation, adversary.address)
+    }
+}
+
+impl Peer {
+    pub(crate) fn is_sound(&self) -> bool {
+        !self.name.is_empty() && self.name.len() <= NAME_MAX_BYTES && self.address.port() != 0
+    }
+}
+
+/// News beside SWIM's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Notice {
+    /// The tags of a node's life; higher (incarnation, version) wins.
+    Tags {
+        id: NodeId,
+        incarnation: u64,
+        version: u64,
+        tags: Tags,
+    },
+    /// That life of the node is leaving, or (`forced`) an operator says it has gone.
+    Leave {
+        id: NodeId,
+        incarnation: u64,
+        forced: bool,
+        prune: bool,
+    },
+    /// The sender lacks the tags of this node. Direct only.
+    TagsWanted { id: NodeId },
+}
+
+/// Kinds of notice in [`Shared::newest`].
+pub(crate) const KIND_TAGS: u8 = 0;
+pub(crate) const KIND_LEAVE: u8 = 1;
+
+impl Notice {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("plain data always encodes")
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, postcard::Error> {
+        postcard::from_bytes(bytes)
+    }
+}
+
+/// Errors: [`GossipError::TagsTooLarge`].
+pub(crate) fn check_tags(tags: &Tags) -> Result<(), GossipError> {
+    let size = postcard::to_stdvec(tags)
+        .expect("plain data always encodes")
+        .len();
+    if size <= TAGS_MAX_BYTES {
+        return Ok(());
+    }
+    let largest = tags
+        .iter()
+        .max_by_key(|(k, v)| k.len() + v.len())
+        .map(|(k, _)| k.clone())
+        .unwrap_or_default();
+    Err(GossipError::TagsTooLarge {
+        size,
+        max: TAGS_MAX_BYTES,
+        largest,
+    })
+}
+
+/// A member's status on the wire; the numbers are Consul's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum WireStatus {
+    Alive,
+    Leaving,
+    Left,
+    Failed,
+}
+
+/// One row of a full state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StateRow {
+    pub(crate) peer: Peer,
+    pub(crate) swim_incarnation: u16,
+    pub(crate) status: WireStatus,
+    /// Seconds since it left or failed; 0 while active.
+    pub(crate) down_seconds: u64,
+    pub(crate) tags_version: u64,
+    pub(crate) tags: Tags,
+}
+
+/// Everything a node knows, exchanged over TCP. The first row is the sender's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncState {
+    pub(crate) datacenter: String,
+    pub(crate) rows: Vec<StateRow>,
+}
+
+impl SyncState {
+    /// Encoded for the wire.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("plain data always encodes")
+    }
+
+    /// The inverse of [`Self::encode`]; `None` when the bytes are not a state.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        postcard::from_bytes(bytes).ok()
+    }
+}
+
+/// What the codec and the notice handler share with the core.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) own: Peer,
+    pub(crate) members_max: usize,
+    /// Ids foca holds.
+    pub(crate) known: BTreeSet<NodeId>,
+    /// The highest incarnation anybody ascribed to our own id, and where.
+    pub(crate) own_elsewhere: Option<(u64, SocketAddr)>,
+    /// The newest (incarnation, version) per node of each kind of notice.
+    pub(crate) newest: BTreeMap<(u8, NodeId), (u64, u64)>,
+    /// Fresh notices for the core.
+    pub(crate) inbox: Vec<Notice>,
+    /// News refused at the bound.
+    pub(crate) refused: u64,
+}
+
+pub(crate) type SharedHandle = Arc<Mutex<Shared>>;
+
+pub(crate) fn lock(shared: &SharedHandle) -> MutexGuard<'_, Shared> {
+    // Every critical section leaves the fields consistent, so a poisoned lock is still good.
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Whether news about `peer` may enter; learns the id when it does.
+    pub(crate) fn admit(&mut self, peer: &Peer) -> bool {
+        if peer.id == self.own.id {
+            self.note_own(peer);
+            return true;
+        }
+        if !peer.is_sound() {
+            return false;
+        }
+        if self.known.contains(&peer.id) {
+            return true;
+        }
+        if self.known.len() >= self.members_max {
+            self.refused += 1;
+            return false;
+        }
+        self.known.insert(peer.id);
+        true
+    }
+
+    fn note_own(&mut self, peer: &Peer) {
+        let other = *peer != self.own && peer.incarnation >= self.own.incarnation;
+        if other && self.own_elsewhere.is_none_or(|(n, _)| peer.incarnation > n) {
+            self.own_elsewhere = Some((peer.incarnation, peer.address));
+        }
+    }
+
+    /// Whether `notice` is news; remembers it when it is.
+    fn is_news(&mut self, notice: &Notice) -> Option<NoticeKey> {
+        let (kind, id, rank) = match notice {
+            Notice::Tags {
+                id,
+                incarnation,
+                version,
+                tags,
+            } => {
+                check_tags(tags).ok()?;
+                (KIND_TAGS, *id, (*incarnation, *version))
+            }
+            Notice::Leave {
+                id,
+                incarnation,
+                forced,
+                prune,
+            } => (
+                KIND_LEAVE,
+                *id,
+                (*incarnation, u64::from(*forced) + 2 * u64::from(*prune)),
+            ),
+            Notice::TagsWanted { .. } => return None,
+        };
+        let key = (kind, id);
+        match self.newest.get(&key) {
+            Some(known) if *known >= rank => return None,
+            Some(_) => {}
+            None if self.newest.len() >= 2 * self.members_max + 2 => {
+                self.refused += 1;
+                return None;
+            }
+            None => {}
+        }
+        self.newest.insert(key, rank);
+        Some(NoticeKey { kind, id })
+    }
+}
+
+/// postcard behind the gate: identities that may not enter are replaced by a row about ourselves
+/// being alive, which foca ignores, so that one bad row does not cost the whole packet.
+pub(crate) struct WireCodec {
+    shared: SharedHandle,
+}
+
+impl WireCodec {
+    pub(crate) fn new(shared: SharedHandle) -> Self {
+        Self { shared }
+    }
+}
+
+impl Codec<Peer> for WireCodec {
+    type Error = postcard::Error;
+
+    fn encode_header(
+        &mut self,
+        header: &Header<Peer>,
+        buf: impl BufMut,
+    ) -> Result<(), Self::Error> {
+        PostcardCodec.encode_header(header, buf)
+    }
+
+    fn decode_header(&mut self, buf: impl Buf) -> Result<Header<Peer>, Self::Error> {
+        let header: Header<Peer> = PostcardCodec.decode_header(buf)?;
+        if lock(&self.shared).admit(&header.src) {
+            Ok(header)
+        } else {
+            Err(postcard::Error::SerdeDeCustom)
+        }
+    }
+
+    fn encode_member(
+        &mut self,
+        member: &foca::Member<Peer>,
+        buf: impl BufMut,
+    ) -> Result<(), Self::Error> {
+        PostcardCodec.encode_member(member, buf)
+    }
+
+    fn decode_member(&mut self, buf: impl Buf) -> Result<foca::Member<Peer>, Self::Error> {
+        let member: foca::Member<Peer> = PostcardCodec.decode_member(buf)?;
+        let mut shared = lock(&self.shared);
+        if shared.admit(member.id()) {
+            Ok(member)
+        } else {
+            Ok(foca::Member::alive(shared.own.clone()))
+        }
+    }
+}
+
+/// Sorts notices for foca's dissemination.
+pub(crate) struct NoticeHandler {
+    shared: SharedHandle,
+}
+
+impl NoticeHandler {
+    pub(crate) fn new(shared: SharedHandle) -> Self {
+        Self { shared }
+    }
+}
+
+/// A newer notice of one kind about one node replaces the one still being sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct NoticeKey {
+    kind: u8,
+    id: NodeId,
+}
+
+impl Invalidates for NoticeKey {
+    fn invalidates(&self, other: &Self) -> bool {
+        self == other
+    }
+}
+
+impl BroadcastHandler<Peer> for NoticeHandler {
+    type Key = NoticeKey;
+    type Error = postcard::Error;
+
+    fn receive_item(
+        &mut self,
+        data: &[u8],
+        _sender: Option<&Peer>,
+    ) -> Result<Option<NoticeKey>, postcard::Error> {
+        let notice = Notice::decode(data)?;
+        let mut shared = lock(&self.shared);
+        let key = shared.is_news(&notice);
+        if key.is_some() {
+            shared.inbox.push(notice);
+        }
+        Ok(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(n: u8, incarnation: u64) -> Peer {
+        Peer {
+            id: [n; 16],
+            incarnation,
+            address: ([127, 0, 0, n], 8301).into(),
+            name: format!("n{n}"),
+        }
+    }
+
+    fn shared(members_max: usize) -> Shared {
+        Shared {
+            own: peer(1, 5),
+            members_max,
+            known: BTreeSet::new(),
+            own_elsewhere: None,
+            newest: BTreeMap::new(),
+            inbox: Vec::new(),
+            refused: 0,
+        }
+    }
+
+    #[test]
+    fn the_gate_holds_the_bound_and_notices_earlier_lives() {
+        let mut shared = shared(2);
+        assert!(shared.admit(&peer(2, 1)) && shared.admit(&peer(3, 1)));
+        assert!(!shared.admit(&peer(4, 1)));
+        assert!(
+            shared.admit(&peer(2, 2)),
+            "a known member passes at the bound"
+        );
+        assert_eq!(shared.refused, 1);
+        assert!(
+            shared.admit(&peer(1, 4)) && shared.own_elsewhere.is_none(),
+            "an older life of ours is no matter"
+        );
+        assert!(shared.admit(&peer(1, 9)));
+        assert_eq!(shared.own_elsewhere.map(|(n, _)| n), Some(9));
+        assert!(!shared.admit(&Peer {
+            name: "x".repeat(NAME_MAX_BYTES + 1),
+            ..peer(2, 3)
+        }));
+    }
+
+    #[test]
+    fn notices_are_news_once() {
+        let mut shared = shared(8);
+        let tags = |incarnation, version| Notice::Tags {
+            id: [2; 16],
+            incarnation,
+            version,
+            tags: Tags::new(),
+        };
+        assert!(shared.is_news(&tags(1, 1)).is_some());
+        assert!(shared.is_news(&tags(1, 1)).is_none());
+        assert!(shared.is_news(&tags(1, 2)).is_some());
+        assert!(shared.is_news(&tags(1, 1)).is_none());
+        assert!(shared.is_news(&tags(2, 0)).is_some());
+        let huge = Tags::from([("k".to_owned(), "v".repeat(600))]);
+        assert!(
+            shared
+                .is_news(&Notice::Tags {
+                    id: [2; 16],
+                    incarnation: 9,
+                    version: 9,
+                    tags: huge
+                })
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn oversized_tags_are_named() {
+        let tags = Tags::from([
+            ("small".into(), "x".into()),
+            ("big".into(), "v".repeat(600)),
+        ]);
+        let error = check_tags(&tags).unwrap_err().to_string();
+        assert!(
+            error.contains("\"big\"") && error.contains("512"),
+            "{error}"
+        );
+    }
+}
