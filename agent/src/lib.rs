@@ -2,3 +2,4 @@
 //!
 //! Owns: everything a user's program or operator talks to on this host.
 //! Never: knows Raft or gossip; it reaches the cluster through [`backend`].
+pub mod local;

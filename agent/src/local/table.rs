@@ -1,0 +1,320 @@
+//! What this host runs, and which of it the catalog does not know yet.
+//!
+//! Owns: the registered services and checks with their status, and their sync marks.
+//! Never: awaits, opens a file or a socket, or reads a clock. It is told `now` (monotonic).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use weft_proto::v1;
+
+use super::check_definition::{CheckDefinition, CheckKind};
+use super::definition::ServiceDefinition;
+use super::error::LocalError;
+use super::status::{Aggregate, Status};
+use super::threshold::Streak;
+use super::{LocalCheck, LocalService, ServiceHealth, Source};
+
+/// Services one agent may run.
+pub(super) const SERVICES_MAX: usize = 65_536;
+/// Checks one agent may run.
+pub(super) const CHECKS_MAX: usize = 131_072;
+/// Check of a node in maintenance.
+pub const NODE_MAINTENANCE: &str = "_node_maintenance";
+/// Prefix of the check of a service in maintenance.
+pub const SERVICE_MAINTENANCE: &str = "_service_maintenance:";
+
+/// A service and its sync mark.
+pub(super) struct ServiceEntry {
+    pub(super) local: Arc<LocalService>,
+    pub(super) in_sync: bool,
+    /// Table revision of its last change: a write confirms only what it carried.
+    pub(super) revision: u64,
+}
+
+/// A check, its status and its sync mark.
+pub(super) struct CheckEntry {
+    pub(super) definition: Arc<CheckDefinition>,
+    pub(super) source: Source,
+    pub(super) status: Status,
+    pub(super) output: String,
+    streak: Streak,
+    critical_since: Option<Duration>,
+    pub(super) in_sync: bool,
+    /// An output-only change waits until then before it is written.
+    pub(super) output_due: Option<Duration>,
+    pub(super) revision: u64,
+}
+
+/// Deregistered here, still to be removed from the catalog.
+pub(super) struct Gone {
+    pub(super) token: String,
+    pub(super) revision: u64,
+}
+
+/// The table.
+pub(super) struct Table {
+    pub(super) node: v1::Node,
+    pub(super) node_in_sync: bool,
+    pub(super) services: BTreeMap<String, ServiceEntry>,
+    pub(super) checks: BTreeMap<String, CheckEntry>,
+    pub(super) gone_services: BTreeMap<String, Gone>,
+    pub(super) gone_checks: BTreeMap<String, Gone>,
+    revision: u64,
+}
+
+impl Table {
+    pub(super) fn new(node: v1::Node) -> Self {
+        Self {
+            node,
+            node_in_sync: false,
+            services: BTreeMap::new(),
+            checks: BTreeMap::new(),
+            gone_services: BTreeMap::new(),
+            gone_checks: BTreeMap::new(),
+            revision: 0,
+        }
+    }
+
+    pub(super) fn next_revision(&mut self) -> u64 {
+        self.revision += 1;
+        self.revision
+    }
+
+    /// Adds or replaces a service and its checks; answers the ids of checks that went.
+    pub(super) fn put_service(
+        &mut self,
+        definition: &ServiceDefinition,
+        source: Source,
+        replace_existing_checks: bool,
+        now: Duration,
+    ) -> Result<Vec<String>, LocalError> {
+        let id = &definition.service.id;
+        if !self.services.contains_key(id) && self.services.len() >= SERVICES_MAX {
+            return Err(LocalError::Full { what: "services", count: SERVICES_MAX });
+        }
+        let fresh = definition.checks.iter().filter(|check| !self.checks.contains_key(&check.id)).count();
+        if self.checks.len() + fresh > CHECKS_MAX {
+            return Err(LocalError::Full { what: "checks", count: CHECKS_MAX });
+        }
+        let revision = self.next_revision();
+        let local = LocalService { service: definition.service.clone(), token: definition.token.clone(), source };
+        self.insert_service(Arc::new(local), revision);
+        let mut removed = Vec::new();
+        if replace_existing_checks {
+            removed = self
+                .checks
+                .values()
+                .filter(|entry| entry.definition.service_id == *id && entry.definition.kind != CheckKind::Maintenance)
+                .map(|entry| entry.definition.id.clone())
+                .filter(|check| !definition.checks.iter().any(|kept| kept.id == *check))
+                .collect();
+            for check in &removed {
+                self.drop_check(check);
+            }
+        }
+        for check in &definition.checks {
+            self.insert_check(Arc::new(check.clone()), source, now);
+        }
+        Ok(removed)
+    }
+
+    fn insert_service(&mut self, local: Arc<LocalService>, revision: u64) {
+        let id = local.service.id.clone();
+        self.gone_services.remove(&id);
+        let renamed = self.services.get(&id).is_some_and(|old| {
+            old.local.service.name != local.service.name || old.local.service.tags != local.service.tags
+        });
+        self.services.insert(id.clone(), ServiceEntry { local, in_sync: false, revision });
+        if renamed {
+            // Checks carry their service's name and tags.
+            for entry in self.checks.values_mut().filter(|entry| entry.definition.service_id == id) {
+                entry.in_sync = false;
+                entry.revision = revision;
+            }
+        }
+    }
+
+    /// Adds or replaces one check; its status and output survive (CONSUL.md B.6).
+    pub(super) fn put_check(
+        &mut self,
+        check: &CheckDefinition,
+        source: Source,
+        now: Duration,
+    ) -> Result<(), LocalError> {
+        if !check.service_id.is_empty() && !self.services.contains_key(&check.service_id) {
+            return Err(LocalError::ServiceMissing(check.service_id.clone()));
+        }
+        if !self.checks.contains_key(&check.id) && self.checks.len() >= CHECKS_MAX {
+            return Err(LocalError::Full { what: "checks", count: CHECKS_MAX });
+        }
+        self.insert_check(Arc::new(check.clone()), source, now);
+        Ok(())
+    }
+
+    fn insert_check(&mut self, definition: Arc<CheckDefinition>, source: Source, now: Duration) {
+        let revision = self.next_revision();
+        self.gone_checks.remove(&definition.id);
+        let old = self.checks.remove(&definition.id);
+        let fresh = definition.status.unwrap_or(Status::Critical);
+        let (status, output, streak, critical_since) = match old {
+            Some(old) => (old.status, old.output, old.streak, old.critical_since),
+            None => (fresh, String::new(), Streak::default(), (fresh == Status::Critical).then_some(now)),
+        };
+        let entry = CheckEntry {
+            definition,
+            source,
+            status,
+            output,
+            streak,
+            critical_since,
+            in_sync: false,
+            output_due: None,
+            revision,
+        };
+        self.checks.insert(entry.definition.id.clone(), entry);
+    }
+
+    /// Removes a service with its checks; answers their ids.
+    pub(super) fn remove_service(&mut self, id: &str) -> Result<Vec<String>, LocalError> {
+        let Some(entry) = self.services.remove(id) else { return Err(LocalError::UnknownService(id.to_owned())) };
+        let revision = self.next_revision();
+        self.gone_services.insert(id.to_owned(), Gone { token: entry.local.token.clone(), revision });
+        let checks: Vec<String> = self
+            .checks
+            .values()
+            .filter(|check| check.definition.service_id == id)
+            .map(|check| check.definition.id.clone())
+            .collect();
+        for check in &checks {
+            // The catalog removes a service's checks with it.
+            self.checks.remove(check);
+        }
+        Ok(checks)
+    }
+
+    pub(super) fn remove_check(&mut self, id: &str) -> Result<(), LocalError> {
+        if self.drop_check(id) { Ok(()) } else { Err(LocalError::UnknownCheck(id.to_owned())) }
+    }
+
+    fn drop_check(&mut self, id: &str) -> bool {
+        let Some(entry) = self.checks.remove(id) else { return false };
+        let revision = self.next_revision();
+        self.gone_checks.insert(id.to_owned(), Gone { token: entry.definition.token.clone(), revision });
+        true
+    }
+
+    /// Counts one result of a polled check in, through its thresholds.
+    pub(super) fn record_result(&mut self, id: &str, result: Status, output: String, now: Duration, due: Duration) {
+        let Some(entry) = self.checks.get_mut(id) else { return };
+        let status = entry.streak.step(result, &entry.definition.thresholds).unwrap_or(entry.status);
+        self.set_status(id, status, output, now, due);
+    }
+
+    /// Shows `status` at once. `due`: when an output-only change may be written.
+    pub(super) fn set_status(&mut self, id: &str, status: Status, output: String, now: Duration, due: Duration) {
+        let revision = self.revision + 1;
+        let Some(entry) = self.checks.get_mut(id) else { return };
+        let same_status = entry.status == status;
+        if same_status && entry.output == output {
+            return;
+        }
+        self.revision = revision;
+        entry.status = status;
+        entry.output = output;
+        entry.revision = revision;
+        match (status, entry.critical_since) {
+            (Status::Critical, None) => entry.critical_since = Some(now),
+            (Status::Critical, Some(_)) => {}
+            _ => entry.critical_since = None,
+        }
+        if !same_status || due <= now {
+            entry.in_sync = false;
+            entry.output_due = None;
+        } else if entry.in_sync {
+            entry.output_due.get_or_insert(due);
+        }
+    }
+
+    /// Output changes whose wait is over become due; answers when the next one does.
+    pub(super) fn release_outputs(&mut self, now: Duration) -> Option<Duration> {
+        let mut next = None;
+        for entry in self.checks.values_mut() {
+            match entry.output_due {
+                Some(due) if due <= now => {
+                    entry.output_due = None;
+                    entry.in_sync = false;
+                }
+                Some(due) => next = Some(next.map_or(due, |soonest: Duration| soonest.min(due))),
+                None => {}
+            }
+        }
+        next
+    }
+
+    /// Services that were critical for longer than a check of theirs allows.
+    pub(super) fn overdue_services(&self, now: Duration) -> Vec<(String, String)> {
+        self.checks
+            .values()
+            .filter(|entry| {
+                let limit = entry.definition.deregister_critical_service_after;
+                let critical = entry.critical_since.map(|since| now.saturating_sub(since));
+                matches!((limit, critical), (Some(limit), Some(critical)) if critical >= limit)
+            })
+            .filter(|entry| self.services.contains_key(&entry.definition.service_id))
+            .map(|entry| (entry.definition.service_id.clone(), entry.definition.id.clone()))
+            .collect()
+    }
+
+    /// The check as the catalog keeps it; indexes are 0.
+    pub(super) fn check_record(&self, entry: &CheckEntry) -> v1::Check {
+        let definition = &entry.definition;
+        let service = self.services.get(&definition.service_id).map(|service| &service.local.service);
+        v1::Check {
+            node: self.node.name.clone(),
+            id: definition.id.clone(),
+            name: definition.name.clone(),
+            status: entry.status.as_str().to_owned(),
+            notes: definition.notes.clone(),
+            output: entry.output.clone(),
+            service_id: definition.service_id.clone(),
+            service_name: service.map(|service| service.name.clone()).unwrap_or_default(),
+            service_tags: service.map(|service| service.tags.clone()).unwrap_or_default(),
+            r#type: definition.kind.type_name().to_owned(),
+            interval: weft_proto::duration::format(definition.kind.interval()),
+            timeout: weft_proto::duration::format(definition.kind.timeout()),
+            ..v1::Check::default()
+        }
+    }
+
+    pub(super) fn local_check(&self, entry: &CheckEntry) -> LocalCheck {
+        LocalCheck {
+            record: self.check_record(entry),
+            definition: Arc::clone(&entry.definition),
+            source: entry.source,
+        }
+    }
+
+    /// A service with its own and the node's checks, and what they add up to.
+    pub(super) fn health(&self, id: &str) -> Option<ServiceHealth> {
+        let service = Arc::clone(&self.services.get(id)?.local);
+        let mut status = Aggregate::Passing;
+        let mut checks = Vec::new();
+        for entry in self.checks.values() {
+            let owner = &entry.definition.service_id;
+            if owner.is_empty() || owner == id {
+                status = status.max(aggregate(entry));
+                checks.push(self.check_record(entry));
+            }
+        }
+        Some(ServiceHealth { status, service, checks })
+    }
+}
+
+fn aggregate(entry: &CheckEntry) -> Aggregate {
+    match (&entry.definition.kind, entry.status) {
+        (CheckKind::Maintenance, Status::Critical) => Aggregate::Maintenance,
+        (_, status) => status.into(),
+    }
+}
