@@ -3,10 +3,29 @@
 //! Owns: entries, vote, committed pointer and purge position, and the moment
 //! at which each of them is on the disk.
 //! Never: knows openraft, tokio or what a payload says.
+//!
+//! [`Wal`] is the default, [`SledLog`] the second store, [`MemoryLog`] serves `-dev`.
+//! The first two share `batching` (state, newest entries, one writer thread) and
+//! differ in the engine that thread drives.
+
+mod batching;
+pub mod disk;
+pub mod error;
+pub mod memory;
+//SLED pub mod sled_store;
+pub mod stats;
+pub mod wal;
 
 use std::io;
 
 use bytes::Bytes;
+
+pub use disk::{Disk, DiskFile, DiskSpace, FileDisk};
+pub use error::LogError;
+pub use memory::MemoryLog;
+//SLED pub use sled_store::{SledLog, SledOptions};
+pub use stats::{LogStats, StatsReading};
+pub use wal::{Wal, WalOptions};
 
 /// Identifies an entry the way Raft compares logs: by leader, then index.
 ///
