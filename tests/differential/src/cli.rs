@@ -63,7 +63,11 @@ pub(crate) fn main() -> Result<ExitCode> {
                 Form::Text => print!("{}", report.to_text()),
                 Form::Json => println!("{:#}", report.to_json()),
             }
-            Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+            Ok(if report.is_clean() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(1)
+            })
         }
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -73,30 +77,53 @@ pub(crate) fn main() -> Result<ExitCode> {
 }
 
 fn run(arguments: &Arguments) -> Result<Report> {
-    if !arguments.consul_addr.is_loopback() || !arguments.weft_addr.is_loopback() || arguments.consul_addr == arguments.weft_addr {
+    if !arguments.consul_addr.is_loopback()
+        || !arguments.weft_addr.is_loopback()
+        || arguments.consul_addr == arguments.weft_addr
+    {
         bail!("--consul-addr and --weft-addr must be two loopback addresses");
     }
     let consul_binary = arguments.consul.clone().map_or_else(default_consul, Ok)?;
     let consul = Recipe::new("consul", &consul_binary, arguments.consul_addr)?;
-    let weft = Recipe::new("weft", arguments.weft.as_ref().unwrap_or(&consul_binary), arguments.weft_addr)?;
+    let weft = Recipe::new(
+        "weft",
+        arguments.weft.as_ref().unwrap_or(&consul_binary),
+        arguments.weft_addr,
+    )?;
     if consul.version != "1.8.7" {
-        bail!("{} is Consul {}; the cases are written against 1.8.7 (tools/setup-peers.sh)", consul.binary.display(), consul.version);
+        bail!(
+            "{} is Consul {}; the cases are written against 1.8.7 (tools/setup-peers.sh)",
+            consul.binary.display(),
+            consul.version
+        );
     }
     let mut known = match arguments.self_test {
         true => Vec::new(),
         false => {
-            let text = std::fs::read_to_string(&arguments.differences).with_context(|| arguments.differences.display().to_string())?;
-            differences::parse(&text).with_context(|| arguments.differences.display().to_string())?
+            let text = std::fs::read_to_string(&arguments.differences)
+                .with_context(|| arguments.differences.display().to_string())?;
+            differences::parse(&text)
+                .with_context(|| arguments.differences.display().to_string())?
         }
     };
     let families = load(arguments)?;
     let mut report = Report::default();
     for (number, family) in families.iter().enumerate() {
-        eprintln!("[{}/{}] {} ({} stories)", number + 1, families.len(), family.name, family.stories.len());
+        eprintln!(
+            "[{}/{}] {} ({} stories)",
+            number + 1,
+            families.len(),
+            family.name,
+            family.stories.len()
+        );
         run_family(family, [&consul, &weft], &mut known, &mut report)?;
     }
     if arguments.filter.is_none() {
-        report.unused = known.iter().filter(|d| d.used == 0).map(|d| d.id.clone()).collect();
+        report.unused = known
+            .iter()
+            .filter(|d| d.used == 0)
+            .map(|d| d.id.clone())
+            .collect();
     }
     Ok(report)
 }
@@ -120,10 +147,16 @@ fn load(arguments: &Arguments) -> Result<Vec<Family>> {
     paths.sort();
     let mut families = Vec::new();
     for path in paths {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let mut family = script::parse(&name, &std::fs::read_to_string(&path)?)?;
         if let Some(filter) = &arguments.filter {
-            family.stories.retain(|story| format!("{name}/{}", story.name).contains(filter.as_str()));
+            family
+                .stories
+                .retain(|story| format!("{name}/{}", story.name).contains(filter.as_str()));
         }
         if !family.stories.is_empty() {
             families.push(family);
@@ -135,25 +168,42 @@ fn load(arguments: &Arguments) -> Result<Vec<Family>> {
     Ok(families)
 }
 
-fn run_family(family: &Family, recipes: [&Recipe; 2], known: &mut [Difference], report: &mut Report) -> Result<()> {
+fn run_family(
+    family: &Family,
+    recipes: [&Recipe; 2],
+    known: &mut [Difference],
+    report: &mut Report,
+) -> Result<()> {
     let clock = Stopwatch::start();
     let started = std::thread::scope(|scope| {
-        let handles = recipes.map(|recipe| scope.spawn(move || Side::start(recipe, &family.config)));
+        let handles =
+            recipes.map(|recipe| scope.spawn(move || Side::start(recipe, &family.config)));
         handles.map(|handle| handle.join().expect("starting a side does not panic"))
     });
     let [consul, weft] = started;
     let mut sides = [consul?, weft?];
-    let mut counts = Counts { family: family.name.clone(), stories: family.stories.len(), ..Counts::default() };
+    let mut counts = Counts {
+        family: family.name.clone(),
+        stories: family.stories.len(),
+        ..Counts::default()
+    };
     for story in &family.stories {
         let [consul, weft] = &mut sides;
         let outcomes = std::thread::scope(|scope| {
-            let handles = [consul, weft].map(|side| scope.spawn(move || play(Place::of(side), Some(side), story)));
+            let handles = [consul, weft]
+                .map(|side| scope.spawn(move || play(Place::of(side), Some(side), story)));
             handles.map(|handle| handle.join().expect("playing a story does not panic"))
         });
         judge(family, story, &outcomes, known, &mut counts, report);
         for side in &mut sides {
             if !side.alive() {
-                bail!("{} ended during {}/{}:\n{}", side.recipe.label, family.name, story.name, side.log_tail());
+                bail!(
+                    "{} ended during {}/{}:\n{}",
+                    side.recipe.label,
+                    family.name,
+                    story.name,
+                    side.log_tail()
+                );
             }
         }
     }
@@ -163,7 +213,7 @@ fn run_family(family: &Family, recipes: [&Recipe; 2], known: &mut [Difference], 
 }
 
 /// Compares the outcomes of one story and books every difference as known or as a mismatch.
-fn judge(
+pub(crate) fn judge(
     family: &Family,
     story: &Story,
     [consul, weft]: &[Vec<serde_json::Value>; 2],
@@ -176,7 +226,11 @@ fn judge(
         let mut deltas = compare(ours, theirs);
         // A step neither side could play proves nothing.
         if deltas.is_empty() && (ours.get("failed").is_some() || ours.get("until").is_some()) {
-            deltas.push(crate::compare::Delta { path: "both failed".to_owned(), consul: ours.to_string(), weft: theirs.to_string() });
+            deltas.push(crate::compare::Delta {
+                path: "both failed".to_owned(),
+                consul: ours.to_string(),
+                weft: theirs.to_string(),
+            });
         }
         let found = deltas.len();
         deltas.retain(|delta| explain(known, &step.text, delta).is_none());
@@ -184,7 +238,13 @@ fn judge(
         if !deltas.is_empty() {
             counts.mismatches += 1;
             let (family, story) = (family.name.clone(), story.name.clone());
-            report.mismatches.push(Mismatch { family, story, line: step.line, step: step.text.clone(), deltas });
+            report.mismatches.push(Mismatch {
+                family,
+                story,
+                line: step.line,
+                step: step.text.clone(),
+                deltas,
+            });
         }
     }
 }

@@ -36,15 +36,28 @@ fn walk(path: &str, consul: Option<&Value>, weft: Option<&Value>, deltas: &mut V
         }
         (Some(Value::Array(a)), Some(Value::Array(b))) => {
             for position in 0..a.len().max(b.len()) {
-                walk(&join(path, &position.to_string()), a.get(position), b.get(position), deltas);
+                walk(
+                    &join(path, &position.to_string()),
+                    a.get(position),
+                    b.get(position),
+                    deltas,
+                );
             }
         }
-        (a, b) => deltas.push(Delta { path: path.to_owned(), consul: shown(a), weft: shown(b) }),
+        (a, b) => deltas.push(Delta {
+            path: path.to_owned(),
+            consul: shown(a),
+            weft: shown(b),
+        }),
     }
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
 }
 
 fn shown(value: Option<&Value>) -> String {
@@ -58,17 +71,32 @@ mod tests {
 
     fn check(consul: Value, weft: Value, want: &[(&str, &str, &str)]) {
         let got = compare(&consul, &weft);
-        let got: Vec<_> = got.iter().map(|d| (d.path.as_str(), d.consul.as_str(), d.weft.as_str())).collect();
+        let got: Vec<_> = got
+            .iter()
+            .map(|d| (d.path.as_str(), d.consul.as_str(), d.weft.as_str()))
+            .collect();
         assert_eq!(got, want);
     }
 
     #[test]
     fn every_place_is_named() {
         check(json!({"a": [1, 2]}), json!({"a": [1, 2]}), &[]);
-        check(json!({"status": 200}), json!({"status": 404}), &[("status", "200", "404")]);
+        check(
+            json!({"status": 200}),
+            json!({"status": 404}),
+            &[("status", "200", "404")],
+        );
         check(json!({"a": []}), json!({"a": null}), &[("a", "[]", "null")]);
-        check(json!({"a": {}}), json!({"a": {"b": ""}}), &[("a.b", ABSENT, "\"\"")]);
+        check(
+            json!({"a": {}}),
+            json!({"a": {"b": ""}}),
+            &[("a.b", ABSENT, "\"\"")],
+        );
         check(json!([1]), json!([1, "1"]), &[("1", ABSENT, "\"1\"")]);
-        check(json!([1, 2]), json!([2, 1]), &[("0", "1", "2"), ("1", "2", "1")]);
+        check(
+            json!([1, 2]),
+            json!([2, 1]),
+            &[("0", "1", "2"), ("1", "2", "1")],
+        );
     }
 }

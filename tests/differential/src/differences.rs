@@ -34,11 +34,18 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Difference>> {
             continue;
         }
         if let Some(id) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
-            list.push(Difference { id: id.to_owned(), ..Difference::default() });
+            list.push(Difference {
+                id: id.to_owned(),
+                ..Difference::default()
+            });
             continue;
         }
-        let entry = list.last_mut().with_context(|| format!("line {number}: nothing may stand before the first [id]"))?;
-        let (key, value) = line.split_once(": ").with_context(|| format!("line {number}: `key: value`"))?;
+        let entry = list
+            .last_mut()
+            .with_context(|| format!("line {number}: nothing may stand before the first [id]"))?;
+        let (key, value) = line
+            .split_once(": ")
+            .with_context(|| format!("line {number}: `key: value`"))?;
         match key {
             "step" => entry.steps.push(value.to_owned()),
             "at" => entry.places.push(value.to_owned()),
@@ -60,13 +67,20 @@ impl Difference {
     fn explains(&self, step: &str, delta: &Delta) -> bool {
         self.steps.iter().any(|p| matches(p, step))
             && self.places.iter().any(|p| matches(p, &delta.path))
-            && self.consul.as_ref().is_none_or(|p| matches(p, &delta.consul))
+            && self
+                .consul
+                .as_ref()
+                .is_none_or(|p| matches(p, &delta.consul))
             && self.weft.as_ref().is_none_or(|p| matches(p, &delta.weft))
     }
 }
 
 /// The first entry that explains the delta, counted as used.
-pub(crate) fn explain<'l>(list: &'l mut [Difference], step: &str, delta: &Delta) -> Option<&'l str> {
+pub(crate) fn explain<'l>(
+    list: &'l mut [Difference],
+    step: &str,
+    delta: &Delta,
+) -> Option<&'l str> {
     let entry = list.iter_mut().find(|entry| entry.explains(step, delta))?;
     entry.used += 1;
     Some(&entry.id)
@@ -74,8 +88,12 @@ pub(crate) fn explain<'l>(list: &'l mut [Difference], step: &str, delta: &Delta)
 
 /// Whether the text fits the pattern; `*` stands for any text, also none.
 fn matches(pattern: &str, text: &str) -> bool {
-    let Some((head, rest)) = pattern.split_once('*') else { return pattern == text };
-    let Some(mut text) = text.strip_prefix(head) else { return false };
+    let Some((head, rest)) = pattern.split_once('*') else {
+        return pattern == text;
+    };
+    let Some(mut text) = text.strip_prefix(head) else {
+        return false;
+    };
     let mut parts: Vec<&str> = rest.split('*').collect();
     let last = parts.pop().unwrap_or_default();
     for part in parts {
@@ -96,12 +114,22 @@ mod tests {
     #[test]
     fn an_entry_explains_only_what_it_says() {
         let mut list = parse(LIST).unwrap();
-        let delta = |path: &str, weft: &str| Delta { path: path.into(), consul: "200".into(), weft: weft.into() };
+        let delta = |path: &str, weft: &str| Delta {
+            path: path.into(),
+            consul: "200".into(),
+            weft: weft.into(),
+        };
         let step = "PUT /v1/agent/service/deregister/none";
-        assert_eq!(explain(&mut list, step, &delta("status", "404")), Some("gone"));
+        assert_eq!(
+            explain(&mut list, step, &delta("status", "404")),
+            Some("gone")
+        );
         assert_eq!(explain(&mut list, step, &delta("status", "500")), None);
         assert_eq!(explain(&mut list, step, &delta("body", "404")), None);
-        assert_eq!(explain(&mut list, "GET /v1/kv/a", &delta("status", "404")), None);
+        assert_eq!(
+            explain(&mut list, "GET /v1/kv/a", &delta("status", "404")),
+            None
+        );
         assert_eq!(list[0].used, 1);
     }
 

@@ -28,10 +28,16 @@ pub(crate) struct Question<'q> {
 }
 
 /// Asks, and turns the answer into a document. `count` keeps only how many records there are.
-pub(crate) fn ask(server: SocketAddr, question: &Question<'_>, names: &Names, count: bool) -> Result<Value> {
+pub(crate) fn ask(
+    server: SocketAddr,
+    question: &Question<'_>,
+    names: &Names,
+    count: bool,
+) -> Result<Value> {
     let mut query = Message::new(QUESTION_ID, MessageType::Query, OpCode::Query);
     query.metadata.recursion_desired = true;
-    let kind = RecordType::from_str(question.kind).with_context(|| format!("record type {}", question.kind))?;
+    let kind = RecordType::from_str(question.kind)
+        .with_context(|| format!("record type {}", question.kind))?;
     query.add_query(Query::query(Name::from_ascii(question.name)?, kind));
     if let Some(size) = question.edns {
         let mut edns = Edns::new();
@@ -39,8 +45,16 @@ pub(crate) fn ask(server: SocketAddr, question: &Question<'_>, names: &Names, co
         query.set_edns(edns);
     }
     let packet = query.to_vec()?;
-    let raw = if question.tcp { over_tcp(server, &packet)? } else { over_udp(server, &packet)?.context("no answer within 3 s")? };
-    Ok(document(&Message::from_vec(&raw).context("an answer that is no DNS message")?, names, count))
+    let raw = if question.tcp {
+        over_tcp(server, &packet)?
+    } else {
+        over_udp(server, &packet)?.context("no answer within 3 s")?
+    };
+    Ok(document(
+        &Message::from_vec(&raw).context("an answer that is no DNS message")?,
+        names,
+        count,
+    ))
 }
 
 /// Sends bytes that need not be a message; the document tells the answer's code, or that none came.
@@ -65,7 +79,14 @@ fn over_udp(server: SocketAddr, packet: &[u8]) -> Result<Option<Vec<u8>>> {
             raw.truncate(length);
             Ok(Some(raw))
         }
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => Ok(None),
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+            ) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(error).context("receive over UDP"),
     }
 }
@@ -77,7 +98,9 @@ fn over_tcp(server: SocketAddr, packet: &[u8]) -> Result<Vec<u8>> {
     framed.extend_from_slice(packet);
     stream.write_all(&framed)?;
     let mut length = [0; 2];
-    stream.read_exact(&mut length).context("read the answer's length")?;
+    stream
+        .read_exact(&mut length)
+        .context("read the answer's length")?;
     let mut raw = vec![0; usize::from(u16::from_be_bytes(length))];
     stream.read_exact(&mut raw)?;
     Ok(raw)
@@ -108,8 +131,16 @@ fn document(message: &Message, names: &Names, count: bool) -> Value {
 fn line(record: &Record) -> String {
     let data = match &record.data {
         // The serial is the server's clock.
-        RData::SOA(soa) => format!("{} {} <serial> {} {} {} {}", soa.mname, soa.rname, soa.refresh, soa.retry, soa.expire, soa.minimum),
+        RData::SOA(soa) => format!(
+            "{} {} <serial> {} {} {} {}",
+            soa.mname, soa.rname, soa.refresh, soa.retry, soa.expire, soa.minimum
+        ),
         other => other.to_string(),
     };
-    format!("{} {} {} {data}", record.name.to_ascii(), record.ttl, record.record_type())
+    format!(
+        "{} {} {} {data}",
+        record.name.to_ascii(),
+        record.ttl,
+        record.record_type()
+    )
 }

@@ -16,6 +16,8 @@ mod report;
 mod script;
 mod side;
 mod stopwatch;
+#[cfg(test)]
+mod tests;
 
 fn main() -> anyhow::Result<std::process::ExitCode> {
     cli::main()

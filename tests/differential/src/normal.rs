@@ -26,7 +26,7 @@ impl Names {
         for (found, name) in &self.0 {
             out = out.replace(found.as_str(), name);
         }
-        replace_times(&replace_uuids(&out))
+        replace_named_index(&replace_times(&replace_uuids(&out)))
     }
 
     /// The document with every text normalised, keys of objects included.
@@ -34,7 +34,11 @@ impl Names {
         match value {
             Value::String(s) => Value::String(self.text(s)),
             Value::Array(items) => Value::Array(items.iter().map(|v| self.value(v)).collect()),
-            Value::Object(map) => Value::Object(map.iter().map(|(k, v)| (self.text(k), self.value(v))).collect::<Map<_, _>>()),
+            Value::Object(map) => Value::Object(
+                map.iter()
+                    .map(|(k, v)| (self.text(k), self.value(v)))
+                    .collect::<Map<_, _>>(),
+            ),
             other => other.clone(),
         }
     }
@@ -100,8 +104,25 @@ fn replace_uuids(text: &str) -> String {
 
 fn replace_times(text: &str) -> String {
     // Fractions and zone belong to the time.
-    let tail = |rest: &[u8]| rest.iter().take_while(|b| b.is_ascii_digit() || matches!(b, b'.' | b'Z' | b'+' | b':')).count();
+    let tail = |rest: &[u8]| {
+        rest.iter()
+            .take_while(|b| b.is_ascii_digit() || matches!(b, b'.' | b'Z' | b'+' | b':'))
+            .count()
+    };
     replace_shape(text, TIME_SHAPE, "<time>", tail)
+}
+
+/// `… modify index 12 != 1` in messages: the number is the server's own.
+fn replace_named_index(text: &str) -> String {
+    const BEFORE: &str = "current modify index ";
+    let Some(at) = text.find(BEFORE) else {
+        return text.to_owned();
+    };
+    let (head, rest) = text.split_at(at + BEFORE.len());
+    format!(
+        "{head}<n>{}",
+        rest.trim_start_matches(|c: char| c.is_ascii_digit())
+    )
 }
 
 fn replace_shape(text: &str, shape: &[u8], with: &str, tail: impl Fn(&[u8]) -> usize) -> String {
@@ -148,12 +169,19 @@ mod tests {
         check("id 1f0c1111-2222-3333-4444-555566667777!", "id <uuid>!");
         check("2026-11-23T09:06:51.098Z up", "<time> up");
         check("é 12 apples", "é 12 apples");
+        check(
+            "for \"a\", current modify index 8 != 1",
+            "for \"a\", current modify index <n> != 1",
+        );
     }
 
     #[test]
     fn indexes_become_ranks() {
         let mut value = json!([{"CreateIndex": 9, "ModifyIndex": 40}, {"CreateIndex": 9, "ModifyIndex": 12, "LockIndex": 2}]);
         assert_eq!(rank_indexes(&mut value), Some(40));
-        assert_eq!(value, json!([{"CreateIndex": "#1", "ModifyIndex": "#3"}, {"CreateIndex": "#1", "ModifyIndex": "#2", "LockIndex": 2}]));
+        assert_eq!(
+            value,
+            json!([{"CreateIndex": "#1", "ModifyIndex": "#3"}, {"CreateIndex": "#1", "ModifyIndex": "#2", "LockIndex": 2}])
+        );
     }
 }

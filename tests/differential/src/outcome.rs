@@ -28,25 +28,55 @@ const COMPARED: [&str; 12] = [
 ];
 
 /// Headers of which only the presence is compared: their values are measurements or indexes.
-const PRESENT: [&str; 5] = ["X-Consul-Index", "X-Consul-Lastcontact", "X-Consul-Contenthash", "X-Consul-Reason", "Age"];
+const PRESENT: [&str; 5] = [
+    "X-Consul-Index",
+    "X-Consul-Lastcontact",
+    "X-Consul-Contenthash",
+    "X-Consul-Reason",
+    "Age",
+];
+
+/// First words of output lines whose number differs between two right servers.
+const COUNTED: [&str; 6] = ["CreateIndex", "ModifyIndex", "Index", "Term", "Size", "ID"];
 
 /// The document of an HTTP answer: status, headers, form and body.
 pub(crate) fn of_answer(answer: &Answer, names: &Names, with: &Qualifiers) -> Value {
     let mut headers = Map::new();
     for name in COMPARED {
-        if let Some(value) = answer.header(name) {
-            headers.insert(name.to_owned(), Value::String(names.text(value)));
+        if let Some((spelled, value)) = answer
+            .headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+        {
+            // Scripts grep for Consul's own headers: their spelling counts.
+            let shown = if name.starts_with("X-Consul") {
+                spelled
+            } else {
+                name
+            };
+            headers.insert(shown.to_owned(), Value::String(names.text(value)));
         }
     }
     for name in PRESENT {
-        if let Some((spelled, _)) = answer.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)) {
-            headers.insert(name.to_owned(), Value::String(format!("spelled {spelled}")));
+        if let Some((spelled, _)) = answer
+            .headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+        {
+            headers.insert(spelled.clone(), Value::String("present".to_owned()));
         }
     }
     let mut out = json!({"status": answer.status, "headers": headers});
     let body = plain_body(answer);
     if with.no_body {
-        out["body"] = Value::String(if body.is_empty() { "empty" } else { "something" }.to_owned());
+        out["body"] = Value::String(
+            if body.is_empty() {
+                "empty"
+            } else {
+                "something"
+            }
+            .to_owned(),
+        );
         return out;
     }
     let Some(mut parsed) = json_body(answer, &body) else {
@@ -56,7 +86,11 @@ pub(crate) fn of_answer(answer: &Answer, names: &Names, with: &Qualifiers) -> Va
     out["form"] = Value::String(form(&body).to_owned());
     let newest = rank_indexes(&mut parsed);
     if let (Some(newest), Some(index)) = (newest, index_of(answer)) {
-        let place = if index >= newest { "not below the body's" } else { "below the body's" };
+        let place = if index >= newest {
+            "not below the body's"
+        } else {
+            "below the body's"
+        };
         out["index"] = Value::String(place.to_owned());
     }
     out["body"] = names.value(&select(parsed, with));
@@ -84,14 +118,41 @@ pub(crate) fn plain_body(answer: &Answer) -> Vec<u8> {
 }
 
 /// The lines of a command's output, normalised; columns are aligned to the longest word, so spaces are counted as one.
-pub(crate) fn of_output(text: &[u8], names: &Names) -> Value {
+/// Numbers that follow one of [`COUNTED`] are indexes, terms or sizes of the server's own.
+pub(crate) fn of_output(text: &[u8], names: &Names, with: &Qualifiers) -> Value {
+    if with.no_body {
+        return Value::String(
+            if text.is_empty() {
+                "empty"
+            } else {
+                "something"
+            }
+            .to_owned(),
+        );
+    }
     let text = String::from_utf8_lossy(text);
-    let lines = text.lines().map(|line| names.text(line).split_whitespace().collect::<Vec<_>>().join(" "));
-    Value::Array(lines.map(Value::String).collect())
+    let lines = text.lines().map(|line| {
+        let line = names.text(line);
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            [name, number]
+                if COUNTED.contains(&name) && number.bytes().any(|b| b.is_ascii_digit()) =>
+            {
+                format!("{name} <n>")
+            }
+            ref words => words.join(" "),
+        }
+    });
+    let mut lines: Vec<String> = lines.collect();
+    if with.unordered {
+        lines.sort();
+    }
+    Value::Array(lines.into_iter().map(Value::String).collect())
 }
 
 fn json_body(answer: &Answer, body: &[u8]) -> Option<Value> {
-    let is_json = answer.header("Content-Type").is_some_and(|t| t.starts_with("application/json"));
+    let is_json = answer
+        .header("Content-Type")
+        .is_some_and(|t| t.starts_with("application/json"));
     is_json.then(|| serde_json::from_slice(body).ok()).flatten()
 }
 
@@ -128,7 +189,11 @@ fn printable(body: &[u8]) -> String {
 
 fn select(mut value: Value, with: &Qualifiers) -> Value {
     for path in &with.drop {
-        if let Some((parent, last)) = path.trim_start_matches('.').rsplit_once('.').or(Some(("", path.trim_start_matches('.')))) {
+        if let Some((parent, last)) = path
+            .trim_start_matches('.')
+            .rsplit_once('.')
+            .or(Some(("", path.trim_start_matches('.'))))
+        {
             for_each(&mut value, parent, &mut |v| {
                 if let Value::Object(map) = v {
                     map.remove(last);
@@ -139,7 +204,14 @@ fn select(mut value: Value, with: &Qualifiers) -> Value {
     if with.only.is_empty() {
         return value;
     }
-    let parts = with.only.iter().map(|path| (path.clone(), find(&value, path).cloned().unwrap_or(Value::String("<absent>".into()))));
+    let parts = with.only.iter().map(|path| {
+        (
+            path.clone(),
+            find(&value, path)
+                .cloned()
+                .unwrap_or(Value::String("<absent>".into())),
+        )
+    });
     Value::Object(parts.collect())
 }
 
@@ -150,8 +222,12 @@ fn for_each(value: &mut Value, path: &str, visit: &mut impl FnMut(&mut Value)) {
     }
     let (first, rest) = path.split_once('.').unwrap_or((path, ""));
     match value {
-        Value::Array(items) if first == "*" => items.iter_mut().for_each(|v| for_each(v, rest, visit)),
-        Value::Object(map) if first == "*" => map.values_mut().for_each(|v| for_each(v, rest, visit)),
+        Value::Array(items) if first == "*" => {
+            items.iter_mut().for_each(|v| for_each(v, rest, visit))
+        }
+        Value::Object(map) if first == "*" => {
+            map.values_mut().for_each(|v| for_each(v, rest, visit))
+        }
         Value::Object(map) => {
             if let Some(v) = map.get_mut(first) {
                 for_each(v, rest, visit);
@@ -168,11 +244,13 @@ fn for_each(value: &mut Value, path: &str, visit: &mut impl FnMut(&mut Value)) {
 
 /// The value at `.a.0.b`.
 pub(crate) fn find<'v>(value: &'v Value, path: &str) -> Option<&'v Value> {
-    path.split('.').filter(|part| !part.is_empty()).try_fold(value, |v, part| match v {
-        Value::Object(map) => map.get(part),
-        Value::Array(items) => items.get(part.parse::<usize>().ok()?),
-        _ => None,
-    })
+    path.split('.')
+        .filter(|part| !part.is_empty())
+        .try_fold(value, |v, part| match v {
+            Value::Object(map) => map.get(part),
+            Value::Array(items) => items.get(part.parse::<usize>().ok()?),
+            _ => None,
+        })
 }
 
 #[cfg(test)]
@@ -180,8 +258,15 @@ mod tests {
     use super::*;
 
     fn answer(content_type: &str, body: &str) -> Answer {
-        let headers = vec![("Content-Type".to_owned(), content_type.to_owned()), ("X-Consul-Index".to_owned(), "7".to_owned())];
-        Answer { status: 200, headers, body: body.as_bytes().to_vec() }
+        let headers = vec![
+            ("Content-Type".to_owned(), content_type.to_owned()),
+            ("X-Consul-Index".to_owned(), "7".to_owned()),
+        ];
+        Answer {
+            status: 200,
+            headers,
+            body: body.as_bytes().to_vec(),
+        }
     }
 
     #[test]
@@ -198,14 +283,32 @@ mod tests {
 
     #[test]
     fn a_document_keeps_what_matters() {
-        let with = Qualifiers { drop: vec![".*.Gone".into()], ..Qualifiers::default() };
-        let out = of_answer(&answer("application/json", r#"[{"ModifyIndex":7,"Gone":1}]"#), &Names::default(), &with);
+        let with = Qualifiers {
+            drop: vec![".*.Gone".into()],
+            ..Qualifiers::default()
+        };
+        let out = of_answer(
+            &answer("application/json", r#"[{"ModifyIndex":7,"Gone":1}]"#),
+            &Names::default(),
+            &with,
+        );
         assert_eq!(out["body"], json!([{"ModifyIndex": "#1"}]));
         assert_eq!(out["index"], "not below the body's");
-        let only = Qualifiers { only: vec![".a".into(), ".b".into()], ..Qualifiers::default() };
-        let out = of_answer(&answer("application/json", r#"{"a":1,"c":2}"#), &Names::default(), &only);
+        let only = Qualifiers {
+            only: vec![".a".into(), ".b".into()],
+            ..Qualifiers::default()
+        };
+        let out = of_answer(
+            &answer("application/json", r#"{"a":1,"c":2}"#),
+            &Names::default(),
+            &only,
+        );
         assert_eq!(out["body"], json!({".a": 1, ".b": "<absent>"}));
-        let text = of_answer(&answer("text/plain", "[1]"), &Names::default(), &Qualifiers::default());
+        let text = of_answer(
+            &answer("text/plain", "[1]"),
+            &Names::default(),
+            &Qualifiers::default(),
+        );
         assert_eq!(text["body"], "[1]");
     }
 }

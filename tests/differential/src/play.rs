@@ -66,14 +66,40 @@ pub(crate) fn play(place: Place, side: Option<&mut Side>, story: &Story) -> Vec<
     let variables = [
         ("addr", address.to_string()),
         ("hexaddr", hex_of(address)),
-        ("revaddr", address.to_string().split('.').rev().collect::<Vec<_>>().join(".")),
+        (
+            "revaddr",
+            address
+                .to_string()
+                .split('.')
+                .rev()
+                .collect::<Vec<_>>()
+                .join("."),
+        ),
         ("node", NODE.to_owned()),
         ("dir", place.folder.display().to_string()),
     ];
-    let variables = variables.map(|(name, value)| (name.to_owned(), value)).into();
-    let mut player = Player { place, side, variables, waiting: VecDeque::new() };
-    player.place.names.add(&player.variables["dir"].clone(), "dir");
-    story.steps.iter().map(|step| player.step(step).unwrap_or_else(|error| json!({"failed": format!("{error:#}")}))).collect()
+    let variables = variables
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+    let mut player = Player {
+        place,
+        side,
+        variables,
+        waiting: VecDeque::new(),
+    };
+    player
+        .place
+        .names
+        .add(&player.variables["dir"].clone(), "dir");
+    story
+        .steps
+        .iter()
+        .map(|step| {
+            player
+                .step(step)
+                .unwrap_or_else(|error| json!({"failed": format!("{error:#}")}))
+        })
+        .collect()
 }
 
 impl Player<'_> {
@@ -81,7 +107,9 @@ impl Player<'_> {
         let waited = Stopwatch::start();
         loop {
             let (outcome, raw) = self.once(step)?;
-            let Some(until) = &step.with.until else { return Ok(outcome) };
+            let Some(until) = &step.with.until else {
+                return Ok(outcome);
+            };
             if holds(until, &outcome, &raw) {
                 return Ok(outcome);
             }
@@ -101,14 +129,29 @@ impl Player<'_> {
             }
             Verb::Watch(request) => self.watch(request, &step.with),
             Verb::Join => self.join(&step.with),
-            Verb::Dig { name, kind, tcp, edns } => {
+            Verb::Dig {
+                name,
+                kind,
+                tcp,
+                edns,
+            } => {
                 let name = self.fill(name);
-                let question = Question { name: &name, kind, tcp: *tcp, edns: *edns };
-                let outcome = dns::ask(self.place.dns, &question, &self.place.names, step.with.count)?;
+                let question = Question {
+                    name: &name,
+                    kind,
+                    tcp: *tcp,
+                    edns: *edns,
+                };
+                let outcome = dns::ask(
+                    self.place.dns,
+                    &question,
+                    &self.place.names,
+                    step.with.count,
+                )?;
                 Ok((outcome.clone(), outcome.to_string()))
             }
             Verb::Packet(bytes) => Ok((dns::packet(self.place.dns, bytes)?, String::new())),
-            Verb::Cli(words) => self.cli(words),
+            Verb::Cli(words) => self.cli(words, &step.with),
             Verb::File { name, content } => {
                 std::fs::write(self.place.folder.join(name), self.fill(content))?;
                 Ok((json!("written"), String::new()))
@@ -118,11 +161,17 @@ impl Player<'_> {
                 Ok((json!("paused"), String::new()))
             }
             Verb::Restart => {
-                self.side.as_deref_mut().context("nothing to restart")?.restart()?;
+                self.side
+                    .as_deref_mut()
+                    .context("nothing to restart")?
+                    .restart()?;
                 Ok((json!("ready again"), String::new()))
             }
             Verb::Reload => {
-                self.side.as_deref().context("nothing to reload")?.reload()?;
+                self.side
+                    .as_deref()
+                    .context("nothing to reload")?
+                    .reload()?;
                 Ok((json!("reloaded"), String::new()))
             }
         }
@@ -131,17 +180,30 @@ impl Player<'_> {
     fn send(&self, request: &Request, with: &Qualifiers) -> Result<Answer> {
         let (target, body) = (self.fill(&request.target), self.body(&request.body)?);
         // A PUT or POST without a body still says so, as real clients do.
-        let body = body.or_else(|| matches!(request.method.as_str(), "PUT" | "POST").then(Vec::new));
-        http::send(self.place.http, &request.method, &target, &self.headers(with), body.as_deref(), ANSWER_LIMIT)
+        let body =
+            body.or_else(|| matches!(request.method.as_str(), "PUT" | "POST").then(Vec::new));
+        http::send(
+            self.place.http,
+            &request.method,
+            &target,
+            &self.headers(with),
+            body.as_deref(),
+            ANSWER_LIMIT,
+        )
     }
 
     fn headers(&self, with: &Qualifiers) -> Vec<(String, String)> {
-        with.headers.iter().map(|(name, value)| (name.clone(), self.fill(value))).collect()
+        with.headers
+            .iter()
+            .map(|(name, value)| (name.clone(), self.fill(value)))
+            .collect()
     }
 
     fn take(&mut self, answer: &Answer, with: &Qualifiers) -> Result<(Value, String)> {
         for (name, source) in &with.saves {
-            let value = self.value_at(answer, source).with_context(|| format!("nothing to save as {name}: status {}", answer.status))?;
+            let value = self
+                .value_at(answer, source)
+                .with_context(|| format!("nothing to save as {name}: status {}", answer.status))?;
             self.place.names.add(&value, name);
             self.variables.insert(name.clone(), value);
         }
@@ -157,11 +219,17 @@ impl Player<'_> {
     }
 
     fn relation(&self, answer: &Answer, saved: &str) -> Result<String> {
-        let before: u64 = self.variables.get(saved).with_context(|| format!("no variable {saved}"))?.parse()?;
-        Ok(match outcome::index_of(answer).map(|now| now.cmp(&before)) {
-            None => "no index".to_owned(),
-            Some(order) => format!("index {order:?} than {saved}"),
-        })
+        let before: u64 = self
+            .variables
+            .get(saved)
+            .with_context(|| format!("no variable {saved}"))?
+            .parse()?;
+        Ok(
+            match outcome::index_of(answer).map(|now| now.cmp(&before)) {
+                None => "no index".to_owned(),
+                Some(order) => format!("index {order:?} than {saved}"),
+            },
+        )
     }
 
     fn value_at(&self, answer: &Answer, source: &Source) -> Option<String> {
@@ -169,22 +237,41 @@ impl Player<'_> {
             Source::Header(name) => answer.header(name).map(str::to_owned),
             Source::Path(path) => {
                 let body: Value = serde_json::from_slice(&outcome::plain_body(answer)).ok()?;
-                outcome::find(&body, path).map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+                outcome::find(&body, path)
+                    .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
             }
         }
     }
 
     fn watch(&mut self, request: &Request, with: &Qualifiers) -> Result<(Value, String)> {
         let target = self.fill(&request.target);
-        let wait = target.split(['?', '&']).find_map(|part| part.strip_prefix("wait=")).and_then(|text| match text.strip_suffix("ms") {
-            Some(ms) => ms.parse().ok().map(Duration::from_millis),
-            None => text.strip_suffix('s').and_then(|s| s.parse().ok()).map(Duration::from_secs),
-        });
-        let (address, method, headers, body) = (self.place.http, request.method.clone(), self.headers(with), self.body(&request.body)?);
+        let wait = target
+            .split(['?', '&'])
+            .find_map(|part| part.strip_prefix("wait="))
+            .and_then(|text| match text.strip_suffix("ms") {
+                Some(ms) => ms.parse().ok().map(Duration::from_millis),
+                None => text
+                    .strip_suffix('s')
+                    .and_then(|s| s.parse().ok())
+                    .map(Duration::from_secs),
+            });
+        let (address, method, headers, body) = (
+            self.place.http,
+            request.method.clone(),
+            self.headers(with),
+            self.body(&request.body)?,
+        );
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
             let clock = Stopwatch::start();
-            let answer = http::send(address, &method, &target, &headers, body.as_deref(), ANSWER_LIMIT);
+            let answer = http::send(
+                address,
+                &method,
+                &target,
+                &headers,
+                body.as_deref(),
+                ANSWER_LIMIT,
+            );
             // The story may have ended without asking; then nobody needs the answer.
             let _ = sender.send((answer, clock.elapsed()));
         });
@@ -196,14 +283,21 @@ impl Player<'_> {
 
     fn join(&mut self, with: &Qualifiers) -> Result<(Value, String)> {
         let waiting = self.waiting.pop_front().context("JOIN without WATCH")?;
-        let (answer, took) = waiting.receiver.recv_timeout(ANSWER_LIMIT).context("the waiting request never ended")?;
+        let (answer, took) = waiting
+            .receiver
+            .recv_timeout(ANSWER_LIMIT)
+            .context("the waiting request never ended")?;
         let (mut document, raw) = self.take(&answer?, with)?;
         let woken = waiting.wait.is_none_or(|wait| took < wait.mul_f64(0.9));
-        document["woken"] = json!(if woken { "before its wait ended" } else { "when its wait ended" });
+        document["woken"] = json!(if woken {
+            "before its wait ended"
+        } else {
+            "when its wait ended"
+        });
         Ok((document, raw))
     }
 
-    fn cli(&self, words: &[String]) -> Result<(Value, String)> {
+    fn cli(&self, words: &[String], with: &Qualifiers) -> Result<(Value, String)> {
         let words: Vec<String> = words.iter().map(|word| self.fill(word)).collect();
         let output = Command::new(&self.place.binary)
             .args(&words)
@@ -215,10 +309,13 @@ impl Player<'_> {
             .with_context(|| format!("run {}", self.place.binary.display()))?;
         let document = json!({
             "exit": output.status.code(),
-            "stdout": outcome::of_output(&output.stdout, &self.place.names),
-            "stderr": outcome::of_output(&output.stderr, &self.place.names),
+            "stdout": outcome::of_output(&output.stdout, &self.place.names, with),
+            "stderr": outcome::of_output(&output.stderr, &self.place.names, with),
         });
-        Ok((document, String::from_utf8_lossy(&output.stdout).into_owned()))
+        Ok((
+            document,
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        ))
     }
 
     fn body(&self, body: &Body) -> Result<Option<Vec<u8>>> {
@@ -229,7 +326,9 @@ impl Player<'_> {
             Body::Hex(bytes) => Some(bytes.clone()),
             Body::File(name) => Some(read(&self.place.folder, name)?),
             Body::Many(times, op) => {
-                let ops: Vec<String> = (0..*times).map(|n| op.replace('#', &n.to_string())).collect();
+                let ops: Vec<String> = (0..*times)
+                    .map(|n| op.replace('#', &n.to_string()))
+                    .collect();
                 Some(format!("[{}]", self.fill(&ops.join(","))).into_bytes())
             }
         })

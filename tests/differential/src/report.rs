@@ -53,8 +53,15 @@ impl Report {
         for id in &self.unused {
             let _ = writeln!(out, "known difference [{id}] explained nothing: remove it");
         }
-        let _ = writeln!(out, "\n{:<14} {:>8} {:>7} {:>7} {:>11} {:>9}", "family", "stories", "steps", "known", "mismatches", "seconds");
-        let mut total = Counts { family: "all".to_owned(), ..Counts::default() };
+        let _ = writeln!(
+            out,
+            "\n{:<14} {:>8} {:>7} {:>7} {:>11} {:>9}",
+            "family", "stories", "steps", "known", "mismatches", "seconds"
+        );
+        let mut total = Counts {
+            family: "all".to_owned(),
+            ..Counts::default()
+        };
         for counts in &self.counts {
             out.push_str(&counts.to_text());
             total.stories += counts.stories;
@@ -87,19 +94,42 @@ impl Report {
 
 impl Counts {
     fn to_text(&self) -> String {
-        let Self { family, stories, steps, known, mismatches, seconds } = self;
+        let Self {
+            family,
+            stories,
+            steps,
+            known,
+            mismatches,
+            seconds,
+        } = self;
         format!("{family:<14} {stories:>8} {steps:>7} {known:>7} {mismatches:>11} {seconds:>9.1}\n")
     }
 }
 
 impl Mismatch {
     fn to_text(&self) -> String {
-        let mut out = format!("\n✗ {} / {} (line {})\n  {}\n", self.family, self.story, self.line, cut(&self.step, 160));
+        let mut out = format!(
+            "\n✗ {} / {} (line {})\n  {}\n",
+            self.family,
+            self.story,
+            self.line,
+            cut(&self.step, 160)
+        );
         for delta in self.deltas.iter().take(DELTAS_SHOWN) {
-            let _ = writeln!(out, "    {}\n      consul {}\n      weft   {}", delta.path, cut(&delta.consul, 400), cut(&delta.weft, 400));
+            let _ = writeln!(
+                out,
+                "    {}\n      consul {}\n      weft   {}",
+                delta.path,
+                cut(&delta.consul, 400),
+                cut(&delta.weft, 400)
+            );
         }
         if self.deltas.len() > DELTAS_SHOWN {
-            let _ = writeln!(out, "    … and {} more places (-o json has all)", self.deltas.len() - DELTAS_SHOWN);
+            let _ = writeln!(
+                out,
+                "    … and {} more places (-o json has all)",
+                self.deltas.len() - DELTAS_SHOWN
+            );
         }
         out
     }

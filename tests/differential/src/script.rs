@@ -48,13 +48,21 @@ pub(crate) enum Verb {
     Watch(Request),
     /// The answer of the oldest waiting request, and whether it came before its `wait` ended.
     Join,
-    Dig { name: String, kind: String, tcp: bool, edns: Option<u16> },
+    Dig {
+        name: String,
+        kind: String,
+        tcp: bool,
+        edns: Option<u16>,
+    },
     /// Bytes sent to the DNS port over UDP, be they a message or not.
     Packet(Vec<u8>),
     /// The server's own binary, run as a command.
     Cli(Vec<String>),
     /// Writes a file into the story's directory (`{dir}`).
-    File { name: String, content: String },
+    File {
+        name: String,
+        content: String,
+    },
     Pause(Duration),
     /// SIGKILL, start again on the same data directory, wait until ready.
     Restart,
@@ -121,9 +129,13 @@ pub(crate) enum Until {
 
 /// Reads one case file. Errors name the line.
 pub(crate) fn parse(name: &str, text: &str) -> Result<Family> {
-    let mut family = Family { name: name.to_owned(), ..Family::default() };
+    let mut family = Family {
+        name: name.to_owned(),
+        ..Family::default()
+    };
     for (number, line) in text.lines().enumerate().map(|(n, l)| (n + 1, l.trim_end())) {
-        parse_line(&mut family, number, line).with_context(|| format!("{name}.case:{number}: `{line}`"))?;
+        parse_line(&mut family, number, line)
+            .with_context(|| format!("{name}.case:{number}: `{line}`"))?;
     }
     Ok(family)
 }
@@ -133,20 +145,33 @@ fn parse_line(family: &mut Family, number: usize, line: &str) -> Result<()> {
         return Ok(());
     }
     if let Some(title) = line.strip_prefix("== ") {
-        family.stories.push(Story { name: title.to_owned(), steps: Vec::new() });
+        family.stories.push(Story {
+            name: title.to_owned(),
+            steps: Vec::new(),
+        });
         return Ok(());
     }
     let Some(story) = family.stories.last_mut() else {
-        let config = line.strip_prefix("config ").context("only `config JSON` may stand before the first story")?;
+        let config = line
+            .strip_prefix("config ")
+            .context("only `config JSON` may stand before the first story")?;
         family.config.push(config.to_owned());
         return Ok(());
     };
     if line.starts_with(' ') {
-        let step = story.steps.last_mut().context("a qualifier needs a step above it")?;
+        let step = story
+            .steps
+            .last_mut()
+            .context("a qualifier needs a step above it")?;
         return qualify(&mut step.with, line.trim_start());
     }
     let verb = parse_verb(line)?;
-    story.steps.push(Step { line: number, text: line.to_owned(), verb, with: Qualifiers::default() });
+    story.steps.push(Step {
+        line: number,
+        text: line.to_owned(),
+        verb,
+        with: Qualifiers::default(),
+    });
     Ok(())
 }
 
@@ -156,14 +181,21 @@ fn parse_verb(line: &str) -> Result<Verb> {
         "JOIN" => Verb::Join,
         "RESTART" => Verb::Restart,
         "RELOAD" => Verb::Reload,
-        "PAUSE" => Verb::Pause(Duration::from_millis(rest.strip_suffix("ms").context("PAUSE takes `NNNms`")?.parse()?)),
+        "PAUSE" => Verb::Pause(Duration::from_millis(
+            rest.strip_suffix("ms")
+                .context("PAUSE takes `NNNms`")?
+                .parse()?,
+        )),
         "WATCH" => Verb::Watch(parse_request(rest)?),
         "DIG" => parse_dig(rest)?,
         "PACKET" => Verb::Packet(unhex(rest).context("PACKET takes pairs of hex digits")?),
         "CLI" => Verb::Cli(words(rest)?),
         "FILE" => {
             let (name, content) = rest.split_once(' ').context("FILE NAME CONTENT")?;
-            Verb::File { name: name.to_owned(), content: content.replace("\\n", "\n") }
+            Verb::File {
+                name: name.to_owned(),
+                content: content.replace("\\n", "\n"),
+            }
         }
         _ => Verb::Http(parse_request(line)?),
     })
@@ -175,7 +207,11 @@ fn parse_request(line: &str) -> Result<Request> {
     if !target.starts_with('/') || !method.bytes().all(|b| b.is_ascii_uppercase()) {
         bail!("neither a verb of this harness nor `METHOD /path`");
     }
-    Ok(Request { method: method.to_owned(), target: target.to_owned(), body: parse_body(body)? })
+    Ok(Request {
+        method: method.to_owned(),
+        target: target.to_owned(),
+        body: parse_body(body)?,
+    })
 }
 
 fn parse_body(text: &str) -> Result<Body> {
@@ -184,7 +220,10 @@ fn parse_body(text: &str) -> Result<Body> {
         "" => Body::None,
         "@repeat" => {
             let (unit, times) = rest.split_once(' ').context("@repeat CHAR TIMES")?;
-            Body::Repeat(unit.chars().next().context("@repeat CHAR TIMES")?, times.parse()?)
+            Body::Repeat(
+                unit.chars().next().context("@repeat CHAR TIMES")?,
+                times.parse()?,
+            )
         }
         "@hex" => Body::Hex(unhex(rest).context("@hex takes pairs of hex digits")?),
         "@file" => Body::File(rest.to_owned()),
@@ -208,7 +247,12 @@ fn parse_dig(rest: &str) -> Result<Verb> {
             _ => bail!("unknown option {option}: `tcp` or `edns=BYTES`"),
         }
     }
-    Ok(Verb::Dig { name, kind, tcp, edns })
+    Ok(Verb::Dig {
+        name,
+        kind,
+        tcp,
+        edns,
+    })
 }
 
 fn qualify(with: &mut Qualifiers, line: &str) -> Result<()> {
@@ -219,7 +263,9 @@ fn qualify(with: &mut Qualifiers, line: &str) -> Result<()> {
             with.headers.push((name.to_owned(), value.to_owned()));
         }
         "save" => {
-            let (name, source) = rest.split_once(' ').context("save NAME .path | save NAME header H")?;
+            let (name, source) = rest
+                .split_once(' ')
+                .context("save NAME .path | save NAME header H")?;
             let source = match source.strip_prefix("header ") {
                 Some(header) => Source::Header(header.to_owned()),
                 None if source == "index" => Source::Header("X-Consul-Index".to_owned()),
@@ -277,8 +323,16 @@ fn words(line: &str) -> Result<Vec<String>> {
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect::<Option<_>>()?;
-    (digits.len() % 2 == 0).then(|| digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect())
+    let digits: Vec<u8> = text
+        .chars()
+        .map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok()))
+        .collect::<Option<_>>()?;
+    digits.len().is_multiple_of(2).then(|| {
+        digits
+            .chunks(2)
+            .map(|pair| pair[0] << 4 | pair[1])
+            .collect()
+    })
 }
 
 #[cfg(test)]
@@ -286,15 +340,32 @@ mod tests {
     use super::*;
 
     fn only_step(text: &str) -> Step {
-        parse("t", &format!("== s\n{text}")).unwrap().stories.remove(0).steps.remove(0)
+        parse("t", &format!("== s\n{text}"))
+            .unwrap()
+            .stories
+            .remove(0)
+            .steps
+            .remove(0)
     }
 
     #[test]
     fn a_line_is_a_request() {
-        let step = only_step("PUT /v1/kv/a?cas=0 two words\n  save i index\n  until status 200\n  > X-A: b: c");
+        let step = only_step(
+            "PUT /v1/kv/a?cas=0 two words\n  save i index\n  until status 200\n  > X-A: b: c",
+        );
         let body = Body::Text("two words".into());
-        assert_eq!(step.verb, Verb::Http(Request { method: "PUT".into(), target: "/v1/kv/a?cas=0".into(), body }));
-        assert_eq!(step.with.saves, [("i".to_owned(), Source::Header("X-Consul-Index".into()))]);
+        assert_eq!(
+            step.verb,
+            Verb::Http(Request {
+                method: "PUT".into(),
+                target: "/v1/kv/a?cas=0".into(),
+                body
+            })
+        );
+        assert_eq!(
+            step.with.saves,
+            [("i".to_owned(), Source::Header("X-Consul-Index".into()))]
+        );
         assert_eq!(step.with.until, Some(Until::Status(200)));
         assert_eq!(step.with.headers, [("X-A".to_owned(), "b: c".to_owned())]);
     }
@@ -302,19 +373,35 @@ mod tests {
     #[test]
     fn other_verbs() {
         let verb = |line: &str| only_step(line).verb;
-        assert_eq!(verb("CLI kv put 'a b' ''"), Verb::Cli(vec!["kv".into(), "put".into(), "a b".into(), String::new()]));
+        assert_eq!(
+            verb("CLI kv put 'a b' ''"),
+            Verb::Cli(vec!["kv".into(), "put".into(), "a b".into(), String::new()])
+        );
         assert_eq!(
             verb("DIG x.consul SRV tcp edns=4096"),
-            Verb::Dig { name: "x.consul".into(), kind: "SRV".into(), tcp: true, edns: Some(4096) }
+            Verb::Dig {
+                name: "x.consul".into(),
+                kind: "SRV".into(),
+                tcp: true,
+                edns: Some(4096)
+            }
         );
         assert_eq!(verb("PAUSE 20ms"), Verb::Pause(Duration::from_millis(20)));
-        let Verb::Http(request) = verb("PUT /v1/kv/b @hex 00fF") else { panic!("a request") };
+        let Verb::Http(request) = verb("PUT /v1/kv/b @hex 00fF") else {
+            panic!("a request")
+        };
         assert_eq!(request.body, Body::Hex(vec![0, 0xff]));
     }
 
     #[test]
     fn mistakes_name_the_line() {
-        for text in ["stray", "== s\nfrobnicate", "== s\n  save x .y", "== s\nGET /a\n  untill x", "== s\nCLI 'a"] {
+        for text in [
+            "stray",
+            "== s\nfrobnicate",
+            "== s\n  save x .y",
+            "== s\nGET /a\n  untill x",
+            "== s\nCLI 'a",
+        ] {
             let error = format!("{:#}", parse("f", text).unwrap_err());
             assert!(error.starts_with("f.case:"), "{error}");
         }

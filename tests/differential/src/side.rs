@@ -36,18 +36,38 @@ pub(crate) struct Recipe {
 impl Recipe {
     /// Reads the version out of `BINARY version`.
     pub(crate) fn new(label: &'static str, binary: &Path, address: IpAddr) -> Result<Self> {
-        let binary = binary.canonicalize().with_context(|| format!("{label}: {} is not there", binary.display()))?;
-        let output = Command::new(&binary).arg("version").output().with_context(|| format!("{label}: run {} version", binary.display()))?;
+        let binary = binary
+            .canonicalize()
+            .with_context(|| format!("{label}: {} is not there", binary.display()))?;
+        let output = Command::new(&binary)
+            .arg("version")
+            .output()
+            .with_context(|| format!("{label}: run {} version", binary.display()))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let version = text.split_whitespace().find_map(version_in).with_context(|| format!("{label}: no version in `{text}`"))?;
-        Ok(Self { label, binary, address, version })
+        let version = text
+            .split_whitespace()
+            .find_map(version_in)
+            .with_context(|| format!("{label}: no version in `{text}`"))?;
+        Ok(Self {
+            label,
+            binary,
+            address,
+            version,
+        })
     }
 }
 
 /// `v1.8.7` or `0.1.0,` → the bare number.
 fn version_in(word: &str) -> Option<String> {
-    let bare = word.trim_start_matches(['v', '(']).trim_end_matches([',', ')']);
-    let numbers = bare.split(['-', '+']).next()?.split('.').map(|n| n.parse::<u32>().ok()).collect::<Option<Vec<_>>>()?;
+    let bare = word
+        .trim_start_matches(['v', '('])
+        .trim_end_matches([',', ')']);
+    let numbers = bare
+        .split(['-', '+'])
+        .next()?
+        .split('.')
+        .map(|n| n.parse::<u32>().ok())
+        .collect::<Option<Vec<_>>>()?;
     (numbers.len() == 3).then(|| bare.to_owned())
 }
 
@@ -65,33 +85,67 @@ impl Side {
     pub(crate) fn start(recipe: &Recipe, config: &[String]) -> Result<Self> {
         for port in PORTS {
             let address = SocketAddr::new(recipe.address, port);
-            TcpListener::bind(address).with_context(|| format!("{address} is in use: choose another with --{}-addr", recipe.label))?;
+            TcpListener::bind(address).with_context(|| {
+                format!(
+                    "{address} is in use: choose another with --{}-addr",
+                    recipe.label
+                )
+            })?;
         }
-        let dir = tempfile::Builder::new().prefix("weft-differential-").tempdir()?;
+        let dir = tempfile::Builder::new()
+            .prefix("weft-differential-")
+            .tempdir()?;
         let base = r#"{"performance":{"raft_multiplier":1},"limits":{"http_max_conns_per_client":10000},"disable_update_check":true}"#;
         std::fs::create_dir(dir.path().join("config"))?;
-        for (number, text) in std::iter::once(base).chain(config.iter().map(String::as_str)).enumerate() {
-            std::fs::write(dir.path().join("config").join(format!("{number}.json")), text)?;
+        for (number, text) in std::iter::once(base)
+            .chain(config.iter().map(String::as_str))
+            .enumerate()
+        {
+            std::fs::write(
+                dir.path().join("config").join(format!("{number}.json")),
+                text,
+            )?;
         }
         let mut names = Names::default();
         let address = recipe.address.to_string();
         names.add(&address, "addr");
         names.add(&hex_of(recipe.address), "hexaddr");
-        names.add(&address.split('.').rev().collect::<Vec<_>>().join("."), "revaddr");
+        names.add(
+            &address.split('.').rev().collect::<Vec<_>>().join("."),
+            "revaddr",
+        );
         names.add(&recipe.version, "version");
-        let mut side = Self { recipe: recipe.clone(), names, dir, child: None };
+        let mut side = Self {
+            recipe: recipe.clone(),
+            names,
+            dir,
+            child: None,
+        };
         side.launch()?;
         Ok(side)
     }
 
     fn launch(&mut self) -> Result<()> {
         let address = self.recipe.address.to_string();
-        let log = File::options().create(true).append(true).open(self.log_path())?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())?;
         let child = Command::new(&self.recipe.binary)
             .args(["agent", "-server", "-bootstrap-expect=1"])
-            .arg(format!("-data-dir={}", self.dir.path().join("data").display()))
-            .arg(format!("-config-dir={}", self.dir.path().join("config").display()))
-            .args([&format!("-node={NODE}"), &format!("-bind={address}"), &format!("-client={address}")])
+            .arg(format!(
+                "-data-dir={}",
+                self.dir.path().join("data").display()
+            ))
+            .arg(format!(
+                "-config-dir={}",
+                self.dir.path().join("config").display()
+            ))
+            .args([
+                &format!("-node={NODE}"),
+                &format!("-bind={address}"),
+                &format!("-client={address}"),
+            ])
             .env_clear()
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -102,24 +156,69 @@ impl Side {
         self.wait_ready()
     }
 
-    /// Ready: a leader is known, the node is healthy and the servers' own service is in the catalog.
+    /// Ready: a leader is known, the node is healthy, the servers' own service is in the catalog and the agent has
+    /// brought its node there (only an agent knows the tagged addresses). Then the node's id has a name.
     fn wait_ready(&mut self) -> Result<()> {
         let waited = Stopwatch::start();
         while waited.elapsed() < READY_LIMIT {
-            if self.says("/v1/health/service/consul?passing", "serfHealth") && self.says("/v1/agent/services", "{") {
-                return Ok(());
+            let synced = format!("/v1/catalog/node/{NODE}");
+            if self.says("/v1/health/service/consul?passing", "serfHealth")
+                && self.says(&synced, "\"lan\"")
+            {
+                return self.name_node();
             }
-            if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten()) {
-                bail!("{} ended at start ({status}):\n{}", self.recipe.label, self.log_tail());
+            if let Some(status) = self
+                .child
+                .as_mut()
+                .and_then(|c| c.try_wait().ok().flatten())
+            {
+                bail!(
+                    "{} ended at start ({status}):\n{}",
+                    self.recipe.label,
+                    self.log_tail()
+                );
             }
             std::thread::sleep(Duration::from_millis(25));
         }
-        bail!("{} was not ready within 30 s:\n{}", self.recipe.label, self.log_tail())
+        bail!(
+            "{} was not ready within 30 s:\n{}",
+            self.recipe.label,
+            self.log_tail()
+        )
+    }
+
+    fn name_node(&mut self) -> Result<()> {
+        let answer = http::send(
+            self.http(),
+            "GET",
+            "/v1/agent/self",
+            &[],
+            None,
+            Duration::from_secs(2),
+        )?;
+        let body: serde_json::Value = serde_json::from_slice(&answer.body)?;
+        let id = body["Config"]["NodeID"]
+            .as_str()
+            .context("/v1/agent/self has no Config.NodeID")?;
+        self.names.add(id, "nodeid");
+        // Commands print the first eight digits.
+        self.names
+            .add(id.get(..8).context("a node id is a UUID")?, "nodeid8");
+        Ok(())
     }
 
     fn says(&self, target: &str, word: &str) -> bool {
-        http::send(self.http(), "GET", target, &[], None, Duration::from_secs(2))
-            .is_ok_and(|answer| answer.status == 200 && String::from_utf8_lossy(&answer.body).contains(word))
+        http::send(
+            self.http(),
+            "GET",
+            target,
+            &[],
+            None,
+            Duration::from_secs(2),
+        )
+        .is_ok_and(|answer| {
+            answer.status == 200 && String::from_utf8_lossy(&answer.body).contains(word)
+        })
     }
 
     /// SIGKILL, then the same command again on the same data.
@@ -164,7 +263,9 @@ impl Side {
 
     /// Whether the process is still there.
     pub(crate) fn alive(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+        self.child
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     fn kill(&mut self) {

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 pub(crate) struct Stopwatch(Instant);
 
 impl Stopwatch {
-    #[expect(clippy::disallowed_methods, reason = "the harness drives real processes; this is its door to the clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the harness drives real processes; this is its door to the clock"
+    )]
     pub(crate) fn start() -> Self {
         Self(Instant::now())
     }
