@@ -1,7 +1,11 @@
 //! Compiles the .proto files without protoc.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["weft/v1/types.proto", "weft/v1/command.proto", "weft/v1/rpc.proto"];
+    let files = [
+        "weft/v1/types.proto",
+        "weft/v1/command.proto",
+        "weft/v1/rpc.proto",
+    ];
     for file in files {
         println!("cargo:rerun-if-changed=proto/{file}");
     }

@@ -1,1 +1,31 @@
-//! (Being written.)
+//! The server role: consensus and catalog joined, RPC between servers, the leader's duties.
+//!
+//! Owns: the order write → log → apply → publish → wake, read consistency, cluster formation,
+//! sessions' timers, reconciliation of membership into the catalog, snapshot archives.
+//! Never: parses a user's input, answers HTTP or DNS, or judges a service's health.
+
+#![forbid(unsafe_code)]
+
+mod archive;
+mod config;
+mod disk_reserve;
+mod formation;
+mod forward;
+mod fsm;
+mod handle;
+mod leader;
+mod metrics;
+mod published;
+mod reads;
+mod restore;
+mod rpc;
+mod stamp;
+mod start;
+mod transport;
+
+pub use archive::{ArchiveError, ArchiveMeta, inspect as inspect_archive};
+pub use config::{Bootstrap, LogBackend, ServerConfig};
+pub use handle::{ReadFailure, Server, ServerError, WriteFailure};
+pub use published::Published;
+pub use reads::ReadMeta;
+pub use transport::{RpcTls, Transport};

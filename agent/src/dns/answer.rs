@@ -1,0 +1,324 @@
+//! From rows to records.
+//!
+//! Owns: which records a type asks for, TTLs, order, extras, SOA and NS.
+//! Never: knows sockets or sizes; `message` trims.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use rand::seq::SliceRandom;
+use weft_proto::ids::UnixMillis;
+use weft_proto::v1::Node;
+
+use super::lookup::{Found, Serving};
+use super::metrics::Cause;
+
+/// Settings of the DNS port (`dns_config`, `domain`, `alt_domain`).
+#[derive(Clone, Debug)]
+pub struct DnsOptions {
+    /// Domain without dots around it, lower case: `consul`.
+    pub domain: String,
+    /// Second domain: `weft` unless set otherwise.
+    pub alt_domain: Option<String>,
+    /// The local datacenter.
+    pub datacenter: String,
+    /// TTL of node answers.
+    pub node_ttl: Duration,
+    /// TTL of service answers.
+    pub service_ttl: TtlRules,
+    /// Leave out instances with a warning.
+    pub only_passing: bool,
+    /// Most answers over UDP without EDNS.
+    pub udp_answer_limit: usize,
+    /// Most A, AAAA and ANY answers over either transport; 0: no limit.
+    pub a_record_limit: usize,
+    /// Set TC on a trimmed UDP answer.
+    pub enable_truncate: bool,
+    /// Add node metadata as TXT records to the additional section.
+    pub node_meta_txt: bool,
+    /// SOA settings.
+    pub soa: Soa,
+    /// Largest age of the view that is still answered from (`max_stale`).
+    pub max_stale: Duration,
+}
+
+/// Times in the SOA record, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Soa {
+    /// Refresh.
+    pub refresh: i32,
+    /// Retry.
+    pub retry: i32,
+    /// Expire.
+    pub expire: i32,
+    /// Negative TTL.
+    pub min_ttl: u32,
+}
+
+impl Default for Soa {
+    fn default() -> Self {
+        Self { refresh: 3600, retry: 600, expire: 86_400, min_ttl: 0 }
+    }
+}
+
+/// `service_ttl`: exact name, else longest `prefix*`, else `*`, else 0.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TtlRules(BTreeMap<String, Duration>);
+
+impl TtlRules {
+    /// From the configuration's map.
+    #[must_use]
+    pub fn new(rules: BTreeMap<String, Duration>) -> Self {
+        Self(rules.into_iter().map(|(name, ttl)| (name.to_ascii_lowercase(), ttl)).collect())
+    }
+
+    pub(crate) fn of(&self, service: &str) -> Duration {
+        let service = service.to_ascii_lowercase();
+        if let Some(ttl) = self.0.get(&service) {
+            return *ttl;
+        }
+        let prefixes = self.0.iter().filter_map(|(rule, ttl)| rule.strip_suffix('*').map(|prefix| (prefix, ttl)));
+        prefixes.filter(|(prefix, _)| service.starts_with(prefix)).max_by_key(|(prefix, _)| prefix.len()).map_or(Duration::ZERO, |(_, ttl)| *ttl)
+    }
+}
+
+/// The sections of an answer, before trimming.
+#[derive(Debug, Default)]
+pub(crate) struct Sections {
+    pub(crate) answers: Vec<Record>,
+    pub(crate) authorities: Vec<Record>,
+    pub(crate) additionals: Vec<Record>,
+    pub(crate) exists: bool,
+    /// Set when the answer section lacks what was asked for.
+    pub(crate) empty: Option<Cause>,
+}
+
+/// One question being answered.
+pub(crate) struct Asked<'a> {
+    pub(crate) options: &'a DnsOptions,
+    /// The question's name in lower case: the owner of the answers.
+    pub(crate) owner: &'a Name,
+    pub(crate) qtype: RecordType,
+    /// Which of our domains the name is below.
+    pub(crate) domain: &'a str,
+    pub(crate) wall: UnixMillis,
+}
+
+impl Asked<'_> {
+    /// Builds the sections for what was found.
+    pub(crate) fn sections(&self, found: &Found<'_>, rng: &mut impl rand::Rng) -> Sections {
+        let mut out = Sections { exists: true, ..Sections::default() };
+        match found {
+            Found::NoName(cause) => {
+                out.exists = false;
+                out.empty = Some(*cause);
+            }
+            Found::Foreign => out.empty = Some(Cause::Foreign),
+            _ if matches!(self.qtype, RecordType::SOA | RecordType::NS) && !matches!(found, Found::Apex(_)) => {}
+            Found::Apex(servers) => self.apex(servers, &mut out),
+            Found::Node(node) => self.node(node, &mut out),
+            Found::Instances(serving) => self.service(serving, &mut out, rng),
+            Found::Address(ip) => out.answers.extend(self.wants(*ip).then(|| self.record(self.owner.clone(), Duration::ZERO, address(*ip)))),
+            Found::Names(names) => self.pointers(names, &mut out),
+        }
+        if out.answers.is_empty() && !matches!(found, Found::Foreign) {
+            out.empty.get_or_insert(Cause::NoSuchType);
+            out.authorities.extend(self.soa());
+        }
+        out
+    }
+
+    fn apex(&self, servers: &[&std::sync::Arc<Node>], out: &mut Sections) {
+        let any = self.qtype == RecordType::ANY;
+        if any || self.qtype == RecordType::SOA {
+            out.answers.extend(self.soa());
+        }
+        let name_servers = self.name_servers(servers);
+        match self.qtype {
+            RecordType::NS => out.answers.extend(name_servers),
+            RecordType::SOA | RecordType::ANY => out.authorities.extend(name_servers),
+            _ => return,
+        }
+        for node in servers {
+            if let (Some(target), Ok(ip)) = (self.node_name(&node.name), node.address.parse()) {
+                out.additionals.push(self.record(target, self.options.node_ttl, address(ip)));
+            }
+        }
+    }
+
+    fn name_servers(&self, servers: &[&std::sync::Arc<Node>]) -> Vec<Record> {
+        let Some(zone) = self.zone() else { return Vec::new() };
+        let targets = servers.iter().filter_map(|node| self.node_name(&node.name));
+        targets.map(|target| self.record(zone.clone(), self.options.node_ttl, RData::NS(NS(target)))).collect()
+    }
+
+    fn node(&self, node: &Node, out: &mut Sections) {
+        let ttl = self.options.node_ttl;
+        out.answers.extend(self.address_records(self.owner, &node.address, ttl));
+        let meta = self.meta(self.owner, node, ttl);
+        match self.qtype {
+            RecordType::TXT | RecordType::ANY => out.answers.extend(meta),
+            _ if self.options.node_meta_txt => out.additionals.extend(meta),
+            _ => {}
+        }
+    }
+
+    fn service(&self, serving: &[Serving<'_>], out: &mut Sections, rng: &mut impl rand::Rng) {
+        let mut order: Vec<&Serving<'_>> = serving.iter().collect();
+        order.shuffle(rng);
+        let ttl = order.first().map_or(Duration::ZERO, |first| self.options.service_ttl.of(&first.service.name));
+        for one in order {
+            if self.qtype == RecordType::SRV {
+                self.srv(one, ttl, out);
+                continue;
+            }
+            let before = out.answers.len();
+            let text = if one.service.address.is_empty() { &one.node.address } else { &one.service.address };
+            for record in self.address_records(self.owner, text, ttl) {
+                // Two instances behind one address are one answer.
+                if !out.answers[..].contains(&record) {
+                    out.answers.push(record);
+                }
+            }
+            if self.options.node_meta_txt && out.answers.len() > before {
+                out.additionals.extend(self.meta(self.owner, one.node, ttl));
+            }
+            if self.qtype == RecordType::TXT {
+                out.answers.extend(self.meta(self.owner, one.node, ttl));
+            }
+        }
+        if self.options.a_record_limit > 0 && self.qtype != RecordType::SRV {
+            out.answers.truncate(self.options.a_record_limit);
+        }
+    }
+
+    fn srv(&self, one: &Serving<'_>, ttl: Duration, out: &mut Sections) {
+        let own = one.service.address.parse::<IpAddr>();
+        let target = match (&own, one.service.address.is_empty()) {
+            (Ok(ip), _) => self.address_name(*ip),
+            (Err(_), true) => self.node_name(&one.node.name),
+            (Err(_), false) => Name::from_utf8(&one.service.address).ok().map(fqdn),
+        };
+        // A name that cannot be put on the wire is left out rather than breaking the answer.
+        let Some(target) = target else { return };
+        let record = self.record(self.owner.clone(), ttl, RData::SRV(SRV::new(1, one.weight, one.port, target.clone())));
+        if out.answers.contains(&record) {
+            return;
+        }
+        out.answers.push(record);
+        let ip = own.ok().or_else(|| one.service.address.is_empty().then(|| one.node.address.parse().ok()).flatten());
+        if let Some(ip) = ip {
+            let extra = self.record(target.clone(), ttl, address(ip));
+            if !out.additionals.contains(&extra) {
+                out.additionals.push(extra);
+            }
+        }
+        if self.options.node_meta_txt {
+            for meta in self.meta(&target, one.node, ttl) {
+                if !out.additionals.contains(&meta) {
+                    out.additionals.push(meta);
+                }
+            }
+        }
+    }
+
+    fn pointers(&self, names: &[String], out: &mut Sections) {
+        if matches!(self.qtype, RecordType::PTR | RecordType::ANY) {
+            let targets = names.iter().filter_map(|name| Name::from_utf8(name).ok());
+            out.answers.extend(targets.map(|name| self.record(self.owner.clone(), Duration::ZERO, RData::PTR(PTR(name)))));
+        }
+    }
+
+    /// A, AAAA or CNAME for an address as it was registered, as far as the question wants it.
+    fn address_records(&self, owner: &Name, text: &str, ttl: Duration) -> Vec<Record> {
+        match text.parse::<IpAddr>() {
+            Ok(ip) if self.wants(ip) => vec![self.record(owner.clone(), ttl, address(ip))],
+            Ok(_) => Vec::new(),
+            Err(_) if matches!(self.qtype, RecordType::A | RecordType::AAAA | RecordType::CNAME | RecordType::ANY) => {
+                let target = Name::from_utf8(text).ok().map(fqdn);
+                target.map(|target| self.record(owner.clone(), ttl, RData::CNAME(CNAME(target)))).into_iter().collect()
+            }
+            Err(_) => Vec::new(),
+        }
+    }
+
+    fn wants(&self, ip: IpAddr) -> bool {
+        match self.qtype {
+            RecordType::ANY => true,
+            RecordType::A => ip.is_ipv4(),
+            RecordType::AAAA => ip.is_ipv6(),
+            _ => false,
+        }
+    }
+
+    fn meta(&self, owner: &Name, node: &Node, ttl: Duration) -> Vec<Record> {
+        let text = |(key, value): (&String, &String)| if key.to_ascii_lowercase().starts_with("rfc1035-") { value.clone() } else { format!("{key}={value}") };
+        // A character-string holds 255 bytes (RFC 1035 §3.3); metadata may be longer.
+        let strings = |text: String| text.as_bytes().chunks(255).map(|chunk| String::from_utf8_lossy(chunk).into_owned()).collect::<Vec<_>>();
+        node.meta.iter().map(|pair| self.record(owner.clone(), ttl, RData::TXT(TXT::new(strings(text(pair)))))).collect()
+    }
+
+    /// The zone's SOA.
+    pub(crate) fn soa(&self) -> Option<Record> {
+        let zone = self.zone()?;
+        let soa = self.options.soa;
+        let in_zone = |label: &str| zone.prepend_label(label).ok();
+        let serial = u32::try_from(self.wall.get() / 1000).unwrap_or(u32::MAX);
+        let data = SOA::new(in_zone("ns")?, in_zone("hostmaster")?, serial, soa.refresh, soa.retry, soa.expire, soa.min_ttl);
+        Some(self.record(zone, Duration::from_secs(soa.min_ttl.into()), RData::SOA(data)))
+    }
+
+    fn zone(&self) -> Option<Name> {
+        Name::from_utf8(self.domain).ok().map(fqdn)
+    }
+
+    fn node_name(&self, node: &str) -> Option<Name> {
+        self.below(&[node, "node", &self.options.datacenter])
+    }
+
+    fn address_name(&self, ip: IpAddr) -> Option<Name> {
+        let hex = match ip {
+            IpAddr::V4(v4) => format!("{:08x}", u32::from(v4)),
+            IpAddr::V6(v6) => format!("{:032x}", u128::from(v6)),
+        };
+        self.below(&[&hex, "addr", &self.options.datacenter])
+    }
+
+    fn below(&self, labels: &[&str]) -> Option<Name> {
+        Name::from_utf8(format!("{}.{}.", labels.join("."), self.domain)).ok()
+    }
+
+    fn record(&self, owner: Name, ttl: Duration, data: RData) -> Record {
+        Record::from_rdata(owner, u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX), data)
+    }
+}
+
+fn address(ip: IpAddr) -> RData {
+    match ip {
+        IpAddr::V4(v4) => RData::A(A(v4)),
+        IpAddr::V6(v6) => RData::AAAA(AAAA(v6)),
+    }
+}
+
+fn fqdn(mut name: Name) -> Name {
+    name.set_fqdn(true);
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_specific_ttl_rule_wins() {
+        let s = Duration::from_secs;
+        let rules = TtlRules::new([("*", 1), ("db-*", 10), ("db-main-*", 20), ("Web", 5)].map(|(k, v)| (k.to_owned(), s(v))).into());
+        for (service, ttl) in [("web", 5), ("WEB", 5), ("db-x", 10), ("db-main-1", 20), ("other", 1)] {
+            assert_eq!(rules.of(service), s(ttl), "{service}");
+        }
+        assert_eq!(TtlRules::default().of("web"), s(0));
+    }
+}

@@ -1,0 +1,193 @@
+//! The grammar of names below `consul.` (and the alternative domain).
+//!
+//! Owns: turning a question's name into a [`Target`].
+//! Never: looks anything up.
+//! Source: CONSUL.md C.1; RFC 2782 for `_service._proto`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// What a name asks for. All text is lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// The domain itself.
+    Apex,
+    /// `<node>.node[.<dc>]`
+    Node {
+        name: String,
+        datacenter: Option<String>,
+    },
+    /// `[<tag>.]<service>.service[.<dc>]` and the RFC 2782 form.
+    Service {
+        name: String,
+        tag: Option<String>,
+        port: Option<String>,
+        datacenter: Option<String>,
+    },
+    /// `<hex>.addr[.<dc>]`
+    Address(IpAddr),
+    /// `in-addr.arpa` and `ip6.arpa`.
+    Reverse(IpAddr),
+    /// Below one of our domains, but no name of ours.
+    Nothing,
+    /// Not below any domain of ours.
+    Foreign,
+}
+
+/// Parses `name` (no trailing dot needed) against `domains` (lower case, no dots around them).
+pub(crate) fn parse(name: &str, domains: &[String]) -> Target {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    if let Some(ip) = reverse(&name) {
+        return Target::Reverse(ip);
+    }
+    for domain in domains {
+        if name == *domain {
+            return Target::Apex;
+        }
+        if let Some(rest) = name.strip_suffix(domain.as_str()).and_then(|rest| rest.strip_suffix('.')) {
+            return below(rest);
+        }
+    }
+    Target::Foreign
+}
+
+fn below(rest: &str) -> Target {
+    let labels: Vec<&str> = rest.split('.').collect();
+    let kinds = ["service", "node", "addr"];
+    if let Some(at) = labels.iter().rposition(|label| kinds.contains(label)) {
+        let Some(datacenter) = datacenter(&labels[at + 1..]) else { return Target::Nothing };
+        let before = &labels[..at];
+        return match labels[at] {
+            "node" if !before.is_empty() => Target::Node { name: before.join("."), datacenter },
+            "service" => service(before, datacenter),
+            "addr" => address(before),
+            _ => Target::Nothing,
+        };
+    }
+    // `_service._proto[.<dc>]` may leave the `service` label out.
+    match labels.as_slice() {
+        [name, proto, after @ ..] if is_rfc2782(name, proto) => match datacenter(after) {
+            Some(datacenter) => service(&labels[..2], datacenter),
+            None => Target::Nothing,
+        },
+        _ => Target::Nothing,
+    }
+}
+
+/// `` → any, `<dc>` or `<dc>.dc`; `None` for anything else.
+#[expect(clippy::option_option, reason = "outer: is it well formed; inner: was one given")]
+fn datacenter(labels: &[&str]) -> Option<Option<String>> {
+    match labels {
+        [] => Some(None),
+        [dc] | [dc, "dc"] => Some(Some((*dc).to_owned())),
+        _ => None,
+    }
+}
+
+fn is_rfc2782(name: &str, proto: &str) -> bool {
+    name.len() > 1 && proto.len() > 1 && name.starts_with('_') && proto.starts_with('_')
+}
+
+fn service(labels: &[&str], datacenter: Option<String>) -> Target {
+    let of = |name: &str, tag: Option<String>, port: Option<String>| Target::Service { name: name.to_owned(), tag, port, datacenter: datacenter.clone() };
+    match labels {
+        [] => Target::Nothing,
+        [name, proto] if is_rfc2782(name, proto) => {
+            // `_tcp` is the protocol, anything else narrows by tag.
+            let tag = (*proto != "_tcp").then(|| proto[1..].to_owned());
+            of(&name[1..], tag, None)
+        }
+        [port, "port", name] => of(name, None, Some((*port).to_owned())),
+        [name] => of(name, None, None),
+        // Tags may contain dots.
+        [tag @ .., name] => of(name, Some(tag.join(".")), None),
+    }
+}
+
+fn address(labels: &[&str]) -> Target {
+    let [hex] = labels else { return Target::Nothing };
+    match (hex.len(), u128::from_str_radix(hex, 16)) {
+        (8, Ok(bits)) => u32::try_from(bits).map_or(Target::Nothing, |bits| Target::Address(Ipv4Addr::from(bits).into())),
+        (32, Ok(bits)) => Target::Address(Ipv6Addr::from(bits).into()),
+        _ => Target::Nothing,
+    }
+}
+
+fn reverse(name: &str) -> Option<IpAddr> {
+    if let Some(v4) = name.strip_suffix(".in-addr.arpa") {
+        let octets = v4.split('.').rev().map(str::parse).collect::<Result<Vec<u8>, _>>().ok()?;
+        return Some(Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?).into());
+    }
+    let v6 = name.strip_suffix(".ip6.arpa")?;
+    let nibbles: Vec<&str> = v6.split('.').rev().collect();
+    if nibbles.len() != 32 || nibbles.iter().any(|nibble| nibble.len() != 1) {
+        return None;
+    }
+    u128::from_str_radix(&nibbles.concat(), 16).ok().map(|bits| Ipv6Addr::from(bits).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(name: &str, expected: &Target) {
+        assert_eq!(&parse(name, &["consul".to_owned(), "weft".to_owned()]), expected, "{name}");
+    }
+
+    fn svc(name: &str, tag: Option<&str>, dc: Option<&str>) -> Target {
+        Target::Service { name: name.into(), tag: tag.map(Into::into), port: None, datacenter: dc.map(Into::into) }
+    }
+
+    fn node(name: &str, dc: Option<&str>) -> Target {
+        Target::Node { name: name.into(), datacenter: dc.map(Into::into) }
+    }
+
+    #[test]
+    fn nodes() {
+        check("n1.node.consul.", &node("n1", None));
+        check("N1.Node.CONSUL", &node("n1", None));
+        check("n1.node.dc1.consul.", &node("n1", Some("dc1")));
+        check("n1.node.dc1.dc.consul.", &node("n1", Some("dc1")));
+        check("a.b.node.consul.", &node("a.b", None));
+        check("n1.node.weft.", &node("n1", None));
+        check("node.consul.", &Target::Nothing);
+        check("n1.node.a.b.c.consul.", &Target::Nothing);
+    }
+
+    #[test]
+    fn services() {
+        check("web.service.consul.", &svc("web", None, None));
+        check("v2.web.service.consul.", &svc("web", Some("v2"), None));
+        check("v2.1.web.service.consul.", &svc("web", Some("v2.1"), None));
+        check("web.service.dc2.consul.", &svc("web", None, Some("dc2")));
+        check("_web._tcp.service.consul.", &svc("web", None, None));
+        check("_web._tcp.consul.", &svc("web", None, None));
+        check("_web._v2.dc1.consul.", &svc("web", Some("v2"), Some("dc1")));
+        check("service.consul.", &Target::Nothing);
+        check(
+            "admin.port.web.service.consul.",
+            &Target::Service { name: "web".into(), tag: None, port: Some("admin".into()), datacenter: None },
+        );
+    }
+
+    #[test]
+    fn addresses_both_ways() {
+        check("7f000001.addr.consul.", &Target::Address([127, 0, 0, 1].into()));
+        check("20010db8000000000000000000000001.addr.dc1.consul.", &Target::Address("2001:db8::1".parse().unwrap()));
+        check("7f0001.addr.consul.", &Target::Nothing);
+        check("zz000001.addr.consul.", &Target::Nothing);
+        check("1.0.0.127.in-addr.arpa.", &Target::Reverse([127, 0, 0, 1].into()));
+        check(
+            "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.",
+            &Target::Reverse("2001:db8::1".parse().unwrap()),
+        );
+        check("0.127.in-addr.arpa.", &Target::Foreign);
+    }
+
+    #[test]
+    fn the_rest() {
+        check("consul.", &Target::Apex);
+        check("nothing.consul.", &Target::Nothing);
+        check("example.com.", &Target::Foreign);
+        check("notconsul.", &Target::Foreign);
+    }
+}

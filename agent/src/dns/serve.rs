@@ -1,0 +1,246 @@
+//! The DNS port: UDP and TCP listeners.
+//!
+//! Owns: sockets, bounds on TCP, the loop from packet to packet.
+//! Never: blocks on anything but its own sockets.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hickory_proto::op::{Message, ResponseCode};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{Semaphore, watch};
+use weft_catalog::Trace;
+use weft_proto::clock::Clock;
+
+use super::answer::{Asked, DnsOptions};
+use super::lookup::{Found, Rules, find};
+use super::message::{self, Received, UdpRules, Via};
+use super::metrics::{Cause, DnsMetrics};
+use super::name::{self, Target};
+use super::view::{DnsView, Viewed};
+
+/// Open TCP connections; further ones wait to be accepted.
+const TCP_CONNECTIONS_MAX: usize = 256;
+/// An idle TCP connection is closed after this time.
+const TCP_IDLE: Duration = Duration::from_secs(10);
+/// Datagrams taken from a socket before others get a turn.
+const BURST: usize = 64;
+const DATAGRAM_MAX_BYTES: usize = 4096;
+
+/// Why the DNS port could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen for DNS on {address} ({cause}); is another resolver there? change ports.dns or addresses.dns")]
+pub struct DnsError {
+    /// Where.
+    pub address: SocketAddr,
+    /// The operating system's reason.
+    #[source]
+    pub cause: io::Error,
+}
+
+/// The running DNS port.
+pub struct DnsServer {
+    local: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    view: Arc<dyn DnsView>,
+    options: ArcSwap<Compiled>,
+    metrics: DnsMetrics,
+    clock: Arc<dyn Clock>,
+}
+
+/// Options with what is derived from them.
+struct Compiled {
+    options: DnsOptions,
+    domains: Vec<String>,
+}
+
+impl Compiled {
+    fn new(options: DnsOptions) -> Self {
+        let domains = std::iter::once(&options.domain).chain(&options.alt_domain).map(|d| d.trim_matches('.').to_ascii_lowercase()).collect();
+        Self { options, domains }
+    }
+}
+
+impl DnsServer {
+    /// Opens UDP and TCP on `address` and answers until `stop` turns true.
+    ///
+    /// `seed`: of the dice that shuffle answers.
+    pub async fn start(
+        address: SocketAddr,
+        options: DnsOptions,
+        view: Arc<dyn DnsView>,
+        metrics: DnsMetrics,
+        clock: Arc<dyn Clock>,
+        seed: u64,
+        stop: watch::Receiver<bool>,
+    ) -> Result<Self, DnsError> {
+        let failed = |cause| DnsError { address, cause };
+        let udp = bind_udp(address).map_err(failed)?;
+        let local = udp.local_addr().map_err(failed)?;
+        let tcp = TcpListener::bind(local).await.map_err(failed)?;
+        let shared = Arc::new(Shared { view, options: ArcSwap::from_pointee(Compiled::new(options)), metrics, clock });
+        tokio::spawn(serve_udp(udp, shared.clone(), SmallRng::seed_from_u64(seed), stop.clone()));
+        tokio::spawn(serve_tcp(tcp, shared.clone(), seed.wrapping_add(1), stop));
+        Ok(Self { local, shared })
+    }
+
+    /// The address that was bound.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Takes new options for every later question.
+    pub fn reload(&self, options: DnsOptions) {
+        self.shared.options.store(Arc::new(Compiled::new(options)));
+    }
+}
+
+fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    // A burst of questions must wait in the kernel rather than be dropped.
+    socket.set_recv_buffer_size(1 << 20)?;
+    socket.bind(&address.into())?;
+    UdpSocket::from_std(socket.into())
+}
+
+async fn serve_udp(socket: UdpSocket, shared: Arc<Shared>, mut rng: SmallRng, mut stop: watch::Receiver<bool>) {
+    let mut packet = vec![0; DATAGRAM_MAX_BYTES];
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stopped| *stopped) => return,
+            ready = socket.readable() => if ready.is_err() { continue },
+        }
+        for _ in 0..BURST {
+            let Ok((bytes, from)) = socket.try_recv_from(&mut packet) else { break };
+            let Some(reply) = shared.answer(&packet[..bytes], Via::Udp, &mut rng) else { continue };
+            if let Err(cause) = socket.try_send_to(&reply, from)
+                && cause.kind() == io::ErrorKind::WouldBlock
+            {
+                let _ = socket.send_to(&reply, from).await;
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>, seed: u64, mut stop: watch::Receiver<bool>) {
+    let seats = Arc::new(Semaphore::new(TCP_CONNECTIONS_MAX));
+    let mut number = 0_u64;
+    loop {
+        let Ok(seat) = seats.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stopped| *stopped) => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        number += 1;
+        let (shared, rng) = (shared.clone(), SmallRng::seed_from_u64(seed.wrapping_add(number)));
+        tokio::spawn(async move {
+            let _seat = seat;
+            // The client's connection: its errors end it and concern nobody else.
+            let _ = converse(stream, &shared, rng).await;
+        });
+    }
+}
+
+/// Questions and answers framed by a two-byte length (RFC 1035 §4.2.2).
+async fn converse(mut stream: TcpStream, shared: &Shared, mut rng: SmallRng) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut packet = Vec::new();
+    loop {
+        let length = tokio::time::timeout(TCP_IDLE, stream.read_u16()).await??;
+        packet.resize(usize::from(length), 0);
+        tokio::time::timeout(TCP_IDLE, stream.read_exact(&mut packet)).await??;
+        let Some(reply) = shared.answer(&packet, Via::Tcp, &mut rng) else { return Ok(()) };
+        let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
+        let framed = [&length.to_be_bytes()[..], &reply].concat();
+        tokio::time::timeout(TCP_IDLE, stream.write_all(&framed)).await??;
+    }
+}
+
+impl Shared {
+    /// The answer to one packet; nothing for garbage.
+    fn answer(&self, packet: &[u8], via: Via, rng: &mut SmallRng) -> Option<Vec<u8>> {
+        match message::receive(packet) {
+            Received::Question(question) => self.reply(&question, via, rng),
+            Received::Refused(bytes, rcode) => {
+                self.metrics.answered(rcode);
+                Some(bytes)
+            }
+            Received::Garbage => {
+                self.metrics.malformed.inc();
+                None
+            }
+        }
+    }
+
+    fn reply(&self, question: &Message, via: Via, rng: &mut SmallRng) -> Option<Vec<u8>> {
+        let compiled = self.options.load();
+        let options = &compiled.options;
+        let query = question.queries.first()?;
+        let Viewed::Ready { state, age } = self.view.look() else {
+            return self.failed(question, Cause::NoView);
+        };
+        if age > options.max_stale {
+            return self.failed(question, Cause::NoView);
+        }
+        let owner = query.name().to_lowercase();
+        let text = owner.to_utf8();
+        let target = name::parse(&text, &compiled.domains);
+        if target == Target::Foreign {
+            self.metrics.answered("refused");
+            self.metrics.empty(Cause::Foreign);
+            return message::bare(question, ResponseCode::Refused);
+        }
+        let domain = compiled.domains.iter().find(|d| text.trim_end_matches('.').ends_with(d.as_str())).unwrap_or(&options.domain);
+        let rules = Rules { datacenter: &options.datacenter, domain, only_passing: options.only_passing };
+        let asked = Asked { options, owner: &owner, qtype: query.query_type(), domain, wall: self.clock.wall() };
+        let trace = Trace::off();
+        let found = find(&target, &state, &rules, &trace);
+        // A reverse name that we do not know is below nobody's zone of ours.
+        if let (Target::Reverse(_), Found::NoName(cause)) = (&target, &found) {
+            self.metrics.empty(*cause);
+        }
+        let sections = asked.sections(&found, rng);
+        if let Some(cause) = sections.empty {
+            self.metrics.empty(cause);
+        }
+        self.metrics.answered(if sections.exists { "noerror" } else { "nxdomain" });
+        let rules = UdpRules { answer_limit: options.udp_answer_limit, set_tc: options.enable_truncate };
+        match message::encode(question, sections, via, rules) {
+            Some((bytes, trimmed)) => {
+                if trimmed {
+                    self.metrics.truncated.inc();
+                }
+                Some(bytes)
+            }
+            None => self.failed(question, Cause::NoView),
+        }
+    }
+
+    fn failed(&self, question: &Message, cause: Cause) -> Option<Vec<u8>> {
+        self.metrics.answered("servfail");
+        self.metrics.empty(cause);
+        message::bare(question, ResponseCode::ServFail)
+    }
+}

@@ -1,0 +1,71 @@
+//! What the server role must be told.
+//!
+//! Owns: plain values, already validated by the agent's configuration.
+//! Never: parses or defaults anything a user writes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Which store keeps the Raft log (`raft_logstore.backend`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogBackend {
+    /// Our segmented write-ahead log.
+    Wal,
+    /// sled, flushed with an fdatasync of our own.
+    Sled,
+    /// Nothing on disk: `-dev`.
+    Memory,
+}
+
+/// How a first leader comes to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bootstrap {
+    /// Wait to be added to a cluster that exists.
+    Join,
+    /// This server alone is the first member (`-bootstrap`, `-dev`).
+    Alone,
+    /// The first `n` servers that see each other form the cluster (`-bootstrap-expect`).
+    Expect(usize),
+}
+
+/// Settings of the server role.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Node name, unique in the datacenter.
+    pub node_name: String,
+    /// Node id, UUID text.
+    pub node_id: String,
+    /// Datacenter name.
+    pub datacenter: String,
+    /// Where everything durable lives; `None` keeps all in memory.
+    pub data_dir: Option<PathBuf>,
+    /// Where the RPC port listens.
+    pub rpc_bind: SocketAddr,
+    /// What other servers dial.
+    pub rpc_advertise: SocketAddr,
+    /// The log's backend.
+    pub backend: LogBackend,
+    /// First membership.
+    pub bootstrap: Bootstrap,
+    /// Scales heartbeat and election times; 1 is the fastest.
+    pub raft_multiplier: u32,
+    /// Entries applied since the last snapshot before the next (`raft_snapshot_threshold`).
+    pub snapshot_threshold: u64,
+    /// Entries kept behind a snapshot for slow followers (`raft_trailing_logs`).
+    pub trailing_logs: u64,
+    /// How long a request waits for a leader (`performance.rpc_hold_timeout`).
+    pub hold_timeout: Duration,
+    /// Tombstones are forgotten after this time.
+    pub tombstone_ttl: Duration,
+    /// Connections per remote address to the RPC port (`limits.rpc_max_conns_per_client`).
+    pub rpc_max_conns_per_client: usize,
+    /// Time for TLS and the first byte (`limits.rpc_handshake_timeout`).
+    pub rpc_handshake_timeout: Duration,
+    /// Time before a caught-up learner may vote (`autopilot.server_stabilization_time`).
+    pub stabilization: Duration,
+    /// Remove failed servers when quorum allows (`autopilot.cleanup_dead_servers`).
+    pub cleanup_dead_servers: bool,
+    /// Seed of this server's dice.
+    pub seed: u64,
+}

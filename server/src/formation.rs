@@ -1,0 +1,372 @@
+//! How a cluster comes to be and how a server gets into one.
+//!
+//! Owns: the first membership (`-bootstrap`, `-bootstrap-expect`), joining as a learner, and the
+//! reservation that keeps two overlapping first memberships from both being formed.
+//! Never: changes a membership that exists; the leader does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use weft_gossip::{Member, MemberStatus};
+use weft_proto::v1;
+use weft_raft::{Peer, RaftId};
+
+use crate::config::Bootstrap;
+use crate::handle::{Inner, Server, ServerError};
+
+/// Pause between looks at the pool while there is no cluster.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a server keeps itself free for one coordinator's set.
+const RESERVED_FOR: Duration = Duration::from_secs(6);
+/// The coordinator must have formed the cluster by then, well before the first reservation ends.
+const FORM_WITHIN: Duration = Duration::from_secs(3);
+
+/// Gossip tags of a server, as Consul names them where Consul has them.
+pub(crate) mod tags {
+    pub(crate) const ROLE: &str = "role";
+    pub(crate) const SERVER_ROLE: &str = "consul";
+    pub(crate) const DATACENTER: &str = "dc";
+    pub(crate) const NODE_ID: &str = "id";
+    pub(crate) const RPC_PORT: &str = "port";
+    pub(crate) const EXPECT: &str = "expect";
+    pub(crate) const RAFT_ID: &str = "raft_id";
+}
+
+/// A server as gossip shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PoolServer {
+    pub(crate) raft_id: RaftId,
+    pub(crate) name: String,
+    pub(crate) address: String,
+    pub(crate) expect: Option<usize>,
+    pub(crate) alive: bool,
+    pub(crate) left: bool,
+}
+
+/// The servers of `datacenter` among `members`.
+pub(crate) fn pool_servers(members: &[Member], datacenter: &str) -> Vec<PoolServer> {
+    members.iter().filter_map(|member| pool_server(member, datacenter)).collect()
+}
+
+fn pool_server(member: &Member, datacenter: &str) -> Option<PoolServer> {
+    let tag = |name: &str| member.tags.get(name).map(String::as_str);
+    if tag(tags::ROLE) != Some(tags::SERVER_ROLE) || tag(tags::DATACENTER) != Some(datacenter) {
+        return None;
+    }
+    let port: u16 = tag(tags::RPC_PORT)?.parse().ok()?;
+    Some(PoolServer {
+        raft_id: tag(tags::RAFT_ID)?.parse().ok()?,
+        name: member.name.clone(),
+        address: std::net::SocketAddr::new(member.addr, port).to_string(),
+        expect: tag(tags::EXPECT).and_then(|n| n.parse().ok()),
+        alive: member.status == MemberStatus::Alive,
+        left: member.status == MemberStatus::Left,
+    })
+}
+
+/// The first membership this server should coordinate, if the pool is ready and the turn is ours.
+fn first_membership(pool: &[PoolServer], me: RaftId, expect: usize) -> Option<Vec<PoolServer>> {
+    let mut ready: Vec<_> = pool.iter().filter(|s| s.alive && s.expect == Some(expect)).cloned().collect();
+    if ready.len() < expect {
+        return None;
+    }
+    // Everybody orders the pool the same way; the lowest id acts, so that normally one does.
+    ready.sort_by_key(|s| s.raft_id);
+    ready.truncate(expect);
+    (ready.first()?.raft_id == me).then_some(ready)
+}
+
+/// This server's promise to one coordinator.
+#[derive(Default)]
+pub(crate) struct Reservation(Mutex<Option<Promise>>);
+
+struct Promise {
+    coordinator: String,
+    set: Vec<String>,
+    until: Duration,
+}
+
+impl Reservation {
+    /// Promises to take part in `set` only, or says why not.
+    fn promise(&self, coordinator: &str, set: &[String], now: Duration) -> Result<(), String> {
+        let mut promised = self.0.lock();
+        if let Some(other) = promised.as_ref().filter(|p| now < p.until && (p.coordinator != coordinator || p.set != set)) {
+            return Err(format!("already promised to the first membership that {} is forming", other.coordinator));
+        }
+        *promised = Some(Promise { coordinator: coordinator.to_owned(), set: set.to_vec(), until: now + RESERVED_FOR });
+        Ok(())
+    }
+}
+
+impl Inner {
+    pub(crate) fn hello(&self) -> v1::HelloReply {
+        let status = self.raft.status();
+        v1::HelloReply {
+            raft_id: self.raft.id().to_string(),
+            node_name: self.config.node_name.clone(),
+            node_id: self.config.node_id.clone(),
+            datacenter: self.config.datacenter.clone(),
+            cluster_id: self.published.load().cluster_id().to_owned(),
+            bootstrap_expect: match self.config.bootstrap {
+                Bootstrap::Expect(n) => u32::try_from(n).unwrap_or(u32::MAX),
+                Bootstrap::Alone => 1,
+                Bootstrap::Join => 0,
+            },
+            last_log_index: status.last_log,
+            initialized: self.raft.is_initialized(),
+            public_key: self.public_key.clone(),
+            rpc_address: self.config.rpc_advertise.to_string(),
+        }
+    }
+
+    pub(crate) fn reserve(&self, request: &v1::ReserveRequest) -> Result<(), String> {
+        if self.raft.is_initialized() {
+            return Err(format!("{} already belongs to a cluster", self.config.node_name));
+        }
+        if request.datacenter != self.config.datacenter {
+            return Err(format!("{} is of datacenter {:?}", self.config.node_name, self.config.datacenter));
+        }
+        self.reservation.promise(&request.coordinator_raft_id, &request.raft_ids, self.clock.monotonic())
+    }
+
+    pub(crate) fn own_peer(&self) -> Peer {
+        Peer {
+            id: self.raft.id(),
+            name: self.config.node_name.clone(),
+            address: self.config.rpc_advertise.to_string(),
+            public_key: self.public_key.clone(),
+        }
+    }
+}
+
+/// Keeps the address book true, and forms or joins a cluster while there is none.
+pub(crate) async fn run(server: Server) {
+    let mut stop = server.inner.stop.subscribe();
+    let mut said = Said::default();
+    loop {
+        server.refresh_directory();
+        if !server.inner.raft.is_initialized() {
+            if let Err(why) = server.form_or_join().await {
+                said.once(why);
+            }
+        }
+        let pause = if server.inner.raft.is_initialized() { Duration::from_secs(1) } else { LOOK_EVERY };
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stopped| *stopped) => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Logs a state of affairs when it changes, not each time it is looked at.
+#[derive(Default)]
+struct Said(String);
+
+impl Said {
+    fn once(&mut self, why: String) {
+        if self.0 != why {
+            tracing::info!(reason = %why, "no cluster yet");
+            self.0 = why;
+        }
+    }
+}
+
+impl Server {
+    fn refresh_directory(&self) {
+        let Some(gossip) = self.inner.gossip.load_full() else { return };
+        let directory: BTreeMap<RaftId, String> = pool_servers(&gossip.members(), &self.inner.config.datacenter)
+            .into_iter()
+            .filter(|s| s.alive)
+            .map(|s| (s.raft_id, s.address))
+            .collect();
+        self.inner.transport.set_directory(directory);
+    }
+
+    async fn form_or_join(&self) -> Result<(), String> {
+        let inner = &self.inner;
+        if inner.config.bootstrap == Bootstrap::Alone {
+            return inner.raft.bootstrap(vec![inner.own_peer()]).await.map_err(|cause| cause.to_string());
+        }
+        let Some(gossip) = inner.gossip.load_full() else { return Err("gossip is not up yet".into()) };
+        let pool = pool_servers(&gossip.members(), &inner.config.datacenter);
+        let hellos = self.greet(&pool).await;
+        if let Some(member) = hellos.values().find(|hello| hello.initialized) {
+            return self.join_through(&member.rpc_address).await;
+        }
+        let Bootstrap::Expect(expect) = inner.config.bootstrap else {
+            return Err("waiting for a server that belongs to a cluster (-retry-join names one)".into());
+        };
+        let Some(set) = first_membership(&pool, inner.raft.id(), expect) else {
+            let seen = pool.iter().filter(|s| s.alive).count();
+            return Err(format!("waiting for {expect} servers that expect {expect}; {seen} seen"));
+        };
+        self.form(&set, &hellos).await
+    }
+
+    /// Says hello to every living server but this one; those that do not answer are left out.
+    async fn greet(&self, pool: &[PoolServer]) -> BTreeMap<RaftId, v1::HelloReply> {
+        let inner = &self.inner;
+        let me = inner.raft.id();
+        let calls = pool.iter().filter(|s| s.alive && s.raft_id != me).map(|s| async move {
+            let request = v1::HelloRequest { datacenter: inner.config.datacenter.clone() };
+            let answer = inner.forwarder.call(&s.address, HELLO_TIMEOUT, async move |mut client| client.hello(request).await).await;
+            match answer {
+                Ok(hello) => Some((s.raft_id, hello)),
+                Err(cause) => {
+                    tracing::debug!(server.name = %s.name, server.addr = %s.address, error = ?cause, "no hello");
+                    None
+                }
+            }
+        });
+        futures::future::join_all(calls).await.into_iter().flatten().collect()
+    }
+
+    async fn form(&self, set: &[PoolServer], hellos: &BTreeMap<RaftId, v1::HelloReply>) -> Result<(), String> {
+        let inner = &self.inner;
+        let begun = inner.clock.monotonic();
+        let request = v1::ReserveRequest {
+            coordinator_raft_id: inner.raft.id().to_string(),
+            raft_ids: set.iter().map(|s| s.raft_id.to_string()).collect(),
+            datacenter: inner.config.datacenter.clone(),
+        };
+        inner.reserve(&request)?;
+        let mut peers = vec![inner.own_peer()];
+        for server in set.iter().filter(|s| s.raft_id != inner.raft.id()) {
+            let hello = hellos.get(&server.raft_id).ok_or_else(|| format!("{} ({}) does not answer on its server port", server.name, server.address))?;
+            let asked = request.clone();
+            let reply = inner
+                .forwarder
+                .call(&server.address, HELLO_TIMEOUT, async move |mut client| client.reserve(asked).await)
+                .await
+                .map_err(|cause| format!("{} does not answer: {cause:?}", server.name))?;
+            if !reply.granted {
+                return Err(reply.reason);
+            }
+            peers.push(Peer { id: server.raft_id, name: server.name.clone(), address: server.address.clone(), public_key: Bytes::clone(&hello.public_key) });
+        }
+        if inner.clock.monotonic() > begun + FORM_WITHIN {
+            return Err("forming the first membership took too long; trying again".into());
+        }
+        let names: Vec<_> = peers.iter().map(|p| p.name.clone()).collect();
+        inner.raft.bootstrap(peers).await.map_err(|cause| cause.to_string())?;
+        tracing::info!(raft.peers = ?names, "cluster formed");
+        Ok(())
+    }
+
+    async fn join_through(&self, address: &str) -> Result<(), String> {
+        let inner = &self.inner;
+        let me = inner.own_peer();
+        let request = v1::JoinRequest {
+            raft_id: me.id.to_string(),
+            node_name: me.name,
+            address: me.address,
+            datacenter: inner.config.datacenter.clone(),
+            public_key: me.public_key,
+            cluster_id: inner.published.load().cluster_id().to_owned(),
+            last_log_index: inner.raft.status().last_log,
+        };
+        let mut at = address.to_owned();
+        for _ in 0..3 {
+            let asked = request.clone();
+            let reply = inner
+                .forwarder
+                .call(&at, Duration::from_secs(10), async move |mut client| client.join(asked).await)
+                .await
+                .map_err(|cause| format!("cannot ask {at} to let us in: {cause:?}"))?;
+            if !reply.not_leader {
+                return if reply.error.is_empty() { Ok(()) } else { Err(reply.error) };
+            }
+            if reply.leader_address.is_empty() {
+                return Err(format!("{at} knows no leader yet"));
+            }
+            at = reply.leader_address;
+        }
+        Err("the leader keeps moving; trying again".into())
+    }
+
+    /// On the leader: lets a server in as a learner, or takes note of its new address.
+    pub(crate) async fn admit(&self, request: v1::JoinRequest) -> Result<(), ServerError> {
+        let inner = &self.inner;
+        let invalid = |why: String| Err(ServerError::Invalid(why));
+        if request.datacenter != inner.config.datacenter {
+            return invalid(format!("this cluster is of datacenter {:?}, the server of {:?}", inner.config.datacenter, request.datacenter));
+        }
+        let state = inner.published.load();
+        if !request.cluster_id.is_empty() && request.cluster_id != state.cluster_id() {
+            return invalid(format!(
+                "{} holds data of another cluster ({}, this one is {}); start it with an empty data_dir to let it join",
+                request.node_name,
+                request.cluster_id,
+                state.cluster_id()
+            ));
+        }
+        let id: RaftId = request.raft_id.parse().map_err(|_| ServerError::Invalid(format!("{:?} is not a Raft id", request.raft_id)))?;
+        let status = inner.raft.status();
+        if let Some(known) = status.members.iter().find(|m| m.peer.id == id) {
+            if known.peer.address != request.address {
+                inner.raft.update_address(id, request.address).await.map_err(change_failed)?;
+            }
+            return Ok(());
+        }
+        // A server that lost its data comes back under its name with a new id: the old id holds
+        // nothing any more, and as a voter it would only count against the quorum.
+        for old in status.members.iter().filter(|m| m.peer.name == request.node_name) {
+            tracing::warn!(server.name = %request.node_name, raft.old_id = %old.peer.id, raft.new_id = %id, "server came back without its log; replacing its old Raft id");
+            inner.raft.remove(old.peer.id).await.map_err(change_failed)?;
+        }
+        let peer = Peer { id, name: request.node_name, address: request.address, public_key: request.public_key };
+        tracing::info!(server.name = %peer.name, server.addr = %peer.address, raft.id = %id, "adding server as learner");
+        inner.raft.add_learner(peer).await.map_err(change_failed)
+    }
+}
+
+fn change_failed(cause: impl std::fmt::Display) -> ServerError {
+    ServerError::Failed(cause.to_string())
+}
+
+/// Shared by the tasks that only need the parts.
+pub(crate) type Shared = Arc<Inner>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(n: u128, expect: Option<usize>, alive: bool) -> PoolServer {
+        PoolServer { raft_id: RaftId(uuid::Uuid::from_u128(n)), name: format!("s{n}"), address: format!("127.0.0.{n}:8300"), expect, alive, left: false }
+    }
+
+    fn id(n: u128) -> RaftId {
+        RaftId(uuid::Uuid::from_u128(n))
+    }
+
+    #[test]
+    fn the_lowest_id_acts_once_enough_servers_are_seen() {
+        let pool = [server(3, Some(3), true), server(1, Some(3), true), server(2, Some(3), true)];
+        let names = |me| first_membership(&pool, id(me), 3).map(|set| set.into_iter().map(|s| s.name).collect::<Vec<_>>());
+        assert_eq!(names(1), Some(vec!["s1".into(), "s2".into(), "s3".into()]));
+        assert_eq!(names(2), None);
+        assert_eq!(first_membership(&pool[..2], id(1), 3), None);
+    }
+
+    #[test]
+    fn dead_servers_and_other_expectations_do_not_count() {
+        let pool = [server(1, Some(3), true), server(2, Some(3), false), server(3, Some(5), true), server(4, None, true)];
+        assert_eq!(first_membership(&pool, id(1), 3), None);
+    }
+
+    #[test]
+    fn a_server_promises_itself_to_one_set_at_a_time() {
+        let reservation = Reservation::default();
+        let (ab, bc) = (vec!["a".to_owned(), "b".to_owned()], vec!["b".to_owned(), "c".to_owned()]);
+        let at = Duration::from_secs;
+        assert!(reservation.promise("a", &ab, at(1)).is_ok());
+        assert!(reservation.promise("a", &ab, at(2)).is_ok(), "asking again renews");
+        assert!(reservation.promise("b", &bc, at(3)).unwrap_err().contains("already promised"));
+        assert!(reservation.promise("b", &bc, at(60)).is_ok(), "an old promise lapses");
+    }
+}

@@ -1,0 +1,91 @@
+//! The state machine: the only file that knows both consensus and the catalog.
+//!
+//! Owns: decoding of committed payloads, one publication per applied batch, freezing for snapshots.
+//! Never: reads a clock to decide anything; the one reading it takes only anchors cluster time.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+use weft_catalog::{Catalog, State};
+use weft_proto::clock::Clock;
+use weft_proto::ids::{LogIndex, UnixMillis};
+use weft_proto::v1;
+use weft_raft::{Committed, FatalError, FrozenState, StateMachine};
+
+use crate::metrics::Metrics;
+use crate::published::Published;
+use crate::stamp::ClusterTime;
+
+/// Applies committed entries to the catalog and publishes the result.
+pub(crate) struct Fsm {
+    catalog: Catalog,
+    published: Arc<Published>,
+    time: Arc<ClusterTime>,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+}
+
+impl Fsm {
+    pub(crate) fn new(
+        catalog: Catalog,
+        published: Arc<Published>,
+        time: Arc<ClusterTime>,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { catalog, published, time, clock, metrics }
+    }
+
+    fn apply_one(&mut self, entry: &Committed) -> Result<Bytes, FatalError> {
+        let stamped = v1::Stamped::decode(entry.body.clone()).map_err(|cause| {
+            FatalError::new(format!(
+                "log entry {} is not a command this version can read: {cause}; upgrade this server",
+                entry.index
+            ))
+        })?;
+        let outcome = self
+            .catalog
+            .apply(LogIndex(entry.index), &stamped)
+            .map_err(|cause| FatalError::new(format!("log entry {}: {cause}", entry.index)))?;
+        self.time.applied(UnixMillis(stamped.at_millis), self.clock.monotonic());
+        self.metrics.applied(&stamped);
+        Ok(Bytes::from(outcome.encode_to_vec()))
+    }
+}
+
+impl StateMachine for Fsm {
+    fn apply(&mut self, batch: &[Committed]) -> Result<Vec<Bytes>, FatalError> {
+        let replies = batch.iter().map(|entry| self.apply_one(entry)).collect::<Result<Vec<_>, _>>()?;
+        let (state, touched) = self.catalog.publish();
+        self.published.store(state, &touched);
+        Ok(replies)
+    }
+
+    fn freeze(&mut self) -> Box<dyn FrozenState> {
+        Box::new(Frozen(self.catalog.state().clone()))
+    }
+
+    fn restore(&mut self, from: &mut dyn io::Read) -> Result<(), FatalError> {
+        let catalog = weft_catalog::snapshot::read(&mut io::BufReader::new(from))
+            .map_err(|cause| FatalError::new(format!("snapshot cannot be restored: {cause}")))?;
+        let old = std::mem::replace(&mut self.catalog, catalog);
+        self.time.applied(self.catalog.state().cluster_time(), self.clock.monotonic());
+        let (state, touched) = self.catalog.publish_everything();
+        self.published.store(state, &touched);
+        // A big tree is freed node by node; not on the thread that applies.
+        std::thread::spawn(move || drop(old));
+        Ok(())
+    }
+}
+
+struct Frozen(State);
+
+impl FrozenState for Frozen {
+    fn write(self: Box<Self>, to: &mut dyn io::Write) -> io::Result<()> {
+        let mut to = io::BufWriter::new(to);
+        weft_catalog::snapshot::write(&self.0, &mut to)?;
+        io::Write::flush(&mut to)
+    }
+}

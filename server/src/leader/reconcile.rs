@@ -1,0 +1,245 @@
+//! Membership into the catalog: nodes, the `serfHealth` check and the `consul` service.
+//!
+//! Owns: the comparison of the pool with the catalog, as a pure function that yields commands.
+//! Never: deregisters a node because gossip has not heard of it yet, or one that came back since.
+//! Source: Consul docs, "Consul Architecture", gossip and catalog; CONSUL.md B.6 "Node health".
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use weft_catalog::{State, Trace};
+use weft_gossip::{Member, MemberStatus};
+use weft_proto::v1;
+use weft_proto::v1::stamped::Command;
+
+use crate::formation::tags;
+use crate::handle::Server;
+
+/// Everything is compared again after this time even when nothing seemed to happen.
+const FULL_EVERY: Duration = Duration::from_secs(60);
+/// A node that the pool has not shown for this long after the leader took over is critical.
+const UNSEEN_AFTER: Duration = Duration::from_secs(30);
+
+const SERF_CHECK_ID: &str = "serfHealth";
+const SERF_CHECK_NAME: &str = "Serf Health Status";
+const ALIVE_OUTPUT: &str = "Agent alive and reachable";
+const FAILED_OUTPUT: &str = "Agent not live or unreachable";
+const SERVER_SERVICE: &str = "consul";
+
+pub(super) async fn run(server: &Server) {
+    let inner = &server.inner;
+    let began = inner.clock.monotonic();
+    loop {
+        let Some(gossip) = inner.gossip.load_full() else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let mut events = gossip.events();
+        let unseen_is_dead = inner.clock.monotonic().saturating_sub(began) >= UNSEEN_AFTER;
+        let commands = commands(&gossip.members(), &server.state(), &inner.config.datacenter, unseen_is_dead);
+        let mut failed = false;
+        for command in commands {
+            failed |= super::propose(server, "reconcile", command).await.is_none();
+        }
+        let pause = if failed { Duration::from_secs(1) } else { until_next(inner.clock.monotonic(), began) };
+        tokio::select! {
+            _ = events.next() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Until the next full comparison; one falls right after `UNSEEN_AFTER`.
+fn until_next(now: Duration, began: Duration) -> Duration {
+    let led_for = now.saturating_sub(began);
+    if led_for < UNSEEN_AFTER { UNSEEN_AFTER - led_for + Duration::from_millis(10) } else { FULL_EVERY }
+}
+
+/// What must be written so that the catalog agrees with the pool.
+pub(super) fn commands(members: &[Member], state: &State, datacenter: &str, unseen_is_dead: bool) -> Vec<Command> {
+    let mut commands = Vec::new();
+    for member in members.iter().filter(|m| m.tags.get(tags::DATACENTER).is_none_or(|dc| dc == datacenter)) {
+        let command = match member.status {
+            MemberStatus::Alive => alive(member, state, datacenter),
+            MemberStatus::Failed => failed(&member.name, state),
+            MemberStatus::Left => left(member, state),
+            MemberStatus::None | MemberStatus::Leaving => None,
+        };
+        commands.extend(command);
+    }
+    if unseen_is_dead {
+        commands.extend(unseen(members, state));
+    }
+    commands
+}
+
+fn alive(member: &Member, state: &State, datacenter: &str) -> Option<Command> {
+    let trace = Trace::off();
+    let read = state.read(&trace);
+    let known = read.node(&member.name).rows;
+    let wanted = v1::Node {
+        id: member.tags.get(tags::NODE_ID).cloned().unwrap_or_default(),
+        name: member.name.clone(),
+        address: member.addr.to_string(),
+        datacenter: datacenter.to_owned(),
+        // Tagged addresses and metadata are the agent's to say; keep what it said for this address.
+        tagged_addresses: known.map_or_else(BTreeMap::new, |n| n.tagged_addresses.clone()),
+        meta: known.map_or_else(BTreeMap::new, |n| n.meta.clone()),
+        ..v1::Node::default()
+    };
+    let node_agrees = known.is_some_and(|n| n.id == wanted.id && n.address == wanted.address && n.name == wanted.name);
+    let service = server_service(member);
+    let service_agrees = service.as_ref().is_none_or(|wanted| {
+        read.node_services(&member.name).rows.iter().any(|s| s.id == wanted.id && s.port == wanted.port && s.meta == wanted.meta)
+    });
+    if node_agrees && service_agrees && serf_status(state, &member.name).as_deref() == Some("passing") {
+        return None;
+    }
+    Some(register(wanted, service, serf_check(&member.name, "passing", ALIVE_OUTPUT)))
+}
+
+fn failed(name: &str, state: &State) -> Option<Command> {
+    let trace = Trace::off();
+    let node = state.read(&trace).node(name).rows?;
+    if serf_status(state, name).as_deref() == Some("critical") {
+        return None;
+    }
+    Some(register((**node).clone(), None, serf_check(name, "critical", FAILED_OUTPUT)))
+}
+
+fn left(member: &Member, state: &State) -> Option<Command> {
+    let trace = Trace::off();
+    let node = state.read(&trace).node(&member.name).rows?;
+    let left_id = member.tags.get(tags::NODE_ID)?;
+    // Another machine may have taken the name since: its node id differs and nothing is removed.
+    (node.id == *left_id).then(|| {
+        Command::Deregister(v1::Deregister {
+            node: node.name.clone(),
+            expect_node_id: node.id.clone(),
+            expect_modify_index: node.modify_index,
+            ..v1::Deregister::default()
+        })
+    })
+}
+
+/// Nodes with a gossip check that nobody in the pool has heard of.
+fn unseen(members: &[Member], state: &State) -> Vec<Command> {
+    let trace = Trace::off();
+    let nodes = state.read(&trace).nodes().rows;
+    let known = |name: &str| members.iter().any(|m| m.name.eq_ignore_ascii_case(name));
+    nodes
+        .into_iter()
+        .filter(|node| !known(&node.name) && serf_status(state, &node.name).is_some_and(|status| status != "critical"))
+        .map(|node| register((**node).clone(), None, serf_check(&node.name, "critical", FAILED_OUTPUT)))
+        .collect()
+}
+
+fn serf_status(state: &State, node: &str) -> Option<String> {
+    let trace = Trace::off();
+    let checks = state.read(&trace).checks_of_node(node).rows;
+    checks.iter().find(|check| check.id == SERF_CHECK_ID).map(|check| check.status.clone())
+}
+
+fn server_service(member: &Member) -> Option<v1::Service> {
+    if member.tags.get(tags::ROLE).map(String::as_str) != Some(tags::SERVER_ROLE) {
+        return None;
+    }
+    Some(v1::Service {
+        id: SERVER_SERVICE.into(),
+        name: SERVER_SERVICE.into(),
+        port: member.tags.get(tags::RPC_PORT)?.parse().ok()?,
+        weights: Some(v1::Weights { passing: 1, warning: 1 }),
+        ..v1::Service::default()
+    })
+}
+
+fn serf_check(node: &str, status: &str, output: &str) -> v1::Check {
+    v1::Check {
+        node: node.into(),
+        id: SERF_CHECK_ID.into(),
+        name: SERF_CHECK_NAME.into(),
+        status: status.into(),
+        output: output.into(),
+        ..v1::Check::default()
+    }
+}
+
+fn register(node: v1::Node, service: Option<v1::Service>, check: v1::Check) -> Command {
+    Command::Register(v1::Register { node: Some(node), service, checks: vec![check], skip_node_update: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use weft_catalog::Catalog;
+    use weft_proto::ids::LogIndex;
+
+    use super::*;
+
+    fn member(name: &str, ip: &str, status: MemberStatus) -> Member {
+        let tags = [("role", "consul"), ("dc", "dc1"), ("port", "8300"), ("id", name)].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        Member { name: name.into(), id: name.into(), addr: ip.parse::<IpAddr>().unwrap(), port: 8301, tags: tags.into(), status, incarnation: 1 }
+    }
+
+    /// Applies what reconciliation asks for until it asks for nothing; answers how many commands that took.
+    fn settle(catalog: &mut Catalog, log_index: &mut u64, members: &[Member], unseen: bool) -> usize {
+        let mut total = 0;
+        for _ in 0..3 {
+            let todo = commands(members, catalog.state(), "dc1", unseen);
+            if todo.is_empty() {
+                return total;
+            }
+            total += todo.len();
+            for command in todo {
+                *log_index += 1;
+                let stamped = v1::Stamped { at_millis: *log_index, command: Some(command), ..v1::Stamped::default() };
+                catalog.apply(LogIndex(*log_index), &stamped).unwrap();
+            }
+        }
+        panic!("reconciliation does not settle");
+    }
+
+    fn serf(catalog: &Catalog, node: &str) -> Option<String> {
+        serf_status(catalog.state(), node)
+    }
+
+    #[test]
+    fn a_member_becomes_a_node_fails_returns_and_leaves() {
+        let (mut catalog, mut at) = (Catalog::new(), 0);
+        let alive = [member("s1", "127.0.0.1", MemberStatus::Alive)];
+        assert_eq!(settle(&mut catalog, &mut at, &alive, false), 1);
+        assert_eq!(serf(&catalog, "s1").as_deref(), Some("passing"));
+        assert_eq!(settle(&mut catalog, &mut at, &alive, false), 0, "nothing to do twice");
+
+        settle(&mut catalog, &mut at, &[member("s1", "127.0.0.1", MemberStatus::Failed)], false);
+        assert_eq!(serf(&catalog, "s1").as_deref(), Some("critical"));
+
+        settle(&mut catalog, &mut at, &[member("s1", "127.0.0.9", MemberStatus::Alive)], false);
+        assert_eq!(serf(&catalog, "s1").as_deref(), Some("passing"));
+        let trace = Trace::off();
+        assert_eq!(catalog.state().read(&trace).node("s1").rows.unwrap().address, "127.0.0.9");
+
+        settle(&mut catalog, &mut at, &[member("s1", "127.0.0.9", MemberStatus::Left)], false);
+        assert!(catalog.state().read(&trace).node("s1").rows.is_none());
+    }
+
+    #[test]
+    fn a_node_the_pool_never_showed_turns_critical_but_is_not_removed() {
+        let (mut catalog, mut at) = (Catalog::new(), 0);
+        settle(&mut catalog, &mut at, &[member("s1", "127.0.0.1", MemberStatus::Alive), member("s2", "127.0.0.2", MemberStatus::Alive)], false);
+        let only = [member("s1", "127.0.0.1", MemberStatus::Alive)];
+        assert_eq!(settle(&mut catalog, &mut at, &only, false), 0);
+        settle(&mut catalog, &mut at, &only, true);
+        assert_eq!(serf(&catalog, "s2").as_deref(), Some("critical"));
+    }
+
+    #[test]
+    fn a_name_taken_over_by_another_machine_is_not_removed_by_the_old_one_leaving() {
+        let (mut catalog, mut at) = (Catalog::new(), 0);
+        settle(&mut catalog, &mut at, &[member("s1", "127.0.0.1", MemberStatus::Alive)], false);
+        let mut old = member("s1", "127.0.0.1", MemberStatus::Left);
+        old.tags.insert("id".into(), "somebody-else".into());
+        assert_eq!(settle(&mut catalog, &mut at, &[old], false), 0);
+    }
+}

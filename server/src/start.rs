@@ -1,0 +1,252 @@
+//! Starting the server role: open the log, mint or recall the Raft id, wire the parts, spawn the tasks.
+//!
+//! Owns: the order of start-up.
+//! Never: decides about membership; `formation` does.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use weft_catalog::Catalog;
+use weft_proto::clock::Clock;
+use weft_proto::v1::server_server::ServerServer;
+use weft_raft::log::LogStore;
+use weft_raft::{RaftConfig, RaftId, RaftNode};
+
+use crate::config::{LogBackend, ServerConfig};
+use crate::disk_reserve::DiskReserve;
+use crate::formation::{self, Reservation};
+use crate::forward::Forwarder;
+use crate::fsm::Fsm;
+use crate::handle::{Inner, ReadFailure, Server, ServerError};
+use crate::leader;
+use crate::metrics::Metrics;
+use crate::published::Published;
+use crate::reads::{Rounds, RunRound};
+use crate::rpc::Service;
+use crate::stamp::ClusterTime;
+use crate::transport::{RpcTls, Transport};
+
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
+const RPC_MESSAGE_MAX_BYTES: usize = 16 << 20;
+/// Accepted connections that wait for the RPC service to take them.
+const RPC_BACKLOG: usize = 64;
+
+impl Server {
+    /// Starts the role. It serves stale reads at once; everything else needs a leader.
+    ///
+    /// `public_key`: the server's own key, bound to its Raft id in the membership.
+    /// Errors name the file or port and the remedy; nothing is left running.
+    pub async fn start(
+        config: ServerConfig,
+        tls: Option<Arc<dyn RpcTls>>,
+        public_key: Bytes,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ServerError> {
+        let listener = TcpListener::bind(config.rpc_bind).await.map_err(|cause| ServerError::Io {
+            what: format!("cannot listen on the server port {} ({cause}); is another server running there? change ports.server or bind_addr", config.rpc_bind),
+            cause,
+        })?;
+        let store = open_log(&config)?;
+        let id = raft_id(&config, store.as_ref())?;
+        let metrics = Arc::new(Metrics::default());
+        let time = Arc::new(ClusterTime::default());
+        let mut catalog = Catalog::new();
+        let published = Arc::new(Published::new(catalog.publish().0));
+        let fsm = Fsm::new(catalog, published.clone(), time.clone(), clock.clone(), metrics.clone());
+        let transport = Transport::new(tls, Duration::from_secs(2));
+        let raft = RaftNode::start(raft_config(&config, id), store, snapshot_dir(&config), fsm, Arc::new(transport.clone()), clock.clone())
+            .map_err(|cause| ServerError::Store(cause.to_string()))?;
+        let forwarder = Forwarder::new(transport.clone(), FORWARD_TIMEOUT);
+        let inner = Arc::new_cyclic(|weak: &std::sync::Weak<Inner>| Inner {
+            follower_rounds: Rounds::new(ask_leader(weak.clone())),
+            disk: Arc::new(DiskReserve::new(config.data_dir.clone())),
+            raft,
+            published,
+            time,
+            clock,
+            transport,
+            forwarder,
+            metrics,
+            gossip: ArcSwapOption::empty(),
+            reservation: Reservation::default(),
+            public_key,
+            stop: watch::channel(false).0,
+            config,
+        });
+        let server = Self { inner };
+        server.spawn(listener);
+        Ok(server)
+    }
+
+    fn spawn(&self, listener: TcpListener) {
+        let inner = &self.inner;
+        let acceptor = inner.transport.acceptor(listener, inner.config.rpc_handshake_timeout, inner.config.rpc_max_conns_per_client);
+        let (rpc_tx, rpc_rx) = mpsc::channel(RPC_BACKLOG);
+        let raft = inner.raft.clone();
+        let mut stopped = inner.stop.subscribe();
+        tokio::spawn(async move {
+            let stop = async move {
+                let _ = stopped.wait_for(|stopped| *stopped).await;
+            };
+            acceptor.run(move |stream| raft.serve(stream), rpc_tx, stop).await;
+        });
+        let service = ServerServer::new(Service { inner: inner.clone() })
+            .max_decoding_message_size(RPC_MESSAGE_MAX_BYTES)
+            .max_encoding_message_size(RPC_MESSAGE_MAX_BYTES);
+        let rpc = tonic::transport::Server::builder()
+            .initial_stream_window_size(2 << 20)
+            .initial_connection_window_size(8 << 20)
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .add_service(service)
+            .serve_with_incoming(ReceiverStream::new(rpc_rx));
+        tokio::spawn(async move {
+            if let Err(cause) = rpc.await {
+                tracing::error!(error = %cause, "the RPC service of the server port ended");
+            }
+        });
+        tokio::spawn(formation::run(self.clone()));
+        tokio::spawn(leader::run(self.clone()));
+        tokio::spawn(housekeeping(self.clone()));
+    }
+
+    /// This server's Raft id, as its gossip tag says it.
+    #[must_use]
+    pub fn raft_id(&self) -> RaftId {
+        self.inner.raft.id()
+    }
+}
+
+/// Once a second: free space and table sizes.
+async fn housekeeping(server: Server) {
+    let mut stop = server.inner.stop.subscribe();
+    loop {
+        let inner = &server.inner;
+        inner.disk.refresh();
+        inner.metrics.disk_available_bytes.set(i64::try_from(inner.disk.available_bytes()).unwrap_or(i64::MAX));
+        inner.metrics.rows(&inner.published.load().counts());
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stopped| *stopped) => return,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+/// The follower's round: one ReadIndex call to the leader for all the reads that wait.
+fn ask_leader(inner: std::sync::Weak<Inner>) -> RunRound {
+    Arc::new(move || {
+        let inner = inner.upgrade();
+        Box::pin(async move {
+            let inner = inner.ok_or_else(|| ReadFailure::Stopped("the server is shutting down".into()))?;
+            let status = inner.raft.status();
+            let leader = status.leader.as_ref().ok_or(ReadFailure::NoLeader)?;
+            let address = inner.transport.address_of(leader);
+            match inner.forwarder.read_index(&address).await {
+                Ok(reply) if reply.leader => Ok(reply.log_index),
+                Ok(reply) => {
+                    tracing::debug!(leader.addr = %address, error = %reply.error, "no read index");
+                    Err(ReadFailure::NoLeader)
+                }
+                Err(cause) => {
+                    tracing::debug!(leader.addr = %address, error = ?cause, "no read index");
+                    Err(ReadFailure::NoLeader)
+                }
+            }
+        })
+    })
+}
+
+fn raft_dir(config: &ServerConfig) -> Option<PathBuf> {
+    config.data_dir.as_ref().map(|dir| dir.join("raft"))
+}
+
+fn snapshot_dir(config: &ServerConfig) -> Option<PathBuf> {
+    raft_dir(config).map(|dir| dir.join("snapshots"))
+}
+
+fn open_log(config: &ServerConfig) -> Result<Arc<dyn LogStore>, ServerError> {
+    let Some(dir) = raft_dir(config) else {
+        return Ok(Arc::new(weft_raft::log::MemoryLog::new()));
+    };
+    make_dir(&dir)?;
+    let store = |cause: weft_raft::log::LogError| ServerError::Store(cause.to_string());
+    Ok(match config.backend {
+        LogBackend::Memory => Arc::new(weft_raft::log::MemoryLog::new()),
+        LogBackend::Wal => Arc::new(weft_raft::log::Wal::open(&dir.join("wal")).map_err(store)?),
+        LogBackend::Sled => Arc::new(weft_raft::log::SledLog::open(&dir.join("sled")).map_err(store)?),
+    })
+}
+
+fn make_dir(dir: &Path) -> Result<(), ServerError> {
+    std::fs::create_dir_all(dir).map_err(|cause| ServerError::Io {
+        what: format!("cannot create {} ({cause}); check data_dir and its owner", dir.display()),
+        cause,
+    })
+}
+
+/// The id minted with the log. A log that is gone takes its id with it: the server that comes back
+/// must not vote with a memory it no longer has (DESIGN §4, Membership).
+fn raft_id(config: &ServerConfig, store: &dyn LogStore) -> Result<RaftId, ServerError> {
+    let Some(dir) = raft_dir(config) else { return Ok(mint()) };
+    let path = dir.join("raft-id");
+    let log = store.state();
+    let has_history = log.vote.is_some() || log.last.is_some() || has_snapshots(&dir.join("snapshots"));
+    match (std::fs::read_to_string(&path), has_history) {
+        (Ok(text), true) => text.trim().parse().map_err(|_| damaged(&path, "does not hold a UUID")),
+        (Err(cause), true) if cause.kind() == io::ErrorKind::NotFound => Err(damaged(&path, "is missing although there is a log")),
+        (Err(cause), true) => Err(ServerError::Io { what: format!("cannot read {} ({cause})", path.display()), cause }),
+        (_, false) => {
+            let id = mint();
+            write_durably(&path, id.to_string().as_bytes())
+                .map_err(|cause| ServerError::Io { what: format!("cannot write {} ({cause}); check data_dir and its owner", path.display()), cause })?;
+            tracing::info!(raft.id = %id, "new Raft id minted with a new log");
+            Ok(id)
+        }
+    }
+}
+
+fn has_snapshots(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+fn damaged(path: &Path, what: &str) -> ServerError {
+    ServerError::Store(format!(
+        "{} {what}; move the raft folder beside it away and start again: this server then rejoins as a new learner and copies the data from the others",
+        path.display()
+    ))
+}
+
+fn mint() -> RaftId {
+    weft_proto::ids::mint().parse().expect("mint answers a UUID")
+}
+
+/// Written aside, synced, renamed, directory synced: there or not there, never half.
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    let aside = path.with_extension("tmp");
+    let mut file = std::fs::File::create(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&aside, path)?;
+    if let Some(dir) = path.parent() {
+        std::fs::File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
+fn raft_config(config: &ServerConfig, id: RaftId) -> RaftConfig {
+    RaftConfig {
+        cluster: config.datacenter.clone(),
+        multiplier: config.raft_multiplier,
+        snapshot_entries: config.snapshot_threshold,
+        trailing_entries: config.trailing_logs,
+        ..RaftConfig::new(id)
+    }
+}

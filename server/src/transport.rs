@@ -1,0 +1,266 @@
+//! The server port: one listener, TLS when configured, one type byte, two protocols.
+//!
+//! Owns: accepting and dialing of server-to-server connections, and where a Raft id lives now.
+//! Never: knows what travels inside; addresses come from gossip, identity from certificates.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use weft_raft::{Dialer, Peer, RaftId, RaftStream};
+
+/// First byte after TLS: what the connection carries.
+const RAFT: u8 = 0x01;
+const RPC: u8 = 0x02;
+/// First byte of a TLS record of type handshake (RFC 8446 §5.1): a TLS peer on a clear-text port.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// A connection of either protocol after TLS and type byte.
+pub(crate) type Conn = Box<dyn RaftStream>;
+
+/// TLS of the server port, supplied by the binary from `identity`.
+pub trait RpcTls: Send + Sync + 'static {
+    /// Wraps an accepted connection; refuses a peer that does not prove itself as configured.
+    fn accept(&self, tcp: TcpStream) -> BoxFuture<'static, io::Result<Box<dyn RaftStream>>>;
+    /// Wraps a dialed connection.
+    fn connect(&self, tcp: TcpStream) -> BoxFuture<'static, io::Result<Box<dyn RaftStream>>>;
+    /// Incoming connections without TLS are refused (`verify_incoming`).
+    fn required(&self) -> bool;
+    /// Outgoing connections use TLS (`verify_outgoing`).
+    fn outgoing(&self) -> bool;
+}
+
+/// Dials peers and knows their current addresses.
+#[derive(Clone)]
+pub struct Transport {
+    tls: Option<Arc<dyn RpcTls>>,
+    directory: Arc<ArcSwap<BTreeMap<RaftId, String>>>,
+    timeout: Duration,
+}
+
+impl Transport {
+    /// `tls` absent: clear text, which the configuration allows on loopback only.
+    #[must_use]
+    pub fn new(tls: Option<Arc<dyn RpcTls>>, timeout: Duration) -> Self {
+        Self { tls, directory: Arc::default(), timeout }
+    }
+
+    /// Replaces what gossip says about where servers are.
+    pub(crate) fn set_directory(&self, directory: BTreeMap<RaftId, String>) {
+        if **self.directory.load() != directory {
+            self.directory.store(Arc::new(directory));
+        }
+    }
+
+    /// Gossip's address of `id`, else the one in the membership.
+    pub(crate) fn address_of(&self, peer: &Peer) -> String {
+        self.directory.load().get(&peer.id).cloned().unwrap_or_else(|| peer.address.clone())
+    }
+
+    /// Opens an RPC connection.
+    pub(crate) async fn dial_rpc(&self, address: &str) -> io::Result<Conn> {
+        self.dial_as(address, RPC).await
+    }
+
+    async fn dial_as(&self, address: &str, kind: u8) -> io::Result<Conn> {
+        let dialing = async {
+            let tcp = TcpStream::connect(address).await?;
+            tcp.set_nodelay(true)?;
+            let mut stream: Conn = match &self.tls {
+                Some(tls) if tls.outgoing() => tls.connect(tcp).await?,
+                _ => Box::new(tcp),
+            };
+            stream.write_all(&[kind]).await?;
+            stream.flush().await?;
+            Ok(stream)
+        };
+        tokio::time::timeout(self.timeout, dialing)
+            .await
+            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("dialing {address} took over {:?}", self.timeout))))
+    }
+}
+
+impl Dialer for Transport {
+    fn dial(&self, peer: &Peer) -> BoxFuture<'static, io::Result<Box<dyn RaftStream>>> {
+        let (transport, address) = (self.clone(), self.address_of(peer));
+        Box::pin(async move { transport.dial_as(&address, RAFT).await })
+    }
+}
+
+/// Accepts connections of the server port and sorts them.
+pub(crate) struct Acceptor {
+    pub(crate) listener: TcpListener,
+    pub(crate) tls: Option<Arc<dyn RpcTls>>,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) max_conns_per_client: usize,
+}
+
+impl Transport {
+    /// An acceptor that shares this transport's TLS.
+    pub(crate) fn acceptor(&self, listener: TcpListener, handshake_timeout: Duration, max_conns_per_client: usize) -> Acceptor {
+        Acceptor { listener, tls: self.tls.clone(), handshake_timeout, max_conns_per_client }
+    }
+}
+
+impl Acceptor {
+    /// Runs until `stop` resolves: Raft connections go to `raft`, RPC connections to `rpc`.
+    pub(crate) async fn run(
+        self,
+        raft: impl Fn(Conn) + Clone + Send + 'static,
+        rpc: mpsc::Sender<io::Result<RpcConn>>,
+        stop: impl Future<Output = ()>,
+    ) {
+        let counts: Arc<Mutex<BTreeMap<IpAddr, usize>>> = Arc::default();
+        tokio::pin!(stop);
+        loop {
+            let accepted = tokio::select! { biased; () = &mut stop => return, accepted = self.listener.accept() => accepted };
+            let (tcp, from) = match accepted {
+                Ok(accepted) => accepted,
+                Err(cause) => {
+                    // Out of descriptors, mostly: wait a little rather than spin.
+                    tracing::warn!(error = %cause, "cannot accept on the server port");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let Some(seat) = Seat::take(&counts, from.ip(), self.max_conns_per_client) else {
+                tracing::warn!(peer.addr = %from, limit = self.max_conns_per_client, "connection refused: limits.rpc_max_conns_per_client reached");
+                continue;
+            };
+            let (tls, limit, raft, rpc) = (self.tls.clone(), self.handshake_timeout, raft.clone(), rpc.clone());
+            tokio::spawn(async move {
+                match tokio::time::timeout(limit, open(tls, tcp)).await {
+                    Ok(Ok((RAFT, stream))) => raft(Box::new(Seated { stream, _seat: seat })),
+                    Ok(Ok((_, stream))) => drop(rpc.send(Ok(RpcConn { stream: Seated { stream, _seat: seat }, from })).await),
+                    Ok(Err(cause)) => tracing::warn!(peer.addr = %from, error = %cause, "connection to the server port refused"),
+                    Err(_) => tracing::warn!(peer.addr = %from, limit = ?limit, "no handshake within limits.rpc_handshake_timeout"),
+                }
+            });
+        }
+    }
+}
+
+async fn open(tls: Option<Arc<dyn RpcTls>>, tcp: TcpStream) -> io::Result<(u8, Conn)> {
+    tcp.set_nodelay(true)?;
+    let mut first = [0; 1];
+    if tcp.peek(&mut first).await? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut stream: Conn = match (tls, first[0] == TLS_HANDSHAKE) {
+        (Some(tls), true) => tls.accept(tcp).await?,
+        (Some(tls), false) if tls.required() => {
+            return Err(refuse("clear text on a port that requires TLS (tls.internal_rpc.verify_incoming); give the caller a certificate and verify_outgoing"));
+        }
+        (None, true) => {
+            return Err(refuse("TLS on a port that has none configured; set tls.defaults.cert_file and key_file here, or switch verify_outgoing off at the caller"));
+        }
+        (_, false) => Box::new(tcp),
+    };
+    match stream.read_u8().await? {
+        kind @ (RAFT | RPC) => Ok((kind, stream)),
+        other => Err(refuse(&format!("unknown protocol byte 0x{other:02x}; is the caller a weft server of a compatible version?"))),
+    }
+}
+
+fn refuse(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why.to_owned())
+}
+
+/// One connection's place among those of its address; given back when dropped.
+struct Seat {
+    counts: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+    ip: IpAddr,
+}
+
+impl Seat {
+    fn take(counts: &Arc<Mutex<BTreeMap<IpAddr, usize>>>, ip: IpAddr, max: usize) -> Option<Self> {
+        let mut map = counts.lock();
+        let count = map.entry(ip).or_insert(0);
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(Self { counts: counts.clone(), ip })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut map = self.counts.lock();
+        if let Some(count) = map.get_mut(&self.ip) {
+            *count -= 1;
+            if *count == 0 {
+                map.remove(&self.ip);
+            }
+        }
+    }
+}
+
+/// A stream that keeps its seat for as long as it lives.
+pub(crate) struct Seated {
+    stream: Conn,
+    _seat: Seat,
+}
+
+impl tokio::io::AsyncRead for Seated {
+    fn poll_read(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &mut tokio::io::ReadBuf<'_>) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl tokio::io::AsyncWrite for Seated {
+    fn poll_write(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &[u8]) -> std::task::Poll<io::Result<usize>> {
+        std::pin::Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+    fn poll_write_vectored(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, bufs: &[io::IoSlice<'_>]) -> std::task::Poll<io::Result<usize>> {
+        std::pin::Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// An accepted RPC connection, for tonic.
+pub(crate) struct RpcConn {
+    stream: Seated,
+    from: SocketAddr,
+}
+
+impl tonic::transport::server::Connected for RpcConn {
+    type ConnectInfo = SocketAddr;
+    fn connect_info(&self) -> SocketAddr {
+        self.from
+    }
+}
+
+impl tokio::io::AsyncRead for RpcConn {
+    fn poll_read(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &mut tokio::io::ReadBuf<'_>) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl tokio::io::AsyncWrite for RpcConn {
+    fn poll_write(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &[u8]) -> std::task::Poll<io::Result<usize>> {
+        std::pin::Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
