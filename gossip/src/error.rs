@@ -66,6 +66,12 @@ pub enum GossipError {
         #[source]
         cause: std::io::Error,
     },
+    /// Others cannot reach an unspecified address.
+    #[error("gossip cannot advertise {address}; set advertise_addr, or bind_addr to one address")]
+    Advertise {
+        /// The address as settled.
+        address: SocketAddr,
+    },
     /// A name did not resolve.
     #[error("cannot resolve {host:?}")]
     Resolve {
@@ -158,6 +164,7 @@ impl GossipError {
             Self::Key { .. } => "gossip.key",
             Self::Keyring { .. } => "gossip.keyring",
             Self::Bind { .. } => "gossip.bind",
+            Self::Advertise { .. } => "gossip.advertise",
             Self::Resolve { .. } => "gossip.resolve",
             Self::Exchange { .. } => "gossip.exchange",
             Self::Frame { .. } => "gossip.frame",

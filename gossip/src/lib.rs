@@ -1,13 +1,14 @@
 //! LAN membership: who is in the pool, where, with which tags, and whether it is alive.
 //!
 //! Owns: the SWIM core ([`core`], sans-IO, over foca), the table of members, the gossip keys
-//! ([`keyring`]) and the file of known addresses ([`known`]).
+//! ([`keyring`]) the tokio driver ([`driver`]) and the file of known addresses ([`known`]).
 //! Never: knows what a service, a log or a certificate is. Members carry opaque tags.
 //! Source: Das et al., "SWIM" (2002); Consul docs, "Gossip protocol".
 #![forbid(unsafe_code)]
 
 pub mod config;
 pub mod core;
+pub mod driver;
 pub mod error;
 pub mod keyring;
 pub mod known;
@@ -18,6 +19,7 @@ mod table;
 mod wire;
 
 pub use config::{CoreConfig, GossipConfig, LanTiming};
+pub use driver::{EventStream, Gossip, JoinOutcome};
 pub use error::GossipError;
 pub use keyring::{GossipKey, Keyring};
 pub use member::{Member, MemberEvent, MemberStatus, Tags};

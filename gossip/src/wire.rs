@@ -145,6 +145,19 @@ impl SyncState {
         postcard::to_stdvec(self).expect("plain data always encodes")
     }
 
+    /// The datacenter the sender is of.
+    #[must_use]
+    pub fn datacenter(&self) -> &str {
+        &self.datacenter
+    }
+
+    /// The sender's own row alone: all a stranger gets to see.
+    #[must_use]
+    pub fn introduction(mut self) -> Self {
+        self.rows.truncate(1);
+        self
+    }
+
     /// The inverse of [`Self::encode`]; `None` when the bytes are not a state.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {

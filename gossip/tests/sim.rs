@@ -1,4 +1,8 @@
 //! A seeded network in virtual time around real cores: joins, failures, loss, splits, keys.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test stops where its assumption breaks"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -1,0 +1,262 @@
+//! The driver on loopback sockets: join, tags, leave, failure, keys, the known file, slow consumers.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test stops where its assumption breaks"
+)]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use weft_gossip::{
+    CoreConfig, Gossip, GossipConfig, GossipError, GossipKey, Keyring, MemberEvent, MemberStatus,
+    Tags,
+};
+use weft_proto::clock::SystemClock;
+
+const KEY_ONE: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+const KEY_TWO: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
+
+fn config(n: u8, key: Option<&str>) -> GossipConfig {
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let mut core = CoreConfig::new(
+        &format!("n{n}"),
+        &format!("00000000-0000-0000-0000-0000000000{n:02x}"),
+        "dc1",
+        any,
+    );
+    core.tags = Tags::from([
+        ("role".into(), "consul".into()),
+        ("n".into(), n.to_string()),
+    ]);
+    core.timing.probe_interval = Duration::from_millis(200);
+    core.timing.probe_timeout = Duration::from_millis(100);
+    core.timing.gossip_interval = Duration::from_millis(50);
+    core.timing.reconnect_interval = Duration::from_millis(300);
+    let mut config = GossipConfig::new(core, any);
+    config.keyring = key.map(|k| Keyring::new(GossipKey::parse(k).unwrap()));
+    config
+}
+
+async fn start(config: GossipConfig) -> Gossip {
+    Gossip::start(config, Arc::new(SystemClock::new()))
+        .await
+        .unwrap()
+}
+
+async fn node(n: u8, key: Option<&str>) -> Gossip {
+    start(config(n, key)).await
+}
+
+fn at(gossip: &Gossip) -> Vec<String> {
+    vec![gossip.bound().to_string()]
+}
+
+/// Waits for a condition; the limit only ends a test that would hang.
+async fn until(what: &str, done: impl Fn() -> bool) {
+    for _ in 0..3_000 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never: {what}");
+}
+
+fn sees(gossip: &Gossip, name: &str) -> Option<MemberStatus> {
+    let members = gossip.members();
+    members
+        .iter()
+        .find(|m| m.name == name)
+        .filter(|m| !m.tags.is_empty())
+        .map(|m| m.status)
+}
+
+async fn full_pool(nodes: &[&Gossip]) {
+    until("all see all", || {
+        let names: Vec<String> = nodes.iter().map(|n| n.local().name.clone()).collect();
+        nodes.iter().all(|g| {
+            names
+                .iter()
+                .all(|name| sees(g, name) == Some(MemberStatus::Alive))
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn three_nodes_join_leave_fail_and_forget() {
+    let (a, b, c) = (
+        node(1, Some(KEY_ONE)).await,
+        node(2, Some(KEY_ONE)).await,
+        node(3, Some(KEY_ONE)).await,
+    );
+    for joiner in [&b, &c] {
+        let outcome = joiner.join(&at(&a)).await;
+        assert_eq!(outcome.contacted, 1, "{outcome:?}");
+    }
+    full_pool(&[&a, &b, &c]).await;
+    assert!(a.metrics().packets_sent.get() > 0 && a.metrics().members_alive.get() == 3);
+
+    b.set_tags(Tags::from([("role".into(), "node".into())]))
+        .await
+        .unwrap();
+    until("new tags arrive", || {
+        a.members()
+            .iter()
+            .any(|m| m.name == "n2" && m.tag("role") == "node")
+    })
+    .await;
+    assert!(matches!(
+        a.force_leave("n2", false).await,
+        Err(GossipError::MemberAlive { .. })
+    ));
+    assert!(matches!(
+        a.force_leave("nobody", false).await,
+        Err(GossipError::UnknownMember { .. })
+    ));
+
+    assert!(b.leave(Duration::from_secs(10)).await);
+    until("n2 has left", || {
+        sees(&a, "n2") == Some(MemberStatus::Left) && sees(&c, "n2") == Some(MemberStatus::Left)
+    })
+    .await;
+    c.shutdown().await;
+    until("n3 has failed", || {
+        sees(&a, "n3") == Some(MemberStatus::Failed)
+    })
+    .await;
+    a.force_leave("n3", true).await.unwrap();
+    until("n3 is gone", || sees(&a, "n3").is_none()).await;
+    assert!(matches!(
+        c.set_tags(Tags::new()).await,
+        Err(GossipError::Stopped)
+    ));
+}
+
+#[tokio::test]
+async fn wrong_and_missing_keys_are_refused_with_the_reason() {
+    let (a, wrong, none) = (
+        node(1, Some(KEY_ONE)).await,
+        node(2, Some(KEY_TWO)).await,
+        node(3, None).await,
+    );
+    for stranger in [&wrong, &none] {
+        let outcome = stranger.join(&at(&a)).await;
+        assert_eq!(outcome.contacted, 0);
+        let text = outcome.errors[0].1.to_string();
+        assert!(
+            text.contains("wrong or missing gossip key") && text.contains(&a.bound().to_string()),
+            "{text}"
+        );
+    }
+    until("counted", || a.metrics().decrypt_failures.get() >= 2).await;
+    assert_eq!(a.members().len(), 1);
+
+    wrong
+        .update_keyring(|ring| ring.install(GossipKey::parse(KEY_ONE)?))
+        .unwrap();
+    wrong
+        .update_keyring(|ring| ring.use_key(&GossipKey::parse(KEY_ONE)?))
+        .unwrap();
+    assert_eq!(wrong.join(&at(&a)).await.contacted, 1);
+    full_pool(&[&a, &wrong]).await;
+    assert!(none.update_keyring(|_| Ok(())).is_err());
+}
+
+#[tokio::test]
+async fn another_datacenter_is_named() {
+    let a = node(1, None).await;
+    let mut other = config(2, None);
+    other.core.datacenter = "dc2".into();
+    let other = start(other).await;
+    let outcome = other.join(&at(&a)).await;
+    let text = outcome.errors[0].1.to_string();
+    assert!(
+        text.contains("\"n1\"") && text.contains("\"dc1\"") && text.contains("\"dc2\""),
+        "{text}"
+    );
+    assert_eq!((a.members().len(), other.members().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn the_known_file_leads_back_after_a_restart_elsewhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("serf/local.snapshot");
+    let with_file = |path: &Path| {
+        let mut config = config(2, None);
+        config.known_path = Some(path.to_owned());
+        config
+    };
+    let (a, b) = (node(1, None).await, start(with_file(&path)).await);
+    assert_eq!(b.join(&at(&a)).await.contacted, 1);
+    let seed = a.bound().to_string();
+    until("saved", || {
+        std::fs::read_to_string(&path).is_ok_and(|text| text.contains(&seed))
+    })
+    .await;
+    let (was, life) = (b.bound(), b.local().incarnation);
+    b.shutdown().await;
+    let b = start(with_file(&path)).await;
+    assert!(b.local().incarnation > life);
+    until("rejoined without being told where", || {
+        let here = b.bound();
+        here != was
+            && a.members().iter().any(|m| {
+                m.name == "n2" && m.socket_address() == here && m.status == MemberStatus::Alive
+            })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn events_begin_with_the_snapshot_and_a_slow_consumer_is_resynced() {
+    let a = node(1, None).await;
+    let (mut early, mut slow) = (a.events(), a.events());
+    assert!(matches!(early.next().await, Some(MemberEvent::Resync(all)) if all.len() == 1));
+    assert!(matches!(slow.next().await, Some(MemberEvent::Resync(_))));
+    let b = node(2, None).await;
+    assert_eq!(b.join(&at(&a)).await.contacted, 1);
+    assert!(matches!(early.next().await, Some(MemberEvent::Joined(m)) if m.name == "n2"));
+    for n in 0..1_100 {
+        a.set_tags(Tags::from([("n".into(), n.to_string())]))
+            .await
+            .unwrap();
+    }
+    // What it is told ends at the truth, with a resync on the way.
+    let (mut resynced, mut last) = (false, String::new());
+    while last != "1099" {
+        match slow.next().await.unwrap() {
+            MemberEvent::Resync(all) => {
+                resynced = true;
+                last = all
+                    .iter()
+                    .find(|m| m.name == "n1")
+                    .unwrap()
+                    .tag("n")
+                    .to_owned();
+            }
+            MemberEvent::Updated(m) if m.name == "n1" => last = m.tag("n").to_owned(),
+            _ => {}
+        }
+    }
+    assert!(resynced);
+    a.shutdown().await;
+    while early.next().await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_port_in_use_says_so() {
+    let a = node(1, None).await;
+    let mut twin = config(2, None);
+    twin.bind = a.bound();
+    let error = Gossip::start(twin, Arc::new(SystemClock::new()))
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains(&a.bound().to_string()) && error.contains("serf_lan"),
+        "{error}"
+    );
+}
