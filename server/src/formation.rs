@@ -48,7 +48,7 @@ pub(crate) struct PoolServer {
 }
 
 /// The servers of `datacenter` among `members`.
-pub(crate) fn pool_servers(members: &[Member], datacenter: &str) -> Vec<PoolServer> {
+pub(crate) fn pool_servers(members: &[Arc<Member>], datacenter: &str) -> Vec<PoolServer> {
     members.iter().filter_map(|member| pool_server(member, datacenter)).collect()
 }
 
@@ -61,7 +61,7 @@ fn pool_server(member: &Member, datacenter: &str) -> Option<PoolServer> {
     Some(PoolServer {
         raft_id: tag(tags::RAFT_ID)?.parse().ok()?,
         name: member.name.clone(),
-        address: std::net::SocketAddr::new(member.addr, port).to_string(),
+        address: std::net::SocketAddr::new(member.address, port).to_string(),
         expect: tag(tags::EXPECT).and_then(|n| n.parse().ok()),
         alive: member.status == MemberStatus::Alive,
         left: member.status == MemberStatus::Left,

@@ -260,8 +260,8 @@ impl Server {
     }
 
     /// Gives the role its gossip pool; formation and reconciliation begin.
-    pub fn attach_gossip(&self, gossip: Gossip) {
-        self.inner.gossip.store(Some(Arc::new(gossip)));
+    pub fn attach_gossip(&self, gossip: Arc<Gossip>) {
+        self.inner.gossip.store(Some(gossip));
     }
 
     /// Ends the role: hands leadership over when there is somebody to take it, then stops.

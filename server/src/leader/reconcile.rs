@@ -5,6 +5,7 @@
 //! Source: Consul docs, "Consul Architecture", gossip and catalog; CONSUL.md B.6 "Node health".
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use weft_catalog::{State, Trace};
@@ -56,14 +57,14 @@ fn until_next(now: Duration, began: Duration) -> Duration {
 }
 
 /// What must be written so that the catalog agrees with the pool.
-pub(super) fn commands(members: &[Member], state: &State, datacenter: &str, unseen_is_dead: bool) -> Vec<Command> {
+pub(super) fn commands(members: &[Arc<Member>], state: &State, datacenter: &str, unseen_is_dead: bool) -> Vec<Command> {
     let mut commands = Vec::new();
     for member in members.iter().filter(|m| m.tags.get(tags::DATACENTER).is_none_or(|dc| dc == datacenter)) {
         let command = match member.status {
             MemberStatus::Alive => alive(member, state, datacenter),
             MemberStatus::Failed => failed(&member.name, state),
             MemberStatus::Left => left(member, state),
-            MemberStatus::None | MemberStatus::Leaving => None,
+            MemberStatus::Leaving => None,
         };
         commands.extend(command);
     }
@@ -80,7 +81,7 @@ fn alive(member: &Member, state: &State, datacenter: &str) -> Option<Command> {
     let wanted = v1::Node {
         id: member.tags.get(tags::NODE_ID).cloned().unwrap_or_default(),
         name: member.name.clone(),
-        address: member.addr.to_string(),
+        address: member.address.to_string(),
         datacenter: datacenter.to_owned(),
         // Tagged addresses and metadata are the agent's to say; keep what it said for this address.
         tagged_addresses: known.map_or_else(BTreeMap::new, |n| n.tagged_addresses.clone()),
@@ -123,7 +124,7 @@ fn left(member: &Member, state: &State) -> Option<Command> {
 }
 
 /// Nodes with a gossip check that nobody in the pool has heard of.
-fn unseen(members: &[Member], state: &State) -> Vec<Command> {
+fn unseen(members: &[Arc<Member>], state: &State) -> Vec<Command> {
     let trace = Trace::off();
     let nodes = state.read(&trace).nodes().rows;
     let known = |name: &str| members.iter().any(|m| m.name.eq_ignore_ascii_case(name));
@@ -177,13 +178,13 @@ mod tests {
 
     use super::*;
 
-    fn member(name: &str, ip: &str, status: MemberStatus) -> Member {
+    fn member(name: &str, ip: &str, status: MemberStatus) -> Arc<Member> {
         let tags = [("role", "consul"), ("dc", "dc1"), ("port", "8300"), ("id", name)].map(|(k, v)| (k.to_owned(), v.to_owned()));
-        Member { name: name.into(), id: name.into(), addr: ip.parse::<IpAddr>().unwrap(), port: 8301, tags: tags.into(), status, incarnation: 1 }
+        Arc::new(Member { name: name.into(), id: name.into(), address: ip.parse::<IpAddr>().unwrap(), port: 8301, tags: tags.into(), status, incarnation: 1 })
     }
 
     /// Applies what reconciliation asks for until it asks for nothing; answers how many commands that took.
-    fn settle(catalog: &mut Catalog, log_index: &mut u64, members: &[Member], unseen: bool) -> usize {
+    fn settle(catalog: &mut Catalog, log_index: &mut u64, members: &[Arc<Member>], unseen: bool) -> usize {
         let mut total = 0;
         for _ in 0..3 {
             let todo = commands(members, catalog.state(), "dc1", unseen);
@@ -238,8 +239,8 @@ mod tests {
     fn a_name_taken_over_by_another_machine_is_not_removed_by_the_old_one_leaving() {
         let (mut catalog, mut at) = (Catalog::new(), 0);
         settle(&mut catalog, &mut at, &[member("s1", "127.0.0.1", MemberStatus::Alive)], false);
-        let mut old = member("s1", "127.0.0.1", MemberStatus::Left);
+        let mut old = (*member("s1", "127.0.0.1", MemberStatus::Left)).clone();
         old.tags.insert("id".into(), "somebody-else".into());
-        assert_eq!(settle(&mut catalog, &mut at, &[old], false), 0);
+        assert_eq!(settle(&mut catalog, &mut at, &[Arc::new(old)], false), 0);
     }
 }
