@@ -12,7 +12,7 @@ mod batching;
 pub mod disk;
 pub mod error;
 pub mod memory;
-//SLED pub mod sled_store;
+pub mod sled_store;
 pub mod stats;
 pub mod wal;
 
@@ -23,7 +23,7 @@ use bytes::Bytes;
 pub use disk::{Disk, DiskFile, DiskSpace, FileDisk};
 pub use error::LogError;
 pub use memory::MemoryLog;
-//SLED pub use sled_store::{SledLog, SledOptions};
+pub use sled_store::{SledLog, SledOptions};
 pub use stats::{LogStats, StatsReading};
 pub use wal::{Wal, WalOptions};
 

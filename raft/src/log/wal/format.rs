@@ -195,7 +195,7 @@ pub(super) fn record_size(len: u32) -> u64 {
 }
 
 /// The entry kind behind a record's detail byte.
-pub(super) fn entry_kind(detail: u8) -> Option<EntryKind> {
+pub(in crate::log) fn entry_kind(detail: u8) -> Option<EntryKind> {
     Some(match detail {
         1 => EntryKind::Blank,
         2 => EntryKind::Normal,

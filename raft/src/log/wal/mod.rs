@@ -22,6 +22,7 @@ use bytes::Bytes;
 use weft_proto::clock::{Clock, SystemClock};
 
 use self::engine::{Pending, WalEngine};
+pub(super) use self::format::entry_kind;
 use self::reader::{Files, Reader};
 use self::spares::Spares;
 use super::batching::{Front, Limits};
