@@ -135,7 +135,7 @@ fn every_lie_is_flagged() {
         (
             "\"CreateIndex\":9",
             "\"CreateIndex\":12",
-            "body.0.CreateIndex",
+            "body.0.ModifyIndex",
         ),
         ("\"Node\":\"s1\"", "\"Node\":\"s2\"", "body.0.Node"),
         ("\"Node\":\"s1\"", "\"node\":\"s1\"", "body.0.Node"),
