@@ -74,7 +74,41 @@ fn main() -> io::Result<()> {
             );
         }
     }
-    Ok(())
+    reopen(&Path::new(dir).join("reopen"))
+}
+
+/// How long a log of 100,000 entries takes to open, its files in the page cache.
+fn reopen(dir: &Path) -> io::Result<()> {
+    let clock = SystemClock::new();
+    let body = Bytes::from(vec![7; BODY_BYTES]);
+    let log = Wal::open_dir(dir, WalOptions::default())?;
+    for first in (0..KEEP).step_by(1_000) {
+        let position = |index| Position {
+            term: 1,
+            leader: 1,
+            index,
+        };
+        let entries = (first..first + 1_000)
+            .map(|index| LogEntry {
+                position: position(index),
+                kind: EntryKind::Normal,
+                body: body.clone(),
+            })
+            .collect();
+        log.append(entries, Box::new(|_| ()))?;
+    }
+    drop(log);
+    for _ in 0..ROUNDS {
+        let began = clock.monotonic();
+        let log = Wal::open_dir(dir, WalOptions::default())?;
+        let took = clock.monotonic() - began;
+        println!(
+            "reopen wal with {} entries: {:.1} ms",
+            log.usage().entries,
+            took.as_secs_f64() * 1e3
+        );
+    }
+    std::fs::remove_dir_all(dir)
 }
 
 fn medians(cell: &[Figures]) -> Figures {

@@ -522,3 +522,110 @@ fn io_error(disk: &dyn Disk, name: &str, operation: &'static str, source: io::Er
 pub(super) fn spare_number(name: &str) -> Option<u64> {
     number_in(name, "spare-")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::Position;
+    use super::super::super::disk::fault::FaultDisk;
+    use super::*;
+
+    const SEED: Seed = Seed { salt: 0, epoch: 1 };
+
+    fn at(index: u64) -> Position {
+        Position {
+            term: 1,
+            leader: 1,
+            index,
+        }
+    }
+
+    /// The records of one segment: (type, index, offset it calls synced).
+    fn folder(records: &[(RecordType, u64, u32)]) -> FaultDisk {
+        let capacity = 16_384;
+        let header = SegmentHeader {
+            epoch: 1,
+            salt: 0,
+            capacity,
+            prev_epoch: 0,
+            prev_end: 0,
+            last: None,
+        };
+        let mut bytes = header.encode();
+        for (kind, index, synced) in records {
+            let header = RecordHeader {
+                kind: *kind,
+                detail: 1,
+                len: 0,
+                synced: *synced,
+                position: at(*index),
+            };
+            bytes.extend(SEED.encode(bytes.len() as u64, &header, &[]));
+        }
+        bytes.resize(16_384, 0);
+        FaultDisk::of(&[(segment_name(1), bytes)].into())
+    }
+
+    fn check(records: &[(RecordType, u64, u32)], expected: &str) {
+        let found = match find(&folder(records)) {
+            Ok(found) => format!(
+                "last {:?}",
+                found.recovered.tail.state.last.map(|p| p.index)
+            ),
+            Err(e) => e.to_string(),
+        };
+        assert!(found.contains(expected), "{records:?}: {found}");
+    }
+
+    #[test]
+    fn a_tail_before_the_committed_position_is_told_from_damage() {
+        use RecordType::{Committed, Entry, Purge, Truncate};
+        let two = [(Entry, 0, 4_096), (Entry, 1, 4_096)];
+        check(&two, "last Some(1)");
+        check(&[two[0], two[1], (Committed, 1, 4_096)], "last Some(1)");
+        check(
+            &[two[0], two[1], (Committed, 5, 4_096)],
+            "before entry 5 which was recorded as committed",
+        );
+        check(
+            &[two[0], two[1], (Committed, 5, 4_096), (Purge, 7, 4_096)],
+            "last Some(7)",
+        );
+        check(
+            &[two[0], two[1], (Committed, 1, 4_096), (Truncate, 0, 4_096)],
+            "last Some(0)",
+        );
+    }
+
+    #[test]
+    fn entries_must_follow_each_other() {
+        check(
+            &[(RecordType::Entry, 3, 4_096), (RecordType::Entry, 5, 4_096)],
+            "entry 5 follows entry 3",
+        );
+        check(
+            &[(RecordType::Entry, 3, 4_096), (RecordType::Entry, 4, 4_096)],
+            "last Some(4)",
+        );
+    }
+
+    #[test]
+    fn a_segment_that_names_a_successor_needs_it() {
+        check(
+            &[(RecordType::Entry, 0, 4_096), (RecordType::Seal, 0, 4_152)],
+            "segment-0000000000000002.wal is missing",
+        );
+    }
+
+    #[test]
+    fn the_last_unbroken_run_counts() {
+        for (epochs, expected) in [
+            (&[][..], 0),
+            (&[4], 0),
+            (&[1, 2, 3], 0),
+            (&[1, 3, 4], 1),
+            (&[1, 3, 5], 2),
+        ] {
+            assert_eq!(unbroken_run(epochs), expected, "{epochs:?}");
+        }
+    }
+}
