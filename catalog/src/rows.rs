@@ -1,0 +1,322 @@
+//! The only ways to change a row: each keeps the row, its secondary indexes, the indexes of its
+//! scopes and the set of touched topics together.
+//!
+//! Owns: [`Change`], one command's view of the working state.
+//! Never: decides whether a change may happen; the modules of [`crate::apply`] do.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use weft_proto::v1;
+
+use crate::keys::{self, Name, Pair, PairRef, Triple, TripleRef};
+use crate::state::{Group, InstanceRow, State};
+use crate::topics::{TableTopic, Topic, Touched};
+
+/// One command being applied: the working state, what it touched, and the index it is given.
+pub(crate) struct Change<'a> {
+    pub(crate) state: &'a mut State,
+    pub(crate) touched: &'a mut Touched,
+    pub(crate) index: u64,
+}
+
+impl Change<'_> {
+    // ---- scopes -------------------------------------------------------------------------
+
+    pub(crate) fn bump_table(&mut self, table: TableTopic) {
+        let tables = &mut self.state.scalars.tables;
+        *match table {
+            TableTopic::Nodes => &mut tables.nodes,
+            TableTopic::Services => &mut tables.services,
+            TableTopic::Checks => &mut tables.checks,
+            TableTopic::Kv => &mut tables.kv,
+            TableTopic::Sessions => &mut tables.sessions,
+            TableTopic::Operator => &mut tables.operator,
+        } = self.index;
+        self.touched.table(table);
+    }
+
+    fn bump_node(&mut self, node: &Name) {
+        if self.state.nodes.contains_key(node) {
+            self.state.node_scopes.insert(node.clone(), self.index);
+            self.state.extinct_nodes.remove(node);
+        } else {
+            self.state.node_scopes.remove(node);
+            self.state.extinct_nodes.insert(node.clone(), self.index);
+        }
+        self.touched.row(Topic::Node(node.clone()));
+    }
+
+    fn bump_service(&mut self, service: &Name) {
+        if self.state.groups.contains_key(service) {
+            self.state.service_scopes.insert(service.clone(), self.index);
+            self.state.extinct_services.remove(service);
+        } else {
+            self.state.service_scopes.remove(service);
+            self.state.extinct_services.insert(service.clone(), self.index);
+        }
+        self.touched.row(Topic::Service(service.clone()));
+    }
+
+    // ---- nodes --------------------------------------------------------------------------
+
+    /// Inserts or replaces a node; every service on it moves with it.
+    pub(crate) fn put_node(&mut self, node: v1::Node) {
+        let key = keys::name(&node.name);
+        let node = Arc::new(node);
+        let before = self.state.nodes.insert(key.clone(), node.clone());
+        if let Some(before) = &before {
+            self.unindex_node(&key, before);
+        }
+        if !node.id.is_empty() {
+            let id = keys::name(&node.id);
+            self.state.node_ids.insert(id.clone(), key.clone());
+            self.touched.row(Topic::NodeId(id));
+        }
+        if let Ok(address) = node.address.parse::<IpAddr>() {
+            self.state.node_addresses.insert((address, key.clone()));
+        }
+        self.bump_table(TableTopic::Nodes);
+        self.bump_node(&key);
+        if before.is_some() {
+            self.refresh_node(&key);
+        }
+    }
+
+    /// Removes a node's row. Its services, checks and sessions must be gone already.
+    pub(crate) fn drop_node(&mut self, key: &Name) {
+        let Some(before) = self.state.nodes.remove(key) else { return };
+        self.unindex_node(key, &before);
+        self.bump_table(TableTopic::Nodes);
+        self.bump_node(key);
+    }
+
+    fn unindex_node(&mut self, key: &Name, before: &v1::Node) {
+        if !before.id.is_empty() {
+            let id = keys::name(&before.id);
+            if self.state.node_ids.get(&id) == Some(key) {
+                self.state.node_ids.remove(&id);
+            }
+            self.touched.row(Topic::NodeId(id));
+        }
+        if let Ok(address) = before.address.parse::<IpAddr>() {
+            self.state.node_addresses.remove(&(address, key.clone()));
+        }
+    }
+
+    // ---- services -----------------------------------------------------------------------
+
+    pub(crate) fn put_service(&mut self, node: &Name, service: v1::Service) {
+        let id = keys::name(&service.id);
+        let service = Arc::new(service);
+        let before = self.state.services.insert(Pair(node.clone(), id.clone()), service.clone());
+        if let Some(before) = &before {
+            self.unindex_service(node, &id, before);
+        }
+        if let Ok(address) = service.address.parse::<IpAddr>() {
+            self.state.service_addresses.insert((address, node.clone(), id.clone()));
+        }
+        self.refresh_instance(node, &id);
+        let now_named = keys::name(&service.name);
+        if let Some(was_named) = before.map(|before| keys::name(&before.name)).filter(|was| *was != now_named) {
+            self.bump_service(&was_named);
+        }
+        self.bump_service(&now_named);
+        self.bump_table(TableTopic::Services);
+        self.bump_node(node);
+    }
+
+    /// Removes a service's row. Its checks must be gone already.
+    pub(crate) fn drop_service(&mut self, node: &Name, id: &Name) {
+        let Some(before) = self.state.services.remove(&PairRef(node, id)) else { return };
+        self.unindex_service(node, id, &before);
+        self.bump_service(&keys::name(&before.name));
+        self.bump_table(TableTopic::Services);
+        self.bump_node(node);
+    }
+
+    fn unindex_service(&mut self, node: &Name, id: &Name, before: &v1::Service) {
+        if let Ok(address) = before.address.parse::<IpAddr>() {
+            self.state.service_addresses.remove(&(address, node.clone(), id.clone()));
+        }
+        let name = keys::fold(&before.name);
+        let Some(group) = self.state.groups.get_mut(name.as_ref()) else { return };
+        group.remove(&PairRef(node, id));
+        if group.is_empty() {
+            self.state.groups.remove(name.as_ref());
+        }
+    }
+
+    // ---- checks -------------------------------------------------------------------------
+
+    pub(crate) fn put_check(&mut self, node: &Name, check: v1::Check) {
+        let id = keys::name(&check.id);
+        let check = Arc::new(check);
+        let before = self.state.checks.insert(Pair(node.clone(), id.clone()), check.clone());
+        if let Some(before) = &before {
+            self.unindex_check(node, &id, before);
+        }
+        let service = keys::name(&check.service_id);
+        self.state.checks_by_instance.insert(Triple(node.clone(), service, id.clone()));
+        self.state.checks_by_status.insert(Triple(Arc::from(check.status.as_str()), node.clone(), id));
+        if let Some(before) = before.filter(|before| before.service_id != check.service_id) {
+            self.check_scope_changed(node, &before);
+        }
+        self.check_scope_changed(node, &check);
+        self.bump_table(TableTopic::Checks);
+        self.bump_node(node);
+    }
+
+    pub(crate) fn drop_check(&mut self, node: &Name, id: &Name) {
+        let Some(before) = self.state.checks.remove(&PairRef(node, id)) else { return };
+        self.unindex_check(node, id, &before);
+        self.check_scope_changed(node, &before);
+        self.bump_table(TableTopic::Checks);
+        self.bump_node(node);
+    }
+
+    fn unindex_check(&mut self, node: &Name, id: &Name, before: &v1::Check) {
+        let service = keys::name(&before.service_id);
+        self.state.checks_by_instance.remove(&Triple(node.clone(), service, id.clone()));
+        self.state.checks_by_status.remove(&Triple(Arc::from(before.status.as_str()), node.clone(), id.clone()));
+    }
+
+    fn check_scope_changed(&mut self, node: &Name, check: &v1::Check) {
+        if check.service_id.is_empty() {
+            self.refresh_node(node);
+            return;
+        }
+        let id = keys::name(&check.service_id);
+        self.refresh_instance(node, &id);
+        if let Some(service) = self.state.services.get(&PairRef(node, &id)) {
+            let name = keys::name(&service.name);
+            self.bump_service(&name);
+        }
+    }
+
+    // ---- the instances' ready-made rows -----------------------------------------------------
+
+    /// Rebuilds and bumps every service on a node.
+    fn refresh_node(&mut self, node: &Name) {
+        for id in self.service_ids(node) {
+            self.refresh_instance(node, &id);
+            if let Some(service) = self.state.services.get(&PairRef(node, &id)) {
+                let name = keys::name(&service.name);
+                self.bump_service(&name);
+            }
+        }
+    }
+
+    pub(crate) fn refresh_instance(&mut self, node: &Name, id: &Name) {
+        let state = &mut *self.state;
+        let Some(service) = state.services.get(&PairRef(node, id)).cloned() else { return };
+        let Some(machine) = state.nodes.get(node).cloned() else { return };
+        let checks = state.instance_checks(node, "").chain(state.instance_checks(node, id)).cloned().collect();
+        let row = Arc::new(InstanceRow { node: machine, service: service.clone(), checks });
+        let name = keys::name(&service.name);
+        state.groups.entry(name).or_insert_with(Group::new).insert(Pair(node.clone(), id.clone()), row);
+    }
+
+    /// Folded ids of the services on a node.
+    pub(crate) fn service_ids(&self, node: &Name) -> Vec<Name> {
+        let from = PairRef(node, "");
+        self.state.services.range(from..).take_while(|(key, _)| key.0 == *node).map(|(key, _)| key.1.clone()).collect()
+    }
+
+    /// Folded ids of the checks on a node.
+    pub(crate) fn check_ids(&self, node: &Name) -> Vec<Name> {
+        let from = PairRef(node, "");
+        self.state.checks.range(from..).take_while(|(key, _)| key.0 == *node).map(|(key, _)| key.1.clone()).collect()
+    }
+
+    /// Folded ids of the checks of one instance.
+    pub(crate) fn instance_check_ids(&self, node: &Name, service: &Name) -> Vec<Name> {
+        self.state
+            .checks_by_instance
+            .range(TripleRef(node, service, "")..)
+            .take_while(|key| key.0 == *node && key.1 == *service)
+            .map(|key| key.2.clone())
+            .collect()
+    }
+
+    // ---- keys ---------------------------------------------------------------------------
+
+    pub(crate) fn put_kv(&mut self, entry: v1::KvEntry) {
+        let key = entry.key.clone();
+        let entry = Arc::new(entry);
+        let before = self.state.kv.insert(key.clone(), entry.clone());
+        let was_held = before.as_ref().map_or("", |before| before.session.as_str());
+        if was_held != entry.session {
+            self.moved_lock(&key, was_held, &entry.session);
+        }
+        self.bump_table(TableTopic::Kv);
+        self.touched.row(Topic::Key(key));
+    }
+
+    /// Removes a key. The caller leaves the tombstone: of the key, or of its tree.
+    pub(crate) fn drop_kv(&mut self, key: &Bytes) -> bool {
+        let Some(before) = self.state.kv.remove(&key[..]) else { return false };
+        self.moved_lock(key, &before.session, "");
+        self.bump_table(TableTopic::Kv);
+        self.touched.row(Topic::Key(key.clone()));
+        true
+    }
+
+    fn moved_lock(&mut self, key: &Bytes, from: &str, to: &str) {
+        if !from.is_empty() {
+            self.state.held.remove(&(keys::name(from), key.clone()));
+        }
+        if !to.is_empty() {
+            self.state.held.insert((keys::name(to), key.clone()));
+        }
+    }
+
+    // ---- sessions -----------------------------------------------------------------------
+
+    /// Inserts or replaces a session. `visible`: the change shows in answers (a renewal does not).
+    pub(crate) fn put_session(&mut self, session: v1::Session, visible: bool) {
+        let key = keys::name(&session.id);
+        let session = Arc::new(session);
+        let before = self.state.sessions.insert(key.clone(), session.clone());
+        if let Some(before) = before {
+            self.unindex_session(&key, &before);
+        }
+        let node = keys::name(&session.node);
+        self.state.sessions_by_node.insert(Pair(node.clone(), key.clone()));
+        for check in session.node_checks.iter().chain(&session.service_checks) {
+            self.state.sessions_by_check.insert(Triple(node.clone(), keys::name(check), key.clone()));
+        }
+        if let Some(deadline) = deadline(&session) {
+            self.state.deadlines.insert((deadline, key.clone()));
+        }
+        if visible {
+            self.bump_table(TableTopic::Sessions);
+            self.touched.row(Topic::Session(key));
+        }
+    }
+
+    pub(crate) fn drop_session(&mut self, key: &Name) {
+        let Some(before) = self.state.sessions.remove(key) else { return };
+        self.unindex_session(key, &before);
+        self.bump_table(TableTopic::Sessions);
+        self.touched.row(Topic::Session(key.clone()));
+    }
+
+    fn unindex_session(&mut self, key: &Name, before: &v1::Session) {
+        let node = keys::name(&before.node);
+        self.state.sessions_by_node.remove(&Pair(node.clone(), key.clone()));
+        for check in before.node_checks.iter().chain(&before.service_checks) {
+            self.state.sessions_by_check.remove(&Triple(node.clone(), keys::name(check), key.clone()));
+        }
+        if let Some(deadline) = deadline(before) {
+            self.state.deadlines.remove(&(deadline, key.clone()));
+        }
+    }
+}
+
+/// When a session runs out: twice its TTL after the last renewal, as Consul's leader does it.
+pub(crate) fn deadline(session: &v1::Session) -> Option<u64> {
+    (session.ttl_millis > 0)
+        .then(|| session.renewed_at_millis.saturating_add(session.ttl_millis.saturating_mul(2)))
+}
