@@ -2,4 +2,5 @@
 //!
 //! Owns: everything a user's program or operator talks to on this host.
 //! Never: knows Raft or gossip; it reaches the cluster through [`backend`].
+pub mod config;
 pub mod local;
