@@ -48,6 +48,9 @@ trap 'exit 130' INT TERM
 cut_power() {
     "$bin" write "$mnt/log" --store "$1" --seconds 60 >"$work/acks" 2>"$work/errors" &
     writer=$!
+    # It must have acknowledged something, or the cut proves nothing.
+    patience=100
+    while [ ! -s "$work/acks" ] && [ "$patience" -gt 0 ]; do sleep 0.1; patience=$((patience - 1)); done
     # Not always the same moment: anything from a quarter of the time to all of it.
     pause=$(awk -v s="$seconds" -v n="$2" 'BEGIN { srand(n * 7919); print s * (0.25 + 0.75 * rand()) }')
     sleep "$pause"

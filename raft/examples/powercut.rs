@@ -94,7 +94,9 @@ fn write(dir: &Path, store: &str, time: Duration) -> io::Result<()> {
     let log = open(dir, store)?;
     let (done, acks) = mpsc::channel::<io::Result<u64>>();
     let mut stdout = io::stdout().lock();
-    let (mut next, mut acked) = (0_u64, 0_u64);
+    // A second writer goes on where the first one was cut.
+    let mut next = log.state().last.map_or(0, |p| p.index + 1);
+    let mut acked = next;
     while clock.monotonic() < time {
         while next - acked < IN_FLIGHT_MAX {
             let burst = 1 + next % 3;

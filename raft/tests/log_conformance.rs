@@ -1,6 +1,11 @@
 //! What every log store must do, run over all of them: append, read, truncate,
 //! purge, vote, committed; and the same again after the store was reopened.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test file: helpers outside #[test] functions unwrap too"
+)]
+
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};

@@ -34,6 +34,9 @@ const CHUNK_BYTES: usize = 4 << 10;
 const HEAD_BYTES: usize = 33;
 /// Removals applied at once.
 const REMOVALS_MAX: usize = 4_096;
+/// How often, and how long apart, sled's lock is tried.
+const OPEN_ATTEMPTS: u32 = 200;
+const OPEN_PAUSE: Duration = Duration::from_millis(25);
 const VOTE: &[u8] = b"mvote";
 const PURGED: &[u8] = b"mpurged";
 const COMMITTED: &[u8] = b"mcommitted";
@@ -87,12 +90,7 @@ impl SledLog {
         };
         let disk = FileDisk::new(dir).map_err(failed("create"))?;
         let lock = lock_dir(dir).map_err(failed("lock"))?;
-        let db = sled::Config::new()
-            .path(dir)
-            .cache_capacity(options.page_cache_bytes)
-            .flush_every_ms(None)
-            .open()
-            .map_err(|e| open_error(dir, e))?;
+        let db = open_db(dir, options.page_cache_bytes)?;
         let store = Store {
             db,
             path: dir.join("db"),
@@ -137,6 +135,27 @@ impl SledLog {
     /// Room on the file system below the log.
     pub fn space(&self) -> io::Result<DiskSpace> {
         self.disk.space()
+    }
+}
+
+/// Opens the database. A handle dropped in this very process may linger in one of sled's threads
+/// and hold sled's lock; ours, which keeps other processes out, is already held.
+fn open_db(dir: &Path, page_cache_bytes: u64) -> Result<sled::Db, LogError> {
+    let config = sled::Config::new()
+        .path(dir)
+        .cache_capacity(page_cache_bytes)
+        .flush_every_ms(None);
+    let mut attempt = 0;
+    loop {
+        match config.open() {
+            Err(sled::Error::Io(e))
+                if attempt < OPEN_ATTEMPTS && e.to_string().contains("could not acquire lock") =>
+            {
+                attempt += 1;
+                std::thread::sleep(OPEN_PAUSE);
+            }
+            other => return other.map_err(|e| open_error(dir, e)),
+        }
     }
 }
 

@@ -69,9 +69,11 @@ impl FaultDisk {
         Self::default()
     }
 
-    /// Sets what goes wrong from now on; counters start at zero.
+    /// Sets what goes wrong from now on; counters start at zero. A dead disk works again and has
+    /// forgotten nothing, as after a process was killed: its unsynced writes are still only in memory.
     pub fn plan(&self, plan: FaultPlan) {
         let mut model = self.model.lock();
+        model.dead = false;
         (model.changes, model.writes, model.syncs) = (0, 0, 0);
         model.plan = plan;
     }
