@@ -515,6 +515,37 @@ fn a_torn_tail_is_dropped() {
 }
 
 #[test]
+fn what_a_torn_write_left_behind_is_never_taken_for_new() {
+    // Records of exactly one page, so that what follows the first lies beyond its padding.
+    let page = |index: u64| LogEntry {
+        position: at(1, index),
+        kind: EntryKind::Normal,
+        body: vec![3; 4_040].into(),
+    };
+    let append = |log: &Wal, entries: Vec<LogEntry>| {
+        let (done, waits) = mpsc::channel();
+        log.append(entries, Box::new(move |o| done.send(o).unwrap()))
+            .unwrap();
+        waits.recv().unwrap().unwrap();
+    };
+    let options = || WalOptions {
+        segment_bytes: 64 << 10,
+        ..options()
+    };
+    let disk = FaultDisk::new();
+    let log = Wal::open(Arc::new(disk.clone()), options()).unwrap();
+    append(&log, (0..4).map(page).collect());
+    let mut files = disk.contents();
+    files.get_mut("segment-0000000000000001.wal").unwrap()[FIRST + 90] ^= 1;
+    let disk = FaultDisk::of(&files);
+    let log = Wal::open(Arc::new(disk.clone()), options()).unwrap();
+    assert_eq!(log.state().last, None);
+    append(&log, vec![page(0)]);
+    let reopened = Wal::open(Arc::new(FaultDisk::of(&disk.contents())), options()).unwrap();
+    assert_eq!(reopened.state().last, Some(at(1, 0)));
+}
+
+#[test]
 fn a_bad_record_before_a_later_batch_is_a_hole() {
     let mut files = killed(3, true);
     let name = "segment-0000000000000001.wal";
