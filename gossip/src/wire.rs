@@ -217,6 +217,13 @@ impl Shared {
         }
     }
 
+    /// Puts a notice before the core without passing it on to others.
+    pub(crate) fn take_in(&mut self, notice: Notice) {
+        if self.is_news(&notice).is_some() {
+            self.inbox.push(notice);
+        }
+    }
+
     /// Whether `notice` is news; remembers it when it is.
     fn is_news(&mut self, notice: &Notice) -> Option<NoticeKey> {
         let (kind, id, rank) = match notice {

@@ -691,3 +691,24 @@ fn nonsense_is_refused_and_harms_nobody() {
     world.run(seconds(60));
     assert!(world.all_see_alive(&[1, 2, 3]), "{:?}", world.view(1));
 }
+
+#[test]
+fn two_processes_with_one_node_id_are_reported_and_do_not_storm() {
+    let mut world = World::seed(14);
+    world.servers(4);
+    world.run(seconds(5));
+    let mut copy = World::config(2, 99);
+    copy.incarnation = 5;
+    world.start(99, copy, None);
+    world.join(99, 1).unwrap();
+    let before = world.sequence;
+    world.run(seconds(60));
+    let rate = (world.sequence - before) / 60;
+    println!("{} datagrams a second in a pool with a copied id", rate);
+    assert!(world.conflicts > 0, "nobody was told");
+    assert!(rate < 1_000, "{rate} datagrams a second");
+    world.kill(99);
+    world.run(seconds(60));
+    assert!(world.all_see_alive(&[1, 2, 3, 4]), "{}", world.shortfalls());
+    assert_eq!(world.view(1)["node-2"].0, "10.0.0.2:8301");
+}

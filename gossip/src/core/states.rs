@@ -6,12 +6,15 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use foca::State;
+use foca::{Identity as _, State};
 
 use super::{Core, Phase};
 use crate::error::GossipError;
 use crate::member::MemberStatus;
 use crate::wire::{NodeId, Notice, Peer, StateRow, SyncState, WireStatus, lock};
+
+/// States up to this size are merged row by row without looking ahead.
+const SMALL_STATE_ROWS: usize = 16;
 
 impl Core {
     /// Everything this node knows, to be sent in a state exchange.
@@ -97,14 +100,25 @@ impl Core {
         if self.phase == Phase::Gone {
             return Ok(());
         }
+        // Who knows nobody learns from a pool that knows it all already: nothing to pass on.
+        let pass_on = self.swim.num_members() > 0;
+        // foca looks members up one by one, so of a large state only rows that say more reach it.
+        let large = state.rows.len() > SMALL_STATE_ROWS;
+        let held: BTreeMap<NodeId, foca::Member<Peer>> = self
+            .swim
+            .iter_membership_state()
+            .filter(|_| large)
+            .map(|m| (m.id().id, m.clone()))
+            .collect();
         for row in state.rows.into_iter().take(self.config.members_max + 1) {
-            self.merge_row(row);
+            let known = held.get(&row.peer.id);
+            self.merge_row(row, known, pass_on);
             self.settle();
         }
         Ok(())
     }
 
-    pub(super) fn merge_row(&mut self, row: StateRow) {
+    fn merge_row(&mut self, row: StateRow, known: Option<&foca::Member<Peer>>, pass_on: bool) {
         let StateRow {
             peer,
             swim_incarnation,
@@ -119,7 +133,7 @@ impl Core {
         }
         if peer.id == self.swim.identity().id {
             if !active && peer == *self.swim.identity() && self.phase == Phase::Running {
-                self.apply(foca::Member::down(peer)); // foca answers by renewing our identity
+                self.apply(foca::Member::down(peer), true); // foca answers by renewing our identity
             }
             return;
         }
@@ -142,8 +156,11 @@ impl Core {
             self.table
                 .leave(self.effects.now, &peer.id, peer.incarnation, false);
         }
-        self.apply(foca::Member::new(peer.clone(), swim_incarnation, state));
-        self.digest_notes();
+        let update = foca::Member::new(peer.clone(), swim_incarnation, state);
+        if known.is_none_or(|known| says_more(known, &update)) {
+            self.apply(update, pass_on);
+            self.digest_notes();
+        }
         match status {
             WireStatus::Leaving => {
                 self.table
@@ -157,18 +174,23 @@ impl Core {
             WireStatus::Failed => self.table.insert_down(since, &peer, MemberStatus::Failed),
             WireStatus::Alive => {}
         }
-        if tags_version > 0 {
+        let rank = self.table.get(&peer.id).and_then(|r| r.tags_rank);
+        if tags_version > 0 && rank.is_none_or(|known| known < (peer.incarnation, tags_version)) {
             let notice = Notice::Tags {
                 id: peer.id,
                 incarnation: peer.incarnation,
                 version: tags_version,
                 tags,
             };
-            self.hear(&notice.encode());
+            if pass_on {
+                self.hear(&notice.encode());
+            } else {
+                lock(&self.shared).take_in(notice);
+            }
         }
     }
 
-    pub(super) fn is_over(&self, status: WireStatus, down_seconds: u64) -> bool {
+    fn is_over(&self, status: WireStatus, down_seconds: u64) -> bool {
         let kept = if status == WireStatus::Left {
             self.config.tombstone_timeout
         } else {
@@ -177,12 +199,29 @@ impl Core {
         Duration::from_secs(down_seconds) >= kept
     }
 
-    pub(super) fn apply(&mut self, update: foca::Member<Peer>) {
-        if let Err(error) = self
-            .swim
-            .apply_many(std::iter::once(update), true, &mut self.effects)
+    fn apply(&mut self, update: foca::Member<Peer>, pass_on: bool) {
+        if let Err(error) =
+            self.swim
+                .apply_many(std::iter::once(update), pass_on, &mut self.effects)
         {
             tracing::debug!(%error, "gossip state row refused");
         }
+    }
+}
+
+/// Whether `update` could change what foca holds as `known` (SWIM §4.2, and lives by incarnation).
+fn says_more(known: &foca::Member<Peer>, update: &foca::Member<Peer>) -> bool {
+    if known.id() != update.id() {
+        return !known.id().win_addr_conflict(update.id());
+    }
+    let (newer, same) = (
+        update.incarnation() > known.incarnation(),
+        update.incarnation() == known.incarnation(),
+    );
+    match (known.state(), update.state()) {
+        (State::Down, _) => false,
+        (_, State::Down) => true,
+        (State::Alive, State::Suspect) => newer || same,
+        _ => newer,
     }
 }
