@@ -11,6 +11,7 @@
 pub mod acl;
 mod apply;
 mod digest;
+pub mod filter;
 mod hub;
 mod keys;
 mod read;

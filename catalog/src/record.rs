@@ -100,6 +100,9 @@ pub struct Meta {
     /// Last change of nodes, services, checks, kv, sessions, operator.
     #[prost(uint64, repeated, tag = "9")]
     pub tables: Vec<u64>,
+    /// The cluster's own id; empty before the first leader.
+    #[prost(string, tag = "10")]
+    pub cluster_id: String,
 }
 
 /// Which table an [`IndexRow`] belongs to.
@@ -251,6 +254,7 @@ impl State {
             floor: s.floor,
             reaped: s.reaped,
             tables: vec![t.nodes, t.services, t.checks, t.kv, t.sessions, t.operator],
+            cluster_id: self.cluster_id().to_owned(),
         }
     }
 
@@ -365,6 +369,7 @@ impl Rebuild {
         };
         // Rows are put back as if they were changed now; what that notes is thrown away.
         self.touched.everything();
+        self.state.cluster_id = (!meta.cluster_id.is_empty()).then(|| meta.cluster_id.as_str().into());
         self.meta = Some(Scalars {
             index: meta.index,
             base: meta.base,

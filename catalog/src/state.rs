@@ -64,6 +64,8 @@ pub(crate) struct Scalars {
 #[derive(Clone, Default)]
 pub struct State {
     pub(crate) scalars: Scalars,
+    /// Named by the first leader's first entry; no cluster changes it.
+    pub(crate) cluster_id: Option<Arc<str>>,
     // Rows.
     pub(crate) nodes: Table<Name, Arc<v1::Node>>,
     pub(crate) services: Table<Pair, Arc<v1::Service>>,
@@ -156,6 +158,12 @@ impl State {
         self.scalars.cluster_version
     }
 
+    /// The cluster's own id, UUID text; empty before the first leader.
+    #[must_use]
+    pub fn cluster_id(&self) -> &str {
+        self.cluster_id.as_deref().unwrap_or_default()
+    }
+
     /// The term of the last leader whose start was applied.
     #[must_use]
     pub const fn leader_term(&self) -> Term {
@@ -177,6 +185,7 @@ impl State {
         for sum in self.sums() {
             fold.word(sum);
         }
+        fold.bytes(self.cluster_id().as_bytes());
         if let Some(autopilot) = &self.autopilot {
             fold.bytes(&prost::Message::encode_to_vec(&**autopilot));
         }

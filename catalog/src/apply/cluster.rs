@@ -59,6 +59,13 @@ pub(crate) fn version(change: &mut Change<'_>, command: &v1::ClusterVersion) -> 
     Ok(unit())
 }
 
+/// Names the cluster, the first time only.
+pub(crate) fn name_once(change: &mut Change<'_>, cluster_id: &str) {
+    if change.state.cluster_id.is_none() && !cluster_id.is_empty() {
+        change.state.cluster_id = Some(cluster_id.into());
+    }
+}
+
 /// Binds a Raft id to a key, once and for all.
 pub(crate) fn server_key(change: &mut Change<'_>, command: &v1::ServerKey) -> Verdict {
     if command.raft_id.is_empty() || command.public_key.is_empty() {

@@ -114,6 +114,12 @@ impl Catalog {
         (Arc::new(self.state.clone()), std::mem::take(&mut self.touched))
     }
 
+    /// As [`Catalog::publish`] after the whole state was replaced: every watcher wakes.
+    pub fn publish_everything(&mut self) -> (Arc<State>, Touched) {
+        self.touched.everything();
+        self.publish()
+    }
+
     /// The working copy.
     #[must_use]
     pub const fn state(&self) -> &State {
@@ -184,7 +190,10 @@ impl Catalog {
             Command::RestoreChunk(command) => restore::chunk(&mut change, command),
             Command::RestoreCommit(command) => restore::commit(&mut change, log_index, command),
             Command::RestoreAbort(command) => restore::abort(&mut change, command),
-            Command::LeaderStart(_) => session::rearm(&mut change, now, term),
+            Command::LeaderStart(start) => {
+                cluster::name_once(&mut change, &start.cluster_id);
+                session::rearm(&mut change, now, term)
+            }
             Command::StateHash(_) => Ok(crate::refusal::unit()),
             Command::ServerKey(command) => cluster::server_key(&mut change, command),
             Command::Autopilot(command) => cluster::autopilot(&mut change, command),

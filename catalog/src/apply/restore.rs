@@ -186,6 +186,7 @@ fn install(change: &mut Change<'_>, log_index: LogIndex, mut restored: State) {
     };
     restored.server_keys = ours.server_keys.clone();
     restored.sources = ours.sources.clone();
+    restored.cluster_id = ours.cluster_id.clone();
     restored.staging = None;
     restored.key_tombstones.clear();
     restored.tree_tombstones.clear();
