@@ -561,6 +561,34 @@ fn a_bad_record_before_a_later_batch_is_a_hole() {
 }
 
 #[test]
+fn a_committed_position_ahead_of_the_log_waits_for_its_entry() {
+    // A snapshot's position may be told before the purge that moves the log there.
+    let disk = FaultDisk::new();
+    let log = open(&disk).unwrap();
+    log.save_committed(Some(at(1, 9))).unwrap();
+    let vote = || {
+        let (done, waits) = mpsc::channel();
+        log.save_vote(
+            Bytes::from_static(b"v"),
+            Box::new(move |o| done.send(o).unwrap()),
+        )
+        .unwrap();
+        waits.recv().unwrap().unwrap();
+    };
+    vote();
+    assert_eq!(
+        open(&disk.after_power_cut(1)).unwrap().state().committed,
+        None
+    );
+    log.purge(at(1, 9), Box::new(|_| ())).unwrap();
+    vote();
+    assert_eq!(
+        open(&disk.after_power_cut(1)).unwrap().state().committed,
+        Some(at(1, 9))
+    );
+}
+
+#[test]
 fn two_logs_do_not_mix() {
     let (mut files, _) = sample();
     let disk = FaultDisk::new();

@@ -305,9 +305,10 @@ impl Scan<'_> {
         while at + RECORD_HEADER as u64 <= capacity {
             let len = (capacity - at).min(WINDOW as u64);
             let bytes = self.window.bytes(self.disk, self.segment, at, len)?;
+            let word = tag.to_le_bytes();
             let hit = bytes
-                .chunks(ALIGN as usize)
-                .position(|word| word.len() >= 4 && u32_at(word, 0) == tag);
+                .chunks_exact(ALIGN as usize)
+                .position(|bytes| bytes[..4] == word);
             if let Some(word) = hit {
                 return Ok(Some(at + word as u64 * ALIGN));
             }
