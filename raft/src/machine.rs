@@ -1,0 +1,458 @@
+//! The state machine's side of openraft: batches go to one dedicated thread.
+//!
+//! Owns: the `apply` thread, what is applied so far, when a snapshot is frozen.
+//! Never: runs the state machine, or touches a file, on the Raft runtime.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+
+use bytes::Bytes;
+use futures::{FutureExt, Stream, StreamExt};
+use openraft::EntryPayload;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+use weft_proto::clock::Clock;
+
+use crate::metrics::RaftMetrics;
+use crate::snapshot::{SnapshotData, SnapshotStore, Stored};
+use crate::types::{Body, LogId, SnapshotMeta, StoredMembership, Types, term_of};
+
+/// A committed application entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Log index. Gaps are entries of Raft itself (a new leader's first, memberships).
+    pub index: u64,
+    /// Term of the leader that proposed it.
+    pub term: u64,
+    /// What was proposed, byte for byte.
+    pub body: Bytes,
+}
+
+/// The state machine cannot go on; the server role ends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct FatalError(pub String);
+
+/// What the log drives. It lives on a thread of its own, never on the Raft runtime.
+pub trait StateMachine: Send + 'static {
+    /// Applies `batch` in order and returns one reply for each; publishes once, at the end.
+    ///
+    /// Errors: [`FatalError`] ends the server role. A refusal is a reply, not an error.
+    fn apply(&mut self, batch: &[Committed]) -> Result<Vec<Bytes>, FatalError>;
+
+    /// The state as of now, to be written elsewhere while applying goes on. Must be O(1).
+    fn freeze(&mut self) -> Box<dyn FrozenState>;
+
+    /// Replaces the state by what [`FrozenState::write`] wrote.
+    ///
+    /// Errors: [`FatalError`] when the content cannot be read.
+    fn restore(&mut self, from: &mut dyn io::Read) -> Result<(), FatalError>;
+}
+
+/// An immutable view of the state.
+pub trait FrozenState: Send {
+    /// Writes everything [`StateMachine::restore`] needs.
+    ///
+    /// Errors: those of `to`.
+    fn write(self: Box<Self>, to: &mut dyn io::Write) -> io::Result<()>;
+}
+
+/// Entries handed to the state machine at once, at most.
+const BATCH_ENTRIES_MAX: usize = 4_096;
+/// Bytes after which a batch is closed.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// How far the state machine is, for those who wait.
+pub(crate) struct Progress {
+    /// One past the last applied index; 0 before the first.
+    applied_next: watch::Sender<u64>,
+    /// Bodies applied since the last snapshot was frozen.
+    pub(crate) bytes_since_snapshot: AtomicU64,
+}
+
+impl Progress {
+    pub(crate) fn new(applied_next: u64, bytes_since_snapshot: u64) -> Self {
+        Self {
+            applied_next: watch::Sender::new(applied_next),
+            bytes_since_snapshot: AtomicU64::new(bytes_since_snapshot),
+        }
+    }
+
+    pub(crate) fn applied_next(&self) -> u64 {
+        *self.applied_next.borrow()
+    }
+
+    pub(crate) fn watch_applied_next(&self) -> watch::Receiver<u64> {
+        self.applied_next.subscribe()
+    }
+
+    fn advance(&self, next: u64) {
+        self.applied_next.send_if_modified(|current| {
+            let forward = next > *current;
+            if forward {
+                *current = next;
+            }
+            forward
+        });
+    }
+}
+
+type Responder = Option<ApplyResponder<Types>>;
+
+enum Work {
+    Apply {
+        entries: Vec<Committed>,
+        responders: Vec<Responder>,
+        next: u64,
+        done: oneshot::Sender<io::Result<()>>,
+    },
+    Freeze {
+        done: oneshot::Sender<Box<dyn FrozenState>>,
+    },
+    Restore {
+        data: SnapshotData,
+        next: u64,
+        done: oneshot::Sender<io::Result<()>>,
+    },
+}
+
+/// The dedicated thread's end of the queue.
+struct Applier<S> {
+    machine: S,
+    progress: Arc<Progress>,
+    metrics: Arc<RaftMetrics>,
+    clock: Arc<dyn Clock>,
+}
+
+impl<S: StateMachine> Applier<S> {
+    fn run(mut self, work: &mpsc::Receiver<Work>) {
+        // A `done` whose receiver is gone belongs to an openraft task that was cut short by shutdown.
+        while let Ok(work) = work.recv() {
+            match work {
+                Work::Apply {
+                    entries,
+                    responders,
+                    next,
+                    done,
+                } => {
+                    drop(done.send(self.apply(&entries, responders, next)));
+                }
+                Work::Freeze { done } => {
+                    self.progress
+                        .bytes_since_snapshot
+                        .store(0, Ordering::Relaxed);
+                    drop(done.send(self.machine.freeze()));
+                }
+                Work::Restore { data, next, done } => drop(done.send(self.restore(&data, next))),
+            }
+        }
+    }
+
+    fn apply(
+        &mut self,
+        entries: &[Committed],
+        responders: Vec<Responder>,
+        next: u64,
+    ) -> io::Result<()> {
+        let start = self.clock.monotonic();
+        let replies = self.machine.apply(entries).map_err(io::Error::other)?;
+        if replies.len() != entries.len() {
+            let what = format!(
+                "state machine gave {} replies to {} entries",
+                replies.len(),
+                entries.len()
+            );
+            return Err(io::Error::other(what));
+        }
+        let bytes: usize = entries.iter().map(|entry| entry.body.len()).sum();
+        self.progress
+            .bytes_since_snapshot
+            .fetch_add(bytes as u64, Ordering::Relaxed);
+        self.progress.advance(next);
+        for (responder, reply) in responders.into_iter().zip(replies) {
+            if let Some(responder) = responder {
+                responder.send(Body(reply));
+            }
+        }
+        let took = self.clock.monotonic().saturating_sub(start);
+        self.metrics.applied(entries.len(), took);
+        Ok(())
+    }
+
+    fn restore(&mut self, data: &SnapshotData, next: u64) -> io::Result<()> {
+        self.machine
+            .restore(&mut data.open()?)
+            .map_err(io::Error::other)?;
+        self.progress
+            .bytes_since_snapshot
+            .store(0, Ordering::Relaxed);
+        self.progress.advance(next);
+        Ok(())
+    }
+}
+
+/// openraft's state machine: keeps the bookkeeping, passes the work on.
+pub(crate) struct Machine {
+    work: mpsc::Sender<Work>,
+    snapshots: Arc<SnapshotStore>,
+    progress: Arc<Progress>,
+    metrics: Arc<RaftMetrics>,
+    clock: Arc<dyn Clock>,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+}
+
+impl Machine {
+    /// Starts the `apply` thread. `applied` and `membership` say what `machine` already holds.
+    pub(crate) fn start<S: StateMachine>(
+        machine: S,
+        applied: Option<LogId>,
+        membership: StoredMembership,
+        shared: Shared,
+    ) -> io::Result<Self> {
+        let Shared {
+            snapshots,
+            progress,
+            metrics,
+            clock,
+        } = shared;
+        let (work, queue) = mpsc::channel();
+        let applier = Applier {
+            machine,
+            progress: progress.clone(),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+        };
+        std::thread::Builder::new()
+            .name("weft-apply".into())
+            .spawn(move || applier.run(&queue))?;
+        Ok(Self {
+            work,
+            snapshots,
+            progress,
+            metrics,
+            clock,
+            applied,
+            membership,
+        })
+    }
+
+    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Work) -> io::Result<T> {
+        let (done, answer) = oneshot::channel();
+        self.work
+            .send(make(done))
+            .map_err(|_| apply_thread_gone())?;
+        answer.await.map_err(|_| apply_thread_gone())
+    }
+
+    async fn apply_batch(&mut self, batch: Batch) -> io::Result<()> {
+        let Batch {
+            entries,
+            responders,
+            others,
+            last,
+            membership,
+            ..
+        } = batch;
+        let Some(last) = last else { return Ok(()) };
+        let next = last.index + 1;
+        if entries.is_empty() {
+            self.progress.advance(next);
+        } else {
+            self.ask(|done| Work::Apply {
+                entries,
+                responders,
+                next,
+                done,
+            })
+            .await??;
+        }
+        for responder in others {
+            responder.send(Body::default());
+        }
+        self.applied = Some(last);
+        if let Some(membership) = membership {
+            self.membership = membership;
+        }
+        Ok(())
+    }
+}
+
+/// What the machine shares with the rest of the node.
+pub(crate) struct Shared {
+    pub(crate) snapshots: Arc<SnapshotStore>,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) metrics: Arc<RaftMetrics>,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// Entries drained from openraft's stream that are handed over together.
+#[derive(Default)]
+struct Batch {
+    entries: Vec<Committed>,
+    responders: Vec<Responder>,
+    /// Waiters of entries the state machine never sees.
+    others: Vec<ApplyResponder<Types>>,
+    bytes: usize,
+    last: Option<LogId>,
+    membership: Option<StoredMembership>,
+}
+
+impl Batch {
+    fn push(&mut self, (entry, responder): EntryResponder<Types>) {
+        let id = entry.log_id;
+        match entry.payload {
+            EntryPayload::Normal(body) => {
+                self.bytes += body.0.len();
+                self.entries.push(Committed {
+                    index: id.index,
+                    term: term_of(&id),
+                    body: body.0,
+                });
+                self.responders.push(responder);
+            }
+            EntryPayload::Blank => self.others.extend(responder),
+            EntryPayload::Membership(membership) => {
+                self.others.extend(responder);
+                self.membership = Some(StoredMembership::new(Some(id), membership));
+            }
+        }
+        self.last = Some(id);
+    }
+
+    fn is_full(&self) -> bool {
+        self.entries.len() >= BATCH_ENTRIES_MAX || self.bytes >= BATCH_BYTES
+    }
+}
+
+impl RaftStateMachine<Types> for Machine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + Send,
+    {
+        while let Some(first) = entries.next().await {
+            let mut batch = Batch::default();
+            batch.push(first?);
+            while !batch.is_full() {
+                match entries.next().now_or_never() {
+                    Some(Some(entry)) => batch.push(entry?),
+                    Some(None) | None => break,
+                }
+            }
+            self.apply_batch(batch).await?;
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Builder> {
+        let frozen = self.ask(|done| Work::Freeze { done }).await;
+        Some(Builder {
+            frozen: Mutex::new(Some(frozen)),
+            meta: SnapshotMeta {
+                last_log_id: self.applied,
+                last_membership: self.membership.clone(),
+            },
+            snapshots: self.snapshots.clone(),
+            metrics: self.metrics.clone(),
+            clock: self.clock.clone(),
+        })
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        self.try_create_snapshot_builder(true)
+            .await
+            .expect("this machine never defers a snapshot")
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> io::Result<()> {
+        let (snapshots, kept) = (self.snapshots.clone(), meta.clone());
+        let stored = on_thread("weft-snapshot", move || snapshots.publish(kept, snapshot)).await?;
+        let next = meta.last_log_id.as_ref().map_or(0, |id| id.index + 1);
+        self.ask(|done| Work::Restore {
+            data: stored.data,
+            next,
+            done,
+        })
+        .await??;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.metrics.snapshot_installed();
+        Ok(())
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> io::Result<Option<openraft::alias::SnapshotOf<Types, SnapshotData>>> {
+        Ok(self.snapshots.current().map(into_openraft))
+    }
+}
+
+/// Writes one frozen state on a thread of its own.
+pub(crate) struct Builder {
+    /// Behind a lock only because openraft wants builders to be `Sync`.
+    frozen: Mutex<Option<io::Result<Box<dyn FrozenState>>>>,
+    meta: SnapshotMeta,
+    snapshots: Arc<SnapshotStore>,
+    metrics: Arc<RaftMetrics>,
+    clock: Arc<dyn Clock>,
+}
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(
+        &mut self,
+    ) -> io::Result<openraft::alias::SnapshotOf<Types, SnapshotData>> {
+        let frozen = self.frozen.get_mut().take();
+        let frozen = frozen.ok_or_else(|| io::Error::other("a snapshot builder builds once"))??;
+        let (snapshots, meta) = (self.snapshots.clone(), self.meta.clone());
+        let start = self.clock.monotonic();
+        let stored = on_thread("weft-snapshot", move || {
+            snapshots.write(meta, |to| frozen.write(to))
+        })
+        .await?;
+        let took = self.clock.monotonic().saturating_sub(start);
+        self.metrics.snapshot_built(stored.data.size_bytes(), took);
+        Ok(into_openraft(stored))
+    }
+}
+
+fn into_openraft(stored: Stored) -> openraft::alias::SnapshotOf<Types, SnapshotData> {
+    openraft::Snapshot {
+        meta: stored.meta,
+        snapshot: stored.data,
+    }
+}
+
+fn apply_thread_gone() -> io::Error {
+    io::Error::other("the apply thread has ended (the state machine panicked)")
+}
+
+/// Runs blocking work on a thread of its own, so that neither the Raft runtime nor its pool waits.
+pub(crate) async fn on_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (done, answer) = oneshot::channel();
+    // The receiver may be gone when openraft cancelled the task; the work is complete all the same.
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || drop(done.send(work())))?;
+    answer
+        .await
+        .map_err(|_| io::Error::other("a snapshot thread panicked"))?
+}

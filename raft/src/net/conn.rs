@@ -1,0 +1,214 @@
+//! One connection: frames in, frames out, and the hello that opens it.
+//!
+//! Owns: the buffers, so that a dropped future never tears a frame.
+//! Never: knows what a frame asks for.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BufMut, BytesMut};
+use prost::Message;
+use tokio::io::AsyncWrite;
+use tokio_util::io::poll_read_buf;
+
+use super::RaftStream;
+use crate::peer::RaftId;
+use crate::types::corrupt;
+use crate::wire::{self, frame::Kind};
+
+pub(super) const VERSION: u32 = 1;
+const READ_BYTES: usize = 64 * 1024;
+/// A hello is small; nobody unknown may make us hold more.
+const HELLO_MAX_BYTES: usize = 4 * 1024;
+
+pub(super) struct Conn {
+    stream: Box<dyn RaftStream>,
+    input: BytesMut,
+    output: BytesMut,
+    /// Output was written to the stream but maybe not flushed through it (TLS buffers).
+    unflushed: bool,
+    frame_max_bytes: usize,
+}
+
+impl Conn {
+    fn new(stream: Box<dyn RaftStream>) -> Self {
+        Self {
+            stream,
+            input: BytesMut::with_capacity(READ_BYTES),
+            output: BytesMut::new(),
+            unflushed: false,
+            frame_max_bytes: HELLO_MAX_BYTES,
+        }
+    }
+
+    /// The dialing side's opening: says who it is and whom it means.
+    pub(super) async fn dialed(stream: Box<dyn RaftStream>, opening: &Opening) -> io::Result<Self> {
+        let mut conn = Self::new(stream);
+        conn.push(Kind::Hello(wire::Hello {
+            version: VERSION,
+            cluster: opening.cluster.clone(),
+            from: opening.me.to_bytes(),
+            to: opening.them.to_bytes(),
+        }));
+        let Kind::Welcome(welcome) = conn.call().await? else {
+            return Err(corrupt("peer did not answer the hello"));
+        };
+        if !welcome.refusal.is_empty() {
+            let what = format!("peer refused the connection: {}", welcome.refusal);
+            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, what));
+        }
+        conn.frame_max_bytes = opening.frame_max_bytes;
+        Ok(conn)
+    }
+
+    /// The accepting side's opening. Returns who is there.
+    pub(super) async fn accepted(
+        stream: Box<dyn RaftStream>,
+        me: RaftId,
+        cluster: &str,
+        frame_max_bytes: usize,
+    ) -> io::Result<(Self, RaftId)> {
+        let mut conn = Self::new(stream);
+        let Kind::Hello(hello) = conn.next().await? else {
+            return Err(corrupt("peer did not begin with a hello"));
+        };
+        let from = RaftId::from_slice(&hello.from);
+        let refusal = refusal(&hello, from, me, cluster);
+        conn.push(Kind::Welcome(wire::Welcome {
+            version: VERSION,
+            id: me.to_bytes(),
+            refusal: refusal.clone().unwrap_or_default(),
+        }));
+        poll_fn(|cx| conn.poll_flush(cx)).await?;
+        conn.frame_max_bytes = frame_max_bytes;
+        match (refusal, from) {
+            (None, Some(from)) => Ok((conn, from)),
+            (refusal, _) => Err(corrupt(&refusal.unwrap_or_default())),
+        }
+    }
+
+    /// Adds a frame to what [`Self::poll_flush`] writes.
+    pub(super) fn push(&mut self, kind: Kind) {
+        let frame = wire::Frame { kind: Some(kind) };
+        let length = frame.encoded_len();
+        self.output.reserve(4 + length);
+        self.output
+            .put_u32(u32::try_from(length).expect("frames are bounded far below 4 GiB"));
+        frame
+            .encode(&mut self.output)
+            .expect("the buffer was reserved for it");
+    }
+
+    pub(super) fn pending_output(&self) -> usize {
+        self.output.len()
+    }
+
+    /// Writes what was pushed. Ready when all of it is on its way.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.output.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.output))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.output.advance(written);
+            self.unflushed = true;
+        }
+        if self.unflushed {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The next frame. Whatever was read of it stays when the caller gives up.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Kind>> {
+        loop {
+            if let Some(kind) = self.parse()? {
+                return Poll::Ready(Ok(kind));
+            }
+            if self.input.capacity() - self.input.len() < READ_BYTES / 4 {
+                self.input.reserve(READ_BYTES);
+            }
+            if ready!(poll_read_buf(
+                Pin::new(&mut self.stream),
+                cx,
+                &mut self.input
+            ))? == 0
+            {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+
+    fn parse(&mut self) -> io::Result<Option<Kind>> {
+        let Some(prefix) = self.input.first_chunk::<4>() else {
+            return Ok(None);
+        };
+        let length = u32::from_be_bytes(*prefix) as usize;
+        if length > self.frame_max_bytes {
+            return Err(corrupt(&format!(
+                "frame of {length} bytes, {} are allowed",
+                self.frame_max_bytes
+            )));
+        }
+        if self.input.len() < 4 + length {
+            self.input.reserve(4 + length - self.input.len());
+            return Ok(None);
+        }
+        self.input.advance(4);
+        // Decoding from the shared buffer keeps entry bodies as slices of it.
+        let body = self.input.split_to(length).freeze();
+        let frame = wire::Frame::decode(body).map_err(|cause| corrupt(&cause.to_string()))?;
+        // A kind from a later version: ignoring it would leave its sender waiting.
+        frame
+            .kind
+            .map(Some)
+            .ok_or_else(|| corrupt("frame of an unknown kind"))
+    }
+
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    pub(super) async fn next(&mut self) -> io::Result<Kind> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// Sends what was pushed and waits for one frame.
+    pub(super) async fn call(&mut self) -> io::Result<Kind> {
+        self.flush().await?;
+        self.next().await
+    }
+}
+
+/// What a dialing side says of itself.
+pub(super) struct Opening {
+    pub(super) me: RaftId,
+    pub(super) them: RaftId,
+    pub(super) cluster: String,
+    pub(super) frame_max_bytes: usize,
+}
+
+fn refusal(hello: &wire::Hello, from: Option<RaftId>, me: RaftId, cluster: &str) -> Option<String> {
+    if hello.version == 0 {
+        return Some("raft_protocol_version: version 0 does not exist".into());
+    }
+    if hello.cluster != cluster {
+        return Some(format!(
+            "raft_wrong_cluster: this is {cluster:?}, not {:?}",
+            hello.cluster
+        ));
+    }
+    if RaftId::from_slice(&hello.to) != Some(me) {
+        return Some(format!("raft_wrong_server: this is {me}"));
+    }
+    match from {
+        None => Some("raft_malformed_id: `from` is not a 16-byte id".into()),
+        Some(from) if from == me => {
+            Some("raft_duplicate_id: caller and server have the same id".into())
+        }
+        Some(_) => None,
+    }
+}

@@ -1,0 +1,278 @@
+//! The answering side: one task per accepted connection.
+//!
+//! Owns: accepted connections and their number; when the leader was last heard.
+//! Never: decides; every request goes to openraft.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::{BoxFuture, FutureExt};
+use futures::stream::FuturesOrdered;
+use openraft::raft::TransferLeaderError;
+use tokio::time::timeout;
+use weft_proto::clock::Clock;
+
+use super::conn::Conn;
+use super::{RaftStream, convert, snapshot_send};
+use crate::config::RaftConfig;
+use crate::machine::Machine;
+use crate::metrics::{RaftMetrics, Rpc};
+use crate::peer::RaftId;
+use crate::snapshot::SnapshotStore;
+use crate::types::Types;
+use crate::wire::{self, frame::Kind, transfer_reply};
+
+pub(crate) type Raft = openraft::Raft<Types, Machine>;
+
+/// Requests of one connection that wait for openraft's answer, at most.
+const IN_FLIGHT_MAX: usize = 64;
+const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Serves accepted streams.
+pub(crate) struct Acceptor {
+    me: RaftId,
+    cluster: String,
+    frame_max_bytes: usize,
+    connections_max: usize,
+    patience: Duration,
+    raft: Raft,
+    snapshots: Arc<SnapshotStore>,
+    metrics: Arc<RaftMetrics>,
+    clock: Arc<dyn Clock>,
+    connections: AtomicUsize,
+    /// Monotonic microseconds, plus one; 0: never.
+    leader_heard_micros: AtomicU64,
+}
+
+impl Acceptor {
+    pub(crate) fn new(
+        config: &RaftConfig,
+        raft: Raft,
+        snapshots: Arc<SnapshotStore>,
+        metrics: Arc<RaftMetrics>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            me: config.id,
+            cluster: config.cluster.clone(),
+            frame_max_bytes: config.frame_max_bytes(),
+            connections_max: config.connections_max,
+            patience: (config.election_max_scaled() * 4).max(Duration::from_secs(5)),
+            raft,
+            snapshots,
+            metrics,
+            clock,
+            connections: AtomicUsize::new(0),
+            leader_heard_micros: AtomicU64::new(0),
+        }
+    }
+
+    /// Time since a leader's append was accepted; `None` before the first.
+    pub(crate) fn since_leader_heard(&self) -> Option<Duration> {
+        let heard = self
+            .leader_heard_micros
+            .load(Ordering::Relaxed)
+            .checked_sub(1)?;
+        Some(
+            self.clock
+                .monotonic()
+                .saturating_sub(Duration::from_micros(heard)),
+        )
+    }
+
+    fn leader_heard(&self) {
+        let now = u64::try_from(self.clock.monotonic().as_micros()).unwrap_or(u64::MAX - 1);
+        self.leader_heard_micros.store(now + 1, Ordering::Relaxed);
+    }
+
+    /// Serves one connection until it ends.
+    pub(crate) async fn serve(self: Arc<Self>, stream: Box<dyn RaftStream>) {
+        if self.connections.fetch_add(1, Ordering::Relaxed) >= self.connections_max {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+            self.metrics.connection(false);
+            tracing::warn!(
+                limit = self.connections_max,
+                "raft connection refused: raft_connections_max"
+            );
+            return;
+        }
+        match self.clone().run(stream).await {
+            Err(cause) if cause.kind() != io::ErrorKind::UnexpectedEof => {
+                tracing::debug!(error = %cause, "raft connection ended");
+            }
+            _ => {}
+        }
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    async fn run(self: Arc<Self>, stream: Box<dyn RaftStream>) -> io::Result<()> {
+        let hello = Conn::accepted(stream, self.me, &self.cluster, self.frame_max_bytes);
+        let opened = timeout(HELLO_PATIENCE, hello)
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+        self.metrics.connection(opened.is_ok());
+        let (mut conn, from) = opened
+            .inspect_err(|cause| tracing::warn!(error = %cause, "raft connection refused"))?;
+        tracing::debug!(raft.peer = %from, "raft connection accepted");
+        let mut answers = FuturesOrdered::new();
+        loop {
+            let request = poll_fn(|cx| poll_request(&mut conn, &mut answers, cx)).await?;
+            match request {
+                Kind::SnapshotBegin(begin) => {
+                    let reply = self.install(&mut conn, begin).await?;
+                    answers.push_back(std::future::ready(Kind::SnapshotReply(reply)).boxed());
+                }
+                request => answers.push_back(self.clone().answer(request)?),
+            }
+        }
+    }
+
+    fn answer(self: Arc<Self>, request: Kind) -> io::Result<BoxFuture<'static, Kind>> {
+        Ok(match request {
+            Kind::Append(append) => self.append(append)?,
+            Kind::Vote(request) => {
+                let pre_vote = request.pre_vote;
+                let request = convert::vote_request_of(request)?;
+                async move { Kind::VoteReply(self.vote(request, pre_vote).await) }.boxed()
+            }
+            Kind::Transfer(request) => {
+                let request = convert::transfer_of(request)?;
+                async move { Kind::TransferReply(self.transfer(request).await) }.boxed()
+            }
+            _ => return Err(crate::types::corrupt("a request was expected")),
+        })
+    }
+
+    fn append(self: Arc<Self>, append: wire::Append) -> io::Result<BoxFuture<'static, Kind>> {
+        let session = append.session;
+        let request = convert::append_of(append)?;
+        self.metrics.appended(request.entries.len());
+        let previous = request.prev_log_id;
+        let last = request
+            .entries
+            .last()
+            .map(|entry| entry.log_id)
+            .or(previous);
+        Ok(async move {
+            let result = match self.raft.append_entries(request).await {
+                Ok(response) => {
+                    let result = response.into_stream_result(previous, last);
+                    if !matches!(
+                        result,
+                        Err(openraft::raft::StreamAppendError::HigherVote(_))
+                    ) {
+                        self.leader_heard();
+                    }
+                    Ok(result)
+                }
+                Err(stopped) => Err(stopped.to_string()),
+            };
+            Kind::AppendReply(convert::append_reply_record(session, result))
+        }
+        .boxed())
+    }
+
+    async fn vote(
+        &self,
+        request: openraft::raft::VoteRequest<Types>,
+        pre_vote: bool,
+    ) -> wire::VoteReply {
+        self.metrics
+            .rpc(if pre_vote { Rpc::PreVote } else { Rpc::Vote });
+        let answer = if pre_vote {
+            self.raft.pre_vote(request).await
+        } else {
+            self.raft.vote(request).await
+        };
+        match answer {
+            Ok(response) => wire::VoteReply {
+                vote: Some(convert::vote_record(&response.vote)),
+                granted: response.vote_granted,
+                last: response.last_log_id.as_ref().map(convert::log_id_record),
+                stopped: String::new(),
+            },
+            Err(stopped) => wire::VoteReply {
+                stopped: stopped.to_string(),
+                ..wire::VoteReply::default()
+            },
+        }
+    }
+
+    async fn transfer(
+        &self,
+        request: openraft::raft::TransferLeaderRequest<Types>,
+    ) -> wire::TransferReply {
+        self.metrics.rpc(Rpc::TransferLeader);
+        let mut reply = wire::TransferReply::default();
+        match self.raft.handle_transfer_leader(request).await {
+            Ok(Ok(())) => {}
+            Ok(Err(TransferLeaderError::VoteChanged { expected, actual })) => {
+                reply.set_outcome(transfer_reply::Outcome::VoteChanged);
+                reply.expected_vote = Some(convert::vote_record(&expected));
+                reply.actual_vote = Some(convert::vote_record(&actual));
+            }
+            Ok(Err(TransferLeaderError::LogNotFlushed { expected, actual })) => {
+                reply.set_outcome(transfer_reply::Outcome::LogNotFlushed);
+                reply.expected_log = expected.as_ref().map(convert::log_id_record);
+                reply.actual_log = actual.as_ref().map(convert::log_id_record);
+            }
+            Err(stopped) => {
+                reply.set_outcome(transfer_reply::Outcome::Stopped);
+                reply.reason = stopped.to_string();
+            }
+        }
+        reply
+    }
+
+    async fn install(
+        &self,
+        conn: &mut Conn,
+        begin: wire::SnapshotBegin,
+    ) -> io::Result<wire::SnapshotReply> {
+        self.metrics.rpc(Rpc::Snapshot);
+        let vote = convert::vote_of(begin.vote.clone())?;
+        let (meta, data) =
+            snapshot_send::receive(conn, &begin, &self.snapshots, self.patience).await?;
+        let received = data.clone();
+        let snapshot = openraft::Snapshot {
+            meta,
+            snapshot: data,
+        };
+        let installed = self.raft.install_full_snapshot(vote, snapshot).await;
+        // Installed, it has its own name by now; refused, nobody else would remove it.
+        received.discard();
+        Ok(match installed {
+            Ok(response) => wire::SnapshotReply {
+                vote: Some(convert::vote_record(&response.vote)),
+                error: String::new(),
+            },
+            Err(stopped) => wire::SnapshotReply {
+                vote: None,
+                error: stopped.to_string(),
+            },
+        })
+    }
+}
+
+/// Sends the answers that are ready, in the order of their requests, until the next request is in.
+fn poll_request(
+    conn: &mut Conn,
+    answers: &mut FuturesOrdered<BoxFuture<'static, Kind>>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<Kind>> {
+    while let Poll::Ready(Some(answer)) = answers.poll_next_unpin(cx) {
+        conn.push(answer);
+    }
+    if let Poll::Ready(Err(cause)) = conn.poll_flush(cx) {
+        return Poll::Ready(Err(cause));
+    }
+    if answers.len() >= IN_FLIGHT_MAX {
+        return Poll::Pending;
+    }
+    conn.poll_next(cx)
+}
