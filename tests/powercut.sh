@@ -46,6 +46,7 @@ trap 'exit 130' INT TERM
 
 # Runs the writer, cuts the power under it and mounts again. Leaves the last number printed in $acked.
 cut_power() {
+    : >"$work/acks"
     "$bin" write "$mnt/log" --store "$1" --seconds 60 >"$work/acks" 2>"$work/errors" &
     writer=$!
     # It must have acknowledged something, or the cut proves nothing.
