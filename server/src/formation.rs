@@ -106,7 +106,7 @@ impl Inner {
     pub(crate) fn hello(&self) -> v1::HelloReply {
         let status = self.raft.status();
         v1::HelloReply {
-            raft_id: self.raft.id().to_string(),
+            raft_id: self.raft.status().id.to_string(),
             node_name: self.config.node_name.clone(),
             node_id: self.config.node_id.clone(),
             datacenter: self.config.datacenter.clone(),
@@ -135,7 +135,7 @@ impl Inner {
 
     pub(crate) fn own_peer(&self) -> Peer {
         Peer {
-            id: self.raft.id(),
+            id: self.raft.status().id,
             name: self.config.node_name.clone(),
             address: self.config.rpc_advertise.to_string(),
             public_key: self.public_key.clone(),
@@ -201,7 +201,7 @@ impl Server {
         let Bootstrap::Expect(expect) = inner.config.bootstrap else {
             return Err("waiting for a server that belongs to a cluster (-retry-join names one)".into());
         };
-        let Some(set) = first_membership(&pool, inner.raft.id(), expect) else {
+        let Some(set) = first_membership(&pool, inner.raft.status().id, expect) else {
             let seen = pool.iter().filter(|s| s.alive).count();
             return Err(format!("waiting for {expect} servers that expect {expect}; {seen} seen"));
         };
@@ -211,7 +211,7 @@ impl Server {
     /// Says hello to every living server but this one; those that do not answer are left out.
     async fn greet(&self, pool: &[PoolServer]) -> BTreeMap<RaftId, v1::HelloReply> {
         let inner = &self.inner;
-        let me = inner.raft.id();
+        let me = inner.raft.status().id;
         let calls = pool.iter().filter(|s| s.alive && s.raft_id != me).map(|s| async move {
             let request = v1::HelloRequest { datacenter: inner.config.datacenter.clone() };
             let answer = inner.forwarder.call(&s.address, HELLO_TIMEOUT, async move |mut client| client.hello(request).await).await;
@@ -230,13 +230,13 @@ impl Server {
         let inner = &self.inner;
         let begun = inner.clock.monotonic();
         let request = v1::ReserveRequest {
-            coordinator_raft_id: inner.raft.id().to_string(),
+            coordinator_raft_id: inner.raft.status().id.to_string(),
             raft_ids: set.iter().map(|s| s.raft_id.to_string()).collect(),
             datacenter: inner.config.datacenter.clone(),
         };
         inner.reserve(&request)?;
         let mut peers = vec![inner.own_peer()];
-        for server in set.iter().filter(|s| s.raft_id != inner.raft.id()) {
+        for server in set.iter().filter(|s| s.raft_id != inner.raft.status().id) {
             let hello = hellos.get(&server.raft_id).ok_or_else(|| format!("{} ({}) does not answer on its server port", server.name, server.address))?;
             let asked = request.clone();
             let reply = inner
@@ -328,9 +328,6 @@ impl Server {
 fn change_failed(cause: impl std::fmt::Display) -> ServerError {
     ServerError::Failed(cause.to_string())
 }
-
-/// Shared by the tasks that only need the parts.
-pub(crate) type Shared = Arc<Inner>;
 
 #[cfg(test)]
 mod tests {

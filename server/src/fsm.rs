@@ -40,7 +40,7 @@ impl Fsm {
 
     fn apply_one(&mut self, entry: &Committed) -> Result<Bytes, FatalError> {
         let stamped = v1::Stamped::decode(entry.body.clone()).map_err(|cause| {
-            FatalError::new(format!(
+            FatalError(format!(
                 "log entry {} is not a command this version can read: {cause}; upgrade this server",
                 entry.index
             ))
@@ -48,7 +48,7 @@ impl Fsm {
         let outcome = self
             .catalog
             .apply(LogIndex(entry.index), &stamped)
-            .map_err(|cause| FatalError::new(format!("log entry {}: {cause}", entry.index)))?;
+            .map_err(|cause| FatalError(format!("log entry {}: {cause}", entry.index)))?;
         self.time.applied(UnixMillis(stamped.at_millis), self.clock.monotonic());
         self.metrics.applied(&stamped);
         Ok(Bytes::from(outcome.encode_to_vec()))
@@ -69,7 +69,7 @@ impl StateMachine for Fsm {
 
     fn restore(&mut self, from: &mut dyn io::Read) -> Result<(), FatalError> {
         let catalog = weft_catalog::snapshot::read(&mut io::BufReader::new(from))
-            .map_err(|cause| FatalError::new(format!("snapshot cannot be restored: {cause}")))?;
+            .map_err(|cause| FatalError(format!("snapshot cannot be restored: {cause}")))?;
         let old = std::mem::replace(&mut self.catalog, catalog);
         self.time.applied(self.catalog.state().cluster_time(), self.clock.monotonic());
         let (state, touched) = self.catalog.publish_everything();
@@ -85,7 +85,7 @@ struct Frozen(State);
 impl FrozenState for Frozen {
     fn write(self: Box<Self>, to: &mut dyn io::Write) -> io::Result<()> {
         let mut to = io::BufWriter::new(to);
-        weft_catalog::snapshot::write(&self.0, &mut to)?;
+        weft_catalog::snapshot::write(&self.0, &mut to).map_err(io::Error::other)?;
         io::Write::flush(&mut to)
     }
 }

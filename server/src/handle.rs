@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use prometheus_client::registry::Registry;
 use prost::Message;
 use tokio::sync::watch;
 use weft_catalog::{Hub, State};
@@ -98,6 +99,7 @@ pub(crate) struct Inner {
     pub(crate) published: Arc<Published>,
     pub(crate) time: Arc<ClusterTime>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) started: Duration,
     pub(crate) transport: Transport,
     pub(crate) forwarder: Forwarder,
     pub(crate) follower_rounds: Rounds,
@@ -134,10 +136,10 @@ impl Server {
         self.inner.raft.watch_status()
     }
 
-    /// This server's metrics, for the registry.
-    #[must_use]
-    pub fn metrics(&self) -> Arc<Metrics> {
-        self.inner.metrics.clone()
+    /// Adds the metrics of the role and of consensus to `registry`; once.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.inner.metrics.register(registry);
+        self.inner.raft.metrics().register(registry);
     }
 
     /// `host:port` of the leader's server port, if one is known.
@@ -247,7 +249,8 @@ impl Server {
     #[must_use]
     pub fn meta(&self) -> ReadMeta {
         let status = self.inner.raft.status();
-        ReadMeta { known_leader: status.leader.is_some(), last_contact: self.inner.raft.last_contact() }
+        let uptime = || self.inner.clock.monotonic().saturating_sub(self.inner.started);
+        ReadMeta { known_leader: status.leader.is_some(), last_contact: self.inner.raft.last_contact().unwrap_or_else(uptime) }
     }
 
     /// Sleeps until the role or leader changes, a moment passes, or `deadline` comes.

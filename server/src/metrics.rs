@@ -14,7 +14,7 @@ use weft_proto::v1;
 
 /// Handles of the server role's metrics.
 #[derive(Default)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     applied: Family<CommandLabel, Counter>,
     pub(crate) catalog_rows: Family<TableLabel, Gauge>,
     pub(crate) disk_available_bytes: Gauge,
@@ -33,7 +33,7 @@ pub(crate) struct TableLabel {
 
 impl Metrics {
     /// Adds every metric of the role to `registry`.
-    pub fn register(&self, registry: &mut Registry) {
+    pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register("weft_catalog_applied", "Commands applied to the catalog", self.applied.clone());
         registry.register("weft_catalog_rows", "Rows in the catalog", self.catalog_rows.clone());
         registry.register("weft_disk_available_bytes", "Free bytes under data_dir", self.disk_available_bytes.clone());

@@ -18,7 +18,7 @@ use crate::handle::ReadFailure;
 pub struct ReadMeta {
     /// A leader is known.
     pub known_leader: bool,
-    /// Since the leader was heard; zero on the leader itself.
+    /// Since the leader was heard; zero on the leader itself, this server's uptime when it never was.
     pub last_contact: Duration,
 }
 

@@ -24,7 +24,7 @@ const PIECE_BYTES: usize = 64 << 10;
 const PIECES: usize = 16;
 
 /// Pieces of an archive on their way.
-pub type Pieces = mpsc::Receiver<io::Result<Bytes>>;
+pub(crate) type Pieces = mpsc::Receiver<io::Result<Bytes>>;
 
 impl Server {
     /// Takes a snapshot of the newest state here; the archive streams as the reader takes it.
@@ -53,7 +53,7 @@ impl Server {
             let mut out = io::BufWriter::with_capacity(PIECE_BYTES, ToChannel(to.clone()));
             let done = archive::unnamed(&scratch).and_then(|mut file| {
                 let mut buffered = io::BufWriter::new(&mut file);
-                weft_catalog::snapshot::write(&state, &mut buffered)?;
+                weft_catalog::snapshot::write(&state, &mut buffered).map_err(io::Error::other)?;
                 buffered.flush()?;
                 drop(buffered);
                 archive::write(meta, &mut file, &mut out)
@@ -161,7 +161,7 @@ impl Server {
             }
             Op::Leave(who) => {
                 let id = parse_id(&who.raft_id)?;
-                if id == raft.id() {
+                if id == raft.status().id {
                     raft.transfer_leader(None).await.map_err(failed)?;
                     return Err(ServerError::NoLeader);
                 }
@@ -174,7 +174,7 @@ impl Server {
 
     fn find_peer(&self, which: &v1::RemovePeer) -> Result<weft_raft::RaftId, ServerError> {
         let status = self.status();
-        let matches = |m: &&weft_raft::MemberState| {
+        let matches = |m: &&weft_raft::Member| {
             m.peer.id.to_string() == which.raft_id || (which.raft_id.is_empty() && (m.peer.address == which.address || self.inner.transport.address_of(&m.peer) == which.address))
         };
         let found = status.members.iter().find(matches).ok_or_else(|| {
@@ -195,7 +195,7 @@ impl Server {
             address: self.inner.transport.address_of(&m.peer),
             leader: leader == Some(m.peer.id),
             voter: m.voter,
-            last_index: m.matched,
+            last_index: m.matched.unwrap_or(0),
             last_contact_millis: m.last_contact.map_or(0, |c| u64::try_from(c.as_millis()).unwrap_or(u64::MAX)),
         });
         v1::RaftPeers { index: status.membership_index, peers: peers.collect() }
@@ -203,8 +203,8 @@ impl Server {
 
     /// This server leaves for good: it gives up leadership and asks to be removed.
     pub async fn leave(&self) -> Result<(), ServerError> {
-        let me = self.inner.raft.id().to_string();
-        let others = self.status().members.iter().filter(|m| m.voter && m.peer.id != self.inner.raft.id()).count();
+        let me = self.inner.raft.status().id.to_string();
+        let others = self.status().members.iter().filter(|m| m.voter && m.peer.id != self.inner.raft.status().id).count();
         if others == 0 {
             return Ok(());
         }

@@ -4,19 +4,19 @@
 //! Never: decides about membership; `formation` does.
 
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use weft_catalog::Catalog;
 use weft_proto::clock::Clock;
 use weft_proto::v1::server_server::ServerServer;
-use weft_raft::log::LogStore;
+use weft_raft::log::{LogStore, SledLog, SledOptions, Wal, WalOptions};
 use weft_raft::{RaftConfig, RaftId, RaftNode};
 
 use crate::config::{LogBackend, ServerConfig};
@@ -49,7 +49,7 @@ impl Server {
         public_key: Bytes,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ServerError> {
-        let listener = TcpListener::bind(config.rpc_bind).await.map_err(|cause| ServerError::Io {
+        let listener = listen(config.rpc_bind).map_err(|cause| ServerError::Io {
             what: format!("cannot listen on the server port {} ({cause}); is another server running there? change ports.server or bind_addr", config.rpc_bind),
             cause,
         })?;
@@ -70,6 +70,7 @@ impl Server {
             raft,
             published,
             time,
+            started: clock.monotonic(),
             clock,
             transport,
             forwarder,
@@ -91,7 +92,9 @@ impl Server {
         let (rpc_tx, rpc_rx) = mpsc::channel(RPC_BACKLOG);
         let raft = inner.raft.clone();
         let mut stopped = inner.stop.subscribe();
-        tokio::spawn(async move {
+        // Accepting, TLS and Raft's own connections live on Raft's runtime: load on the API's cannot
+        // delay a heartbeat.
+        inner.raft.spawn(async move {
             let stop = async move {
                 let _ = stopped.wait_for(|stopped| *stopped).await;
             };
@@ -119,7 +122,7 @@ impl Server {
     /// This server's Raft id, as its gossip tag says it.
     #[must_use]
     pub fn raft_id(&self) -> RaftId {
-        self.inner.raft.id()
+        self.inner.raft.status().id
     }
 }
 
@@ -163,6 +166,13 @@ fn ask_leader(inner: std::sync::Weak<Inner>) -> RunRound {
     })
 }
 
+/// A listening socket that no runtime owns yet.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
 fn raft_dir(config: &ServerConfig) -> Option<PathBuf> {
     config.data_dir.as_ref().map(|dir| dir.join("raft"))
 }
@@ -179,8 +189,8 @@ fn open_log(config: &ServerConfig) -> Result<Arc<dyn LogStore>, ServerError> {
     let store = |cause: weft_raft::log::LogError| ServerError::Store(cause.to_string());
     Ok(match config.backend {
         LogBackend::Memory => Arc::new(weft_raft::log::MemoryLog::new()),
-        LogBackend::Wal => Arc::new(weft_raft::log::Wal::open(&dir.join("wal")).map_err(store)?),
-        LogBackend::Sled => Arc::new(weft_raft::log::SledLog::open(&dir.join("sled")).map_err(store)?),
+        LogBackend::Wal => Arc::new(Wal::open_dir(&dir.join("wal"), WalOptions { salt: config.seed, ..WalOptions::default() }).map_err(store)?),
+        LogBackend::Sled => Arc::new(SledLog::open_dir(&dir.join("sled"), SledOptions::default()).map_err(store)?),
     })
 }
 
@@ -243,10 +253,10 @@ fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 fn raft_config(config: &ServerConfig, id: RaftId) -> RaftConfig {
     RaftConfig {
-        cluster: config.datacenter.clone(),
         multiplier: config.raft_multiplier,
         snapshot_entries: config.snapshot_threshold,
         trailing_entries: config.trailing_logs,
-        ..RaftConfig::new(id)
+        seed: config.seed,
+        ..RaftConfig::new(id, &config.datacenter)
     }
 }

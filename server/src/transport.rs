@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use weft_raft::{Dialer, Peer, RaftId, RaftStream};
 
@@ -120,8 +120,13 @@ impl Acceptor {
     ) {
         let counts: Arc<Mutex<BTreeMap<IpAddr, usize>>> = Arc::default();
         tokio::pin!(stop);
+        // Registered here, so that it belongs to the runtime this runs on.
+        let listener = match tokio::net::TcpListener::from_std(self.listener) {
+            Ok(listener) => listener,
+            Err(cause) => return tracing::error!(error = %cause, "cannot serve the server port"),
+        };
         loop {
-            let accepted = tokio::select! { biased; () = &mut stop => return, accepted = self.listener.accept() => accepted };
+            let accepted = tokio::select! { biased; () = &mut stop => return, accepted = listener.accept() => accepted };
             let (tcp, from) = match accepted {
                 Ok(accepted) => accepted,
                 Err(cause) => {

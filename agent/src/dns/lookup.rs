@@ -104,9 +104,8 @@ fn serving<'a>(row: &InstanceHealth<'a>, port: Option<&str>, only_passing: bool)
 
 fn names_of<'a>(ip: IpAddr, state: &'a State, rules: &Rules<'_>, trace: &'a Trace) -> Found<'a> {
     let read = state.read(trace);
-    let address = ip.to_string();
-    let nodes = read.nodes_by_address(&address).rows;
-    let services = read.services_by_address(&address).rows;
+    let nodes = read.nodes_by_address(ip).rows;
+    let services = read.services_by_address(ip).rows;
     let node_names = nodes.iter().map(|node| format!("{}.node.{}.{}.", node.name, rules.datacenter, rules.domain));
     let service_names = services.iter().map(|i| format!("{}.service.{}.{}.", i.service.name, rules.datacenter, rules.domain));
     let mut names: Vec<String> = node_names.chain(service_names).collect();

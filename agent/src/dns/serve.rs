@@ -15,7 +15,8 @@ use rand::rngs::SmallRng;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use weft_catalog::Trace;
 use weft_proto::clock::Clock;
 
@@ -72,7 +73,7 @@ impl Compiled {
 }
 
 impl DnsServer {
-    /// Opens UDP and TCP on `address` and answers until `stop` turns true.
+    /// Opens UDP and TCP on `address` and answers until `stop` is cancelled.
     ///
     /// `seed`: of the dice that shuffle answers.
     pub async fn start(
@@ -82,7 +83,7 @@ impl DnsServer {
         metrics: DnsMetrics,
         clock: Arc<dyn Clock>,
         seed: u64,
-        stop: watch::Receiver<bool>,
+        stop: CancellationToken,
     ) -> Result<Self, DnsError> {
         let failed = |cause| DnsError { address, cause };
         let udp = bind_udp(address).map_err(failed)?;
@@ -118,12 +119,12 @@ fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-async fn serve_udp(socket: UdpSocket, shared: Arc<Shared>, mut rng: SmallRng, mut stop: watch::Receiver<bool>) {
+async fn serve_udp(socket: UdpSocket, shared: Arc<Shared>, mut rng: SmallRng, stop: CancellationToken) {
     let mut packet = vec![0; DATAGRAM_MAX_BYTES];
     loop {
         tokio::select! {
             biased;
-            _ = stop.wait_for(|stopped| *stopped) => return,
+            () = stop.cancelled() => return,
             ready = socket.readable() => if ready.is_err() { continue },
         }
         for _ in 0..BURST {
@@ -139,14 +140,14 @@ async fn serve_udp(socket: UdpSocket, shared: Arc<Shared>, mut rng: SmallRng, mu
     }
 }
 
-async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>, seed: u64, mut stop: watch::Receiver<bool>) {
+async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>, seed: u64, stop: CancellationToken) {
     let seats = Arc::new(Semaphore::new(TCP_CONNECTIONS_MAX));
     let mut number = 0_u64;
     loop {
         let Ok(seat) = seats.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             biased;
-            _ = stop.wait_for(|stopped| *stopped) => return,
+            () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         let Ok((stream, _)) = accepted else {

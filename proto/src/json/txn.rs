@@ -139,28 +139,6 @@ fn verb<V: Copy>(object: &Object<'_>, table: &[(&str, V)]) -> Result<V, DecodeEr
     found.ok_or_else(|| object.bad_value("Verb", format_args!("unknown verb {name:?}")))
 }
 
-/// True when no operation changes anything.
-#[must_use]
-pub fn is_read_only(ops: &[v1::TxnOp]) -> bool {
-    ops.iter().all(|op| match &op.op {
-        Some(Op::Kv(kv)) => matches!(
-            kv.verb(),
-            v1::KvVerb::Get
-                | v1::KvVerb::GetOrEmpty
-                | v1::KvVerb::GetTree
-                | v1::KvVerb::CheckIndex
-                | v1::KvVerb::CheckSession
-                | v1::KvVerb::CheckNotExists
-        ),
-        Some(
-            Op::Node(v1::NodeOp { verb, .. })
-            | Op::Service(v1::ServiceOp { verb, .. })
-            | Op::Check(v1::CheckOp { verb, .. }),
-        ) => *verb == i32::from(v1::CatalogVerb::Get),
-        Some(Op::Session(_)) | None => false,
-    })
-}
-
 /// The answer. `read` carries the freshness that a read-only transaction also shows.
 pub fn outcome(json: &mut Json, outcome: &v1::TxnOutcome, read: Option<(u64, bool)>) {
     json.object(|json| {
@@ -229,8 +207,7 @@ mod tests {
             (kv.verb(), &entry.value[..], entry.modify_index),
             (v1::KvVerb::Cas, &b"hi"[..], 9)
         );
-        assert!(!is_read_only(&ops));
-        assert!(is_read_only(&ops[3..4]));
+        assert!(matches!(&ops[4].op, Some(Op::Session(op)) if op.session.as_ref().unwrap().id == "u"));
     }
 
     #[test]

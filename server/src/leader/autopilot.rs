@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use weft_raft::{MemberState, RaftId, Role};
+use weft_raft::{Member, RaftId, Role};
 
 use crate::formation::{PoolServer, pool_servers};
 use crate::handle::Server;
@@ -39,7 +39,7 @@ pub(super) async fn run(server: &Server) {
         note_stability(&mut stable_since, &status.members, status.last_log, now);
         let ready: Vec<RaftId> =
             stable_since.iter().filter(|(_, since)| now.saturating_sub(**since) >= inner.config.stabilization).map(|(id, _)| *id).collect();
-        let Some(change) = decide(&status.members, &pool, inner.raft.id(), &ready, inner.config.cleanup_dead_servers) else { continue };
+        let Some(change) = decide(&status.members, &pool, inner.raft.status().id, &ready, inner.config.cleanup_dead_servers) else { continue };
         let done = match change {
             Change::Promote(id) => inner.raft.promote(id).await,
             Change::Remove(id) => inner.raft.remove(id).await,
@@ -52,8 +52,8 @@ pub(super) async fn run(server: &Server) {
 }
 
 /// Keeps, per learner, since when it has kept up.
-fn note_stability(since: &mut BTreeMap<RaftId, Duration>, members: &[MemberState], last_log: u64, now: Duration) {
-    let keeps_up = |m: &&MemberState| !m.voter && m.matched + TRAILING_MAX >= last_log && m.last_contact.is_some_and(|c| c < CONTACT_WITHIN);
+fn note_stability(since: &mut BTreeMap<RaftId, Duration>, members: &[Member], last_log: u64, now: Duration) {
+    let keeps_up = |m: &&Member| !m.voter && m.matched.is_some_and(|matched| matched + TRAILING_MAX >= last_log) && m.last_contact.is_some_and(|c| c < CONTACT_WITHIN);
     let ids: Vec<RaftId> = members.iter().filter(keeps_up).map(|m| m.peer.id).collect();
     since.retain(|id, _| ids.contains(id));
     for id in ids {
@@ -62,11 +62,11 @@ fn note_stability(since: &mut BTreeMap<RaftId, Duration>, members: &[MemberState
 }
 
 /// At most one change at a time: learners first, then those who said goodbye, then the dead.
-fn decide(members: &[MemberState], pool: &[PoolServer], me: RaftId, ready: &[RaftId], cleanup: bool) -> Option<Change> {
+fn decide(members: &[Member], pool: &[PoolServer], me: RaftId, ready: &[RaftId], cleanup: bool) -> Option<Change> {
     if let Some(learner) = members.iter().find(|m| !m.voter && ready.contains(&m.peer.id)) {
         return Some(Change::Promote(learner.peer.id));
     }
-    let in_pool = |m: &MemberState| pool.iter().find(|s| s.raft_id == m.peer.id);
+    let in_pool = |m: &Member| pool.iter().find(|s| s.raft_id == m.peer.id);
     let others = || members.iter().filter(|m| m.peer.id != me);
     if let Some(gone) = others().find(|m| in_pool(m).is_some_and(|s| s.left)) {
         return Some(Change::Remove(gone.peer.id));

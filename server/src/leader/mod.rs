@@ -47,7 +47,7 @@ async fn duties(server: &Server) {
 /// Proposes this leader's first entry: it re-arms session timers, and names the cluster the first time.
 async fn announce(server: &Server) {
     let start = v1::LeaderStart {
-        raft_id: server.inner.raft.id().to_string(),
+        raft_id: server.inner.raft.status().id.to_string(),
         node_name: server.inner.config.node_name.clone(),
         cluster_id: weft_proto::ids::mint(),
     };

@@ -30,12 +30,14 @@ const SERVER_SERVICE: &str = "consul";
 pub(super) async fn run(server: &Server) {
     let inner = &server.inner;
     let began = inner.clock.monotonic();
+    let gossip = loop {
+        match inner.gossip.load_full() {
+            Some(gossip) => break gossip,
+            None => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
+    let mut events = gossip.events();
     loop {
-        let Some(gossip) = inner.gossip.load_full() else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let mut events = gossip.events();
         let unseen_is_dead = inner.clock.monotonic().saturating_sub(began) >= UNSEEN_AFTER;
         let commands = commands(&gossip.members(), &server.state(), &inner.config.datacenter, unseen_is_dead);
         let mut failed = false;
@@ -44,7 +46,7 @@ pub(super) async fn run(server: &Server) {
         }
         let pause = if failed { Duration::from_secs(1) } else { until_next(inner.clock.monotonic(), began) };
         tokio::select! {
-            _ = events.next() => {}
+            event = events.next() => if event.is_none() { tokio::time::sleep(pause).await },
             () = tokio::time::sleep(pause) => {}
         }
     }

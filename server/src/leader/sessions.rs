@@ -38,9 +38,9 @@ async fn expire_due(server: &Server) {
     let state = inner.published.load();
     let due: Vec<_> = state
         .session_deadlines()
-        .take_while(|(deadline, _, _)| *deadline <= cluster_now)
+        .take_while(|due| due.deadline <= cluster_now)
         .take(EXPIRIES_PER_TICK)
-        .map(|(_, id, renewal_epoch)| v1::SessionExpire { id: id.to_owned(), renewal_epoch, term })
+        .map(|due| v1::SessionExpire { id: due.id, renewal_epoch: due.renewal_epoch, term })
         .collect();
     drop(state);
     for expire in due {

@@ -1,0 +1,154 @@
+//! `weft lock`: runs a child while holding a lock, or one of n places.
+//!
+//! Owns: the session's life, the contest for the key, and the child's.
+//! Never: promises more than an advisory lock can: a child that ignores signals outlives the lock.
+//! Source: Consul docs, "lock" and "Semaphore"; the key names and flags are theirs, so that both
+//! programs keep each other out.
+
+mod child;
+mod contest;
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+use weft_proto::duration;
+
+use super::client::{Client, ClientArgs};
+use super::failure::{Done, Exit, Failure};
+use super::output::field;
+use child::Child;
+use contest::Contest;
+
+/// Life of the session; renewed at half of it.
+const SESSION_TTL: Duration = Duration::from_secs(15);
+
+/// Run a command while holding a lock
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  weft lock backups/nightly ./backup.sh\n  weft lock -n=3 -try=10s workers/import ./import --all")]
+pub(crate) struct LockArgs {
+    /// End with the child's exit code
+    #[arg(long)]
+    child_exit_code: bool,
+    /// How often a failing watch of the lock is tried again before it counts as lost
+    #[arg(long, default_value_t = 3, value_name = "NUMBER")]
+    monitor_retry: u32,
+    /// How many may hold it at once
+    #[arg(long = "n", default_value_t = 1, value_name = "NUMBER")]
+    limit: u32,
+    /// Name of the session, for people
+    #[arg(long)]
+    name: Option<String>,
+    /// Give the child standard input
+    #[arg(long)]
+    pass_stdin: bool,
+    /// Run the child by a shell
+    #[arg(long, default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    shell: bool,
+    /// Give up after this time; 0s tries for ever
+    #[arg(long, value_name = "DURATION")]
+    r#try: Option<String>,
+    /// An older name of -try
+    #[arg(long, value_name = "DURATION", hide = true)]
+    timeout: Option<String>,
+    /// Say what is being done
+    #[arg(long)]
+    verbose: bool,
+    /// Prefix of the lock's keys, then the command
+    #[arg(required = true, num_args = 2.., trailing_var_arg = true, allow_hyphen_values = true, value_names = ["PREFIX", "COMMAND"])]
+    words: Vec<String>,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+pub(crate) fn run(args: LockArgs) -> Done {
+    super::with_client(&args.client, |client| lock(client, &args))
+}
+
+async fn lock(client: Client, args: &LockArgs) -> Done {
+    if args.limit == 0 {
+        return Err(Failure::new(Exit::Negative, "Lock holder limit must be positive"));
+    }
+    let patience = args.r#try.as_deref().or(args.timeout.as_deref()).map(duration::parse).transpose();
+    let patience = patience.map_err(|error| Failure::usage(format!("-try: {error}")))?.filter(|d| !d.is_zero());
+    let prefix = args.words[0].trim_matches('/');
+    if prefix.is_empty() {
+        return Err(Failure::usage("the prefix must not be empty"));
+    }
+    let session = create_session(&client, args, prefix).await?;
+    let result = hold(&client, args, prefix, &session, patience).await;
+    // The session's end is the lock's end, whatever happened before.
+    let destroyed = client.put(&format!("/v1/session/destroy/{session}"), &[], "").await;
+    result.and(destroyed.map(|_| ()))
+}
+
+async fn create_session(client: &Client, args: &LockArgs, prefix: &str) -> Result<String, Failure> {
+    let words = args.words[1..].join(" ");
+    let name = args.name.clone().unwrap_or_else(|| format!("Lock for '{words}' at '{prefix}'"));
+    let body = json!({"Name": name, "TTL": duration::format(SESSION_TTL)});
+    let answer = client.put("/v1/session/create", &[], body.to_string()).await?.json()?;
+    Ok(field(&answer, "ID"))
+}
+
+/// Renews the session until it is gone; answers why it is.
+async fn keep_alive(client: &Client, session: &str) -> Failure {
+    let mut deadline = Instant::now() + SESSION_TTL;
+    loop {
+        tokio::time::sleep(SESSION_TTL / 2).await;
+        match client.put(&format!("/v1/session/renew/{session}"), &[], "").await {
+            Ok(_) => deadline = Instant::now() + SESSION_TTL,
+            // Servers may be electing a leader; the session lives on meanwhile.
+            Err(_) if Instant::now() < deadline => {}
+            Err(failure) => return failure,
+        }
+    }
+}
+
+async fn hold(client: &Client, args: &LockArgs, prefix: &str, session: &str, patience: Option<Duration>) -> Done {
+    let contest = Contest { client, prefix, session, limit: args.limit, retries: args.monitor_retry };
+    say(args, "Attempting lock acquisition");
+    tokio::select! {
+        won = contest.win(patience) => won?,
+        failure = keep_alive(client, session) => return Err(failure.hint("the session was lost before the lock was won")),
+        name = child::asked_to_stop() => {
+            contest.give_back().await;
+            return Err(Failure::new(Exit::Negative, format!("Shutdown triggered by {name} before the lock was won")));
+        }
+    }
+    say(args, "Starting handler implementation");
+    let mut child = match Child::start(&args.words[1..], args.shell, args.pass_stdin) {
+        Ok(child) => child,
+        Err(failure) => {
+            contest.give_back().await;
+            return Err(failure);
+        }
+    };
+    let done = tokio::select! {
+        done = child.run() => done,
+        () = contest.lost() => lost(&mut child).await,
+        _ = keep_alive(client, session) => lost(&mut child).await,
+    };
+    say(args, "Releasing lock");
+    contest.give_back().await;
+    finish(done?, args.child_exit_code)
+}
+
+async fn lost(child: &mut Child) -> Result<u8, Failure> {
+    eprintln!("Lock lost, killing child");
+    child.stop().await;
+    Err(Failure::new(Exit::Negative, "Lock lost"))
+}
+
+fn finish(code: u8, as_is: bool) -> Done {
+    match code {
+        0 => Ok(()),
+        _ if as_is => Err(Failure::silent(code)),
+        _ => Err(Failure::new(Exit::Negative, format!("Error! The command ended with exit code {code}"))),
+    }
+}
+
+fn say(args: &LockArgs, text: &str) {
+    if args.verbose {
+        eprintln!("{text}");
+    }
+}

@@ -1,0 +1,124 @@
+//! `weft members`.
+
+use serde_json::Value;
+
+use super::client::{Client, ClientArgs};
+use super::failure::{Done, Exit, Failure};
+use super::output::{self, Format, field, row};
+
+/// List the members of the cluster
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  weft members\n  weft members -status='^(failed|left)$' -detailed")]
+pub(crate) struct MembersArgs {
+    /// Show every tag
+    #[arg(long)]
+    detailed: bool,
+    /// Show only members whose status matches one of these words, such as alive or failed|left
+    #[arg(long, default_value = ".*", value_name = "PATTERN")]
+    status: String,
+    /// Ask for the servers of all datacenters
+    #[arg(long)]
+    wan: bool,
+    /// Filter expression evaluated by the agent
+    #[arg(long, value_name = "EXPRESSION")]
+    filter: Option<String>,
+    /// Accepted for scripts; segments do not exist
+    #[arg(long, hide = true)]
+    segment: Option<String>,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+pub(crate) fn run(args: MembersArgs) -> Done {
+    super::with_client(&args.client, |client| list(client, &args))
+}
+
+async fn list(client: Client, args: &MembersArgs) -> Done {
+    let mut query = Vec::new();
+    query.extend(args.wan.then_some(("wan", "1")));
+    query.extend(args.filter.as_deref().map(|filter| ("filter", filter)));
+    query.extend(args.segment.as_deref().map(|segment| ("segment", segment)));
+    let answer = client.get("/v1/agent/members", &query).await?;
+    let mut members: Vec<Value> = answer.as_array().cloned().unwrap_or_default();
+    members.retain(|member| wanted(&args.status, status(member)));
+    members.sort_by_cached_key(|member| (member["Tags"]["dc"].to_string(), field(member, "Name")));
+    if client.format() == Format::Json {
+        return output::json(&members.into());
+    }
+    if members.is_empty() {
+        return Err(Failure::new(Exit::Usage, "No members match"));
+    }
+    output::table(&if args.detailed { detailed(&members) } else { standard(&members) })
+}
+
+/// The statuses a pattern of alternatives names. `.*` is all of them.
+fn wanted(pattern: &str, status: &str) -> bool {
+    let inner = pattern.trim_start_matches('^').trim_end_matches('$');
+    let inner = inner.strip_prefix('(').and_then(|p| p.strip_suffix(')')).unwrap_or(inner);
+    inner.split('|').any(|word| word == ".*" || word.trim_matches(['^', '$']) == status)
+}
+
+fn status(member: &Value) -> &'static str {
+    match member["Status"].as_u64() {
+        Some(1) => "alive",
+        Some(2) => "leaving",
+        Some(3) => "left",
+        Some(4) => "failed",
+        _ => "none",
+    }
+}
+
+fn address(member: &Value) -> String {
+    let (host, port) = (field(member, "Addr"), field(member, "Port"));
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+fn tag(member: &Value, name: &str) -> String {
+    field(&member["Tags"], name)
+}
+
+/// Consul's columns.
+fn standard(members: &[Value]) -> Vec<Vec<String>> {
+    let mut rows = vec![row(["Node", "Address", "Status", "Type", "Build", "Protocol", "DC", "Partition", "Segment"])];
+    for member in members {
+        let server = tag(member, "role") == "consul";
+        let build = tag(member, "build");
+        let named = |name: &str, default: &str| {
+            let text = tag(member, name);
+            if text.is_empty() { default.to_owned() } else { text }
+        };
+        rows.push(vec![
+            field(member, "Name"),
+            address(member),
+            status(member).into(),
+            if server { "server" } else { "client" }.into(),
+            build.split(':').next().unwrap_or_default().to_owned(),
+            tag(member, "vsn"),
+            tag(member, "dc"),
+            named("ap", "default"),
+            named("segment", if server { "<all>" } else { "<default>" }),
+        ]);
+    }
+    rows
+}
+
+fn detailed(members: &[Value]) -> Vec<Vec<String>> {
+    let mut rows = vec![row(["Node", "Address", "Status", "Tags"])];
+    for member in members {
+        let tags = member["Tags"].as_object().into_iter().flatten();
+        let tags: Vec<String> = tags.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect();
+        rows.push(vec![field(member, "Name"), address(member), status(member).into(), tags.join(",")]);
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wanted;
+
+    #[test]
+    fn status_patterns_are_alternatives() {
+        assert!(wanted(".*", "alive") && wanted("alive", "alive") && wanted("^(failed|left)$", "left"));
+        assert!(!wanted("failed|left", "alive") && !wanted("aliv", "alive"));
+    }
+}

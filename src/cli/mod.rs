@@ -1,0 +1,164 @@
+//! The command line: one file per verb.
+//!
+//! Owns: the tree of commands, how arguments are read, exit codes and forms of output.
+//! Never: does an agent's work; `agent` hands its configuration to the run loop.
+//! Source: CONSUL F (verbs and their flags), TRUST C.4 (manners).
+
+pub(crate) mod agent;
+mod argv;
+mod catalog;
+mod client;
+mod failure;
+mod force_leave;
+mod info;
+mod init;
+mod join;
+mod keygen;
+mod kv;
+mod leave;
+mod lock;
+mod members;
+mod operator;
+mod output;
+mod progress;
+mod reload;
+mod services;
+mod session;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod validate;
+mod version;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use client::{Client, ClientArgs};
+use failure::{Done, Exit, Failure};
+use output::Format;
+
+/// What argv asks for.
+pub(crate) enum Asked {
+    /// Run an agent with this configuration; the second part reads it anew for a reload.
+    Agent(Box<agent::Start>),
+    /// Nothing more: the command has run, or has said what is wrong with it.
+    Done(ExitCode),
+}
+
+/// A service mesh for VMs and containers in one binary: discovery, KV, DNS, locks
+#[derive(Parser)]
+#[command(name = "weft", bin_name = "weft", version = version::SHORT, disable_help_subcommand = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Agent(agent::AgentArgs),
+    Catalog(catalog::CatalogArgs),
+    ForceLeave(force_leave::ForceLeaveArgs),
+    Info(info::InfoArgs),
+    Init(init::InitArgs),
+    Join(join::JoinArgs),
+    Keygen(keygen::KeygenArgs),
+    Kv(kv::KvArgs),
+    Leave(leave::LeaveArgs),
+    Lock(lock::LockArgs),
+    Members(members::MembersArgs),
+    Operator(operator::OperatorArgs),
+    Reload(reload::ReloadArgs),
+    Services(services::ServicesArgs),
+    Session(session::SessionArgs),
+    Snapshot(snapshot::SnapshotArgs),
+    Tls(tls::TlsArgs),
+    Validate(validate::ValidateArgs),
+    Version(version::VersionArgs),
+}
+
+fn command() -> clap::Command {
+    argv::go_booleans(Cli::command())
+}
+
+/// Reads argv and does what it asks for, but for running an agent.
+pub(crate) fn main(argv: impl Iterator<Item = std::ffi::OsString>) -> Asked {
+    let argv: Vec<String> = argv.map(|word| word.to_string_lossy().into_owned()).collect();
+    let wants_json = argv.iter().any(|word| matches!(word.as_str(), "-o=json" | "-format=json" | "--format=json" | "--output=json"))
+        || argv.windows(2).any(|pair| matches!(pair[0].as_str(), "-o" | "--output" | "-format") && pair[1] == "json");
+    let format = if wants_json { Format::Json } else { Format::Table };
+    match parse(argv) {
+        Ok(Verb::Agent(args)) => match agent::start(args) {
+            Ok(start) => Asked::Agent(Box::new(start)),
+            Err(failure) => Asked::Done(failure.report(format)),
+        },
+        Ok(verb) => Asked::Done(finish(perform(verb), format)),
+        Err(error) if !error.use_stderr() => {
+            // Help and version are data.
+            Asked::Done(finish(output::bytes(error.to_string().as_bytes()), format))
+        }
+        Err(error) if format == Format::Json => Asked::Done(Failure::usage(error.to_string()).report(format)),
+        Err(error) => {
+            eprint!("{error}");
+            Asked::Done(ExitCode::from(Exit::Usage as u8))
+        }
+    }
+}
+
+fn parse(argv: Vec<String>) -> Result<Verb, clap::Error> {
+    let mut command = command();
+    command.build();
+    let argv = argv::normalise(&command, argv);
+    let matches = command.try_get_matches_from_mut(argv)?;
+    Cli::from_arg_matches(&matches).map(|cli| cli.verb)
+}
+
+fn finish(done: Done, format: Format) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(format),
+    }
+}
+
+fn perform(verb: Verb) -> Done {
+    match verb {
+        Verb::Agent(_) => Ok(()),
+        Verb::Catalog(args) => catalog::run(args),
+        Verb::ForceLeave(args) => force_leave::run(args),
+        Verb::Info(args) => info::run(args),
+        Verb::Init(args) => init::run(args),
+        Verb::Join(args) => join::run(args),
+        Verb::Keygen(args) => keygen::run(args),
+        Verb::Kv(args) => kv::run(args),
+        Verb::Leave(args) => leave::run(args),
+        Verb::Lock(args) => lock::run(args),
+        Verb::Members(args) => members::run(args),
+        Verb::Operator(args) => operator::run(args),
+        Verb::Reload(args) => reload::run(args),
+        Verb::Services(args) => services::run(args),
+        Verb::Session(args) => session::run(args),
+        Verb::Snapshot(args) => snapshot::run(args),
+        Verb::Tls(args) => tls::run(args),
+        Verb::Validate(args) => validate::run(args),
+        Verb::Version(args) => version::run(args),
+    }
+}
+
+/// Runs a command that talks to an agent, on a runtime of one thread.
+fn with_client<F>(args: &ClientArgs, work: impl FnOnce(Client) -> F) -> Done
+where
+    F: Future<Output = Done>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Internal, format!("cannot start: {error}")))?;
+    let client = Client::new(args)?;
+    runtime.block_on(work(client))
+}
+
+/// One line of an HTTP API path: the segments behind a prefix, each escaped by the client.
+fn segment(text: &str) -> Result<&str, Failure> {
+    if text.is_empty() { Err(Failure::usage("a name must not be empty")) } else { Ok(text) }
+}

@@ -1,0 +1,92 @@
+use super::*;
+
+#[test]
+fn the_command_tree_is_sound() {
+    command().debug_assert();
+}
+
+fn parsed(line: &str) -> Result<Verb, String> {
+    let argv = line.split_whitespace().map(str::to_owned).collect();
+    parse(argv).map_err(|error| error.to_string())
+}
+
+#[test]
+fn consuls_own_lines_are_understood() {
+    for line in [
+        "weft agent -dev",
+        "consul agent -dev -client 0.0.0.0 -log-level=err",
+        "weft agent -server -bootstrap-expect=3 -data-dir=/d -bind 127.0.0.2 -retry-join=127.0.0.1 -retry-join 127.0.0.3",
+        "weft agent -config-file a.hcl -config-dir=b -http-port=-1 -https-port 8501 -server=false -ui",
+        "weft agent -check_output_max_size=100 -node-meta a:b -recursor=9.9.9.9 -hcl=a=1",
+        "weft kv put -cas -modify-index=3 -flags=7 k v",
+        "weft kv put k -v",
+        "weft kv get -recurse",
+        "weft kv get -keys -separator=/ a/",
+        "weft kv delete -recurse a",
+        "weft members -status=alive -detailed",
+        "weft members -format=json",
+        "weft catalog nodes -node-meta=a=b -service web",
+        "weft operator raft list-peers -stale",
+        "weft operator raft remove-peer -id=x",
+        "weft operator autopilot set-config -cleanup-dead-servers=false",
+        "weft snapshot save -token=t f.snap",
+        "weft lock -n 2 -try=1s p/x echo -n hi",
+        "weft lock -shell=false -child-exit-code p ls",
+        "weft services register -name=web -tag=a -tag=b -tagged-address=lan=1.2.3.4:5",
+        "weft tls cert create -server -additional-ipaddress=10.0.0.1",
+        "weft validate -quiet a b",
+        "weft session create -ttl=30s",
+        "weft force-leave -prune n",
+        "weft join -wan a b",
+        "weft version -format=json",
+    ] {
+        if let Err(error) = parsed(line) {
+            panic!("{line}\n{error}");
+        }
+    }
+    for line in ["weft", "weft nonsense", "weft kv", "weft kv put", "weft agent -nonsense", "weft lock p", "weft members -format=xml", "weft agent extra"] {
+        assert!(parsed(line).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn agent_flags_become_settings_in_order() {
+    let line = "weft agent -config-dir=1 -config-file 2 -config-dir 3 -retry-join=a -retry-join b -http-port -1 -server=false -dev -encrypt -x";
+    let Ok(Verb::Agent(args)) = parsed(line) else { panic!("{line}") };
+    let debug = format!("{args:?}");
+    assert!(debug.contains(r#"dev: true, paths: ["1", "2", "3"]"#), "{debug}");
+    for expected in [
+        r#"Flag { name: "-retry-join", key: "retry_join", value: "a" }, Flag { name: "-retry-join", key: "retry_join", value: "b" }"#,
+        r#"Flag { name: "-http-port", key: "ports.http", value: "-1" }"#,
+        r#"Flag { name: "-server", key: "server", value: "false" }"#,
+        r#"Flag { name: "-encrypt", key: "encrypt", value: "-x" }"#,
+    ] {
+        assert!(debug.contains(expected), "{expected}\n{debug}");
+    }
+    assert!(!debug.contains("-bootstrap"), "a switch that was not named must not set anything: {debug}");
+}
+
+#[test]
+fn every_agent_flag_sets_a_known_key() {
+    let argv = |extra: &[String]| ["weft", "agent"].iter().map(|s| (*s).to_owned()).chain(extra.iter().cloned()).collect::<Vec<_>>();
+    let agent = command();
+    let agent = agent.find_subcommand("agent").unwrap();
+    for arg in agent.get_arguments().filter_map(clap::Arg::get_long).filter(|l| !matches!(*l, "help" | "config-file" | "config-dir" | "config-format" | "hcl" | "dev")) {
+        let Ok(Verb::Agent(args)) = parse(argv(&[format!("-{arg}=1")])) else { panic!("{arg}") };
+        let text = agent::start(args).err().map(|failure| format!("{failure:?}")).unwrap_or_default();
+        assert!(!text.contains("WFT2004"), "{arg}: {text}");
+    }
+}
+
+#[test]
+fn each_command_has_two_examples() {
+    fn check(command: &clap::Command, path: &str) {
+        for sub in command.get_subcommands() {
+            let path = format!("{path} {}", sub.get_name());
+            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.lines().filter(|line| line.trim_start().starts_with("weft ")).count() >= 2, "{path}");
+            check(sub, &path);
+        }
+    }
+    check(&Cli::command(), "weft");
+}

@@ -1,0 +1,37 @@
+//! `weft validate`.
+
+use std::path::PathBuf;
+
+use weft_agent::config::{self, Request};
+
+use super::agent::{FileFormat, machine};
+use super::failure::{Done, Exit, Failure};
+use super::output;
+
+/// Check configuration files and directories
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  weft validate /etc/weft.d\n  weft validate -quiet server.hcl services.json && weft reload")]
+pub(crate) struct ValidateArgs {
+    /// Format of files whose suffix tells none
+    #[arg(long, value_enum)]
+    config_format: Option<FileFormat>,
+    /// Say nothing when all is well
+    #[arg(long)]
+    quiet: bool,
+    /// Files and directories, read together as an agent would
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+}
+
+pub(crate) fn run(args: ValidateArgs) -> Done {
+    let request = Request { paths: args.paths, format: args.config_format.map(Into::into), ..Request::default() };
+    let config = config::load(&request, &machine())
+        .map_err(|problems| Failure::new(Exit::Negative, format!("{problems}\nConfig validation failed")))?;
+    for refusal in config::exposure(&config) {
+        eprintln!("{}", refusal.to_string().replacen("error", "warning", 1));
+    }
+    for problem in &config.warnings {
+        eprintln!("{problem}");
+    }
+    if args.quiet { Ok(()) } else { output::line("Configuration is valid!") }
+}

@@ -1,0 +1,349 @@
+//! The running agent: every part, started in order and stopped in reverse.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+use weft_agent::config::{self, RuntimeConfig, runtime};
+use weft_agent::dns::{DnsMetrics, DnsOptions, DnsServer, Soa, TtlRules};
+use weft_agent::http::{AgentInfo, Deps, HttpConfig, HttpLimits, HttpServer, Listen};
+use weft_agent::local::{Local, LocalConfig, Running};
+use weft_gossip::{CoreConfig, Gossip, GossipConfig, Keyring, LanTiming};
+use weft_proto::clock::Clock;
+use weft_server::{Bootstrap, LogBackend, Server, ServerConfig};
+
+use super::control::Process;
+use super::node::{self, DataDirLock};
+use super::tls::Tls;
+use super::{glue, join, logging};
+
+/// How long a leaving node waits for the pool to have heard it.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Everything that runs.
+pub(crate) struct Parts {
+    config: ArcSwap<RuntimeConfig>,
+    server: Server,
+    gossip: Arc<Gossip>,
+    local: Local,
+    running: Mutex<Option<Running>>,
+    http: Mutex<Option<HttpServer>>,
+    dns: Vec<DnsServer>,
+    tls: Tls,
+    stop: CancellationToken,
+    /// Why the process must end, should joining give up.
+    given_up: tokio::sync::Mutex<tokio::sync::mpsc::Receiver<String>>,
+    _data_dir: DataDirLock,
+}
+
+impl Parts {
+    /// Starts the server role, the pool, local registrations, HTTP and DNS.
+    ///
+    /// Errors name what could not be had and the remedy.
+    pub(crate) async fn start(config: RuntimeConfig, clock: Arc<dyn Clock>, process: Arc<Process>) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            config.server,
+            "this version runs servers only: add -server (or -dev to try it out); agents without the server role come with a later version"
+        );
+        let data_dir = node::lock_data_dir(config.data_dir.as_deref())?;
+        let id = node::node_id(&config)?;
+        let tls = Tls::load(&config)?;
+        let seed = seed_of(&id, clock.as_ref());
+        let registry = Arc::new(Mutex::new(Registry::default()));
+        let public_key = match &config.data_dir {
+            Some(dir) => Bytes::from(weft_identity::server_key::ServerKey::load_or_create(dir).context("the server's own key")?.public_key().to_vec()),
+            None => Bytes::new(),
+        };
+        let server = Server::start(server_config(&config, &id, seed), tls.rpc(), public_key, clock.clone()).await?;
+        let gossip = start_gossip(&config, &id, &server, clock.clone()).await?;
+        server.attach_gossip(gossip.clone());
+        let local = Local::open(local_config(&config, &id, seed), clock.clone())?;
+        local.replace_files(config.services.clone(), config.node_checks.clone()).await.context("services and checks of the configuration")?;
+        let glue = glue::Local { server: server.clone() };
+        let backend = Arc::new(glue.clone());
+        let running = local.start(backend.clone());
+
+        let stop = CancellationToken::new();
+        let dns_metrics = DnsMetrics::default();
+        {
+            let mut registry = registry.lock();
+            server.register_metrics(&mut registry);
+            local.metrics().register(&mut registry, &local);
+            dns_metrics.register(&mut registry);
+        }
+        let dns = start_dns(&config, &glue, &dns_metrics, &clock, seed, &stop).await?;
+        let deps = Deps {
+            backend,
+            operator: Arc::new(glue),
+            membership: Arc::new(glue::Pool(gossip.clone())),
+            local: Arc::new(local.clone()),
+            control: process,
+            authorizer: Arc::new(weft_catalog::acl::AllowAll),
+            clock,
+            registry,
+            info: Arc::new(agent_info(&config, &id)),
+        };
+        let http = HttpServer::start(http_config(&config, &tls, seed)?, deps, stop.clone()).await?;
+        join::at_start(&gossip, &config.join.start_join).await?;
+        let (give_up, given_up) = tokio::sync::mpsc::channel(1);
+        tokio::spawn({
+            let (gossip, join) = (gossip.clone(), config.join.clone());
+            async move {
+                if let Err(cause) = join::retry(gossip, join).await {
+                    let _ = give_up.send(cause.to_string()).await;
+                }
+            }
+        });
+        Ok(Self {
+            config: ArcSwap::from_pointee(config),
+            server,
+            gossip,
+            local,
+            running: Mutex::new(Some(running)),
+            http: Mutex::new(Some(http)),
+            dns,
+            tls,
+            stop,
+            given_up: tokio::sync::Mutex::new(given_up),
+            _data_dir: data_dir,
+        })
+    }
+
+    /// The configuration in force.
+    pub(crate) fn config(&self) -> Arc<RuntimeConfig> {
+        self.config.load_full()
+    }
+
+    /// Resolves when the process must end, with the reason.
+    pub(crate) async fn fatal(&self) -> String {
+        let mut status = self.server.watch_status();
+        let mut given_up = self.given_up.lock().await;
+        tokio::select! {
+            failed = status.wait_for(|status| status.fatal.is_some()) => match failed {
+                Ok(status) => status.fatal.clone().unwrap_or_default(),
+                Err(_) => "consensus has stopped".into(),
+            },
+            Some(why) = given_up.recv() => why,
+        }
+    }
+
+    /// Takes a new configuration as far as a running agent can; the rest is named and waits for a restart.
+    pub(crate) async fn reload(&self, new: RuntimeConfig) -> Result<(), String> {
+        let old = self.config();
+        let changes = config::changes(&old, &new);
+        self.tls.reload().map_err(|cause| format!("{cause:#}"))?;
+        self.local.replace_files(new.services.clone(), new.node_checks.clone()).await.map_err(|cause| cause.to_string())?;
+        let mut record = self.local.node();
+        record.meta = node::record(&new, &record.id).meta;
+        self.local.set_node(record);
+        logging::set_level(&new.log);
+        for dns in &self.dns {
+            dns.reload(dns_options(&new));
+        }
+        if !changes.needs_restart.is_empty() {
+            tracing::warn!(keys = ?changes.needs_restart, "these settings changed but need a restart");
+        }
+        self.config.store(Arc::new(new));
+        Ok(())
+    }
+
+    /// Leaves for good: out of the Raft membership, then out of the pool.
+    pub(crate) async fn leave(&self) -> Result<(), String> {
+        let left = self.server.leave().await.map_err(|cause| cause.to_string());
+        self.gossip.leave(GOODBYE).await;
+        left
+    }
+
+    /// Stops every part; what is durable is on disk already.
+    pub(crate) async fn stop(&self) {
+        self.stop.cancel();
+        let http = self.http.lock().take();
+        if let Some(http) = http {
+            let _ = tokio::time::timeout(Duration::from_secs(2), http.stopped()).await;
+        }
+        let running = self.running.lock().take();
+        if let Some(running) = running {
+            let _ = tokio::time::timeout(Duration::from_secs(2), running.stop()).await;
+        }
+        self.server.shutdown().await;
+        self.gossip.shutdown().await;
+    }
+}
+
+/// Dice differ between nodes and starts; nothing depends on their being secret.
+fn seed_of(node_id: &str, clock: &dyn Clock) -> u64 {
+    let start = clock.wall().get();
+    node_id.bytes().fold(start.wrapping_mul(0x9e37_79b9_7f4a_7c15), |seed, byte| (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn server_config(config: &RuntimeConfig, id: &str, seed: u64) -> ServerConfig {
+    ServerConfig {
+        node_name: config.node.name.clone(),
+        node_id: id.to_owned(),
+        datacenter: config.datacenter.clone(),
+        data_dir: config.data_dir.clone(),
+        rpc_bind: config.network.rpc,
+        rpc_advertise: config.network.advertise_rpc(),
+        backend: match (config.data_dir.is_some(), config.raft.backend) {
+            (false, _) => LogBackend::Memory,
+            (true, runtime::LogBackend::Wal) => LogBackend::Wal,
+            (true, runtime::LogBackend::Sled) => LogBackend::Sled,
+        },
+        bootstrap: match config.bootstrap {
+            runtime::Bootstrap::Join => Bootstrap::Join,
+            runtime::Bootstrap::Alone => Bootstrap::Alone,
+            runtime::Bootstrap::Expect(n) => Bootstrap::Expect(n as usize),
+        },
+        raft_multiplier: config.raft.multiplier,
+        snapshot_threshold: config.raft.snapshot_threshold,
+        trailing_logs: config.raft.trailing_logs,
+        hold_timeout: config.raft.rpc_hold_timeout,
+        tombstone_ttl: Duration::from_mins(15),
+        rpc_max_conns_per_client: config.limits.rpc_max_conns_per_client,
+        rpc_handshake_timeout: config.limits.rpc_handshake_timeout,
+        stabilization: config.autopilot.server_stabilization_time,
+        cleanup_dead_servers: config.autopilot.cleanup_dead_servers,
+        seed,
+    }
+}
+
+async fn start_gossip(config: &RuntimeConfig, id: &str, server: &Server, clock: Arc<dyn Clock>) -> anyhow::Result<Arc<Gossip>> {
+    let mut core = CoreConfig::new(&config.node.name, id, &config.datacenter, config.network.advertise_serf_lan());
+    let lan = &config.gossip;
+    let small = |n: u32| u8::try_from(n).unwrap_or(u8::MAX);
+    core.timing = LanTiming {
+        gossip_nodes: small(lan.gossip_nodes),
+        gossip_interval: lan.gossip_interval,
+        probe_interval: lan.probe_interval,
+        probe_timeout: lan.probe_timeout,
+        suspicion_mult: small(lan.suspicion_mult),
+        retransmit_mult: small(lan.retransmit_mult),
+        ..LanTiming::default()
+    };
+    core.reconnect_timeout = lan.reconnect_timeout;
+    core.tags = node::tags(config, id, &server.raft_id().to_string());
+    let mut gossip = GossipConfig::new(core, config.network.serf_lan);
+    gossip.verify_incoming = lan.verify_incoming;
+    gossip.verify_outgoing = lan.verify_outgoing;
+    gossip.rejoin_after_leave = config.join.rejoin_after_leave;
+    gossip.known_path = config.data_dir.as_ref().map(|dir| dir.join("serf").join("local.snapshot"));
+    if let Some(key) = &lan.key {
+        gossip.keyring = Some(Keyring::new(key.bytes().to_vec(), []).context("encrypt")?);
+    }
+    Ok(Arc::new(Gossip::start(gossip, clock).await?))
+}
+
+fn local_config(config: &RuntimeConfig, id: &str, seed: u64) -> LocalConfig {
+    LocalConfig {
+        data_dir: config.data_dir.clone(),
+        check_update_interval: config.checks.update_interval,
+        discard_check_output: config.checks.discard_output,
+        check_output_max_size: config.checks.output_max_bytes,
+        seed,
+        ..LocalConfig::in_memory(node::record(config, id))
+    }
+}
+
+async fn start_dns(
+    config: &RuntimeConfig,
+    view: &glue::Local,
+    metrics: &DnsMetrics,
+    clock: &Arc<dyn Clock>,
+    seed: u64,
+    stop: &CancellationToken,
+) -> anyhow::Result<Vec<DnsServer>> {
+    let mut servers = Vec::new();
+    for address in &config.network.dns {
+        let server =
+            DnsServer::start(*address, dns_options(config), Arc::new(view.clone()), metrics.clone(), clock.clone(), seed.wrapping_add(servers.len() as u64), stop.clone())
+                .await?;
+        tracing::info!(dns.addr = %server.local_addr(), "DNS is up");
+        servers.push(server);
+    }
+    Ok(servers)
+}
+
+fn dns_options(config: &RuntimeConfig) -> DnsOptions {
+    let dns = &config.dns;
+    let seconds = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    DnsOptions {
+        domain: config.domain.trim_matches('.').to_ascii_lowercase(),
+        alt_domain: config.alt_domain.clone(),
+        datacenter: config.datacenter.clone(),
+        node_ttl: dns.node_ttl,
+        service_ttl: TtlRules::new(dns.service_ttl.clone()),
+        only_passing: dns.only_passing,
+        udp_answer_limit: dns.udp_answer_limit,
+        a_record_limit: dns.a_record_limit,
+        enable_truncate: dns.enable_truncate,
+        node_meta_txt: dns.node_meta_txt,
+        soa: Soa {
+            refresh: seconds(dns.soa.refresh_seconds),
+            retry: seconds(dns.soa.retry_seconds),
+            expire: seconds(dns.soa.expire_seconds),
+            min_ttl: dns.soa.min_ttl_seconds,
+        },
+        max_stale: if dns.allow_stale { dns.max_stale } else { Duration::from_secs(5) },
+    }
+}
+
+fn http_config(config: &RuntimeConfig, tls: &Tls, seed: u64) -> anyhow::Result<HttpConfig> {
+    let mode = config.unix_sockets.mode;
+    let clear = config.network.http.iter().map(|address| match address {
+        runtime::ListenAddr::Tcp(address) => Listen::Tcp(*address),
+        runtime::ListenAddr::Unix(path) => Listen::Unix { path: path.clone(), mode },
+    });
+    let mut addresses: Vec<Listen> = clear.collect();
+    for address in &config.network.https {
+        match address {
+            runtime::ListenAddr::Tcp(address) => addresses.push(Listen::Tls(*address, tls.https()?)),
+            runtime::ListenAddr::Unix(path) => anyhow::bail!("addresses.https: {} is a unix socket; give it to addresses.http instead", path.display()),
+        }
+    }
+    let headers = config.http.response_headers.iter().map(|(name, value)| {
+        let header = (name.parse().ok()).zip(value.parse().ok());
+        header.with_context(|| format!("http_config.response_headers: {name:?} is not a header that can be sent"))
+    });
+    Ok(HttpConfig {
+        addresses,
+        always_pretty: config.dev,
+        response_headers: headers.collect::<anyhow::Result<_>>()?,
+        block_endpoints: config.http.block_endpoints.clone(),
+        default_query_time: config.default_query_time,
+        max_query_time: config.max_query_time,
+        use_cache: config.http.use_cache,
+        session_ttl_min: config.session_ttl_min,
+        limits: HttpLimits {
+            max_conns_per_client: config.limits.http_max_conns_per_client,
+            header_timeout: config.http.read_header_timeout,
+            kv_max_value_bytes: config.limits.kv_max_value_bytes as u64,
+            txn_max_bytes: config.limits.txn_max_request_bytes as u64,
+            max_body_bytes: config.limits.http_max_request_body_bytes as u64,
+            ..HttpLimits::default()
+        },
+        seed,
+        ..HttpConfig::default()
+    })
+}
+
+fn agent_info(config: &RuntimeConfig, id: &str) -> AgentInfo {
+    AgentInfo {
+        datacenter: config.datacenter.clone(),
+        primary_datacenter: config.primary_datacenter.clone(),
+        node_name: config.node.name.clone(),
+        node_id: id.to_owned(),
+        server: config.server,
+        version: node::CONSUL_VERSION.into(),
+        revision: option_env!("WEFT_REVISION").unwrap_or_default().into(),
+        build_date: option_env!("WEFT_BUILD_DATE").unwrap_or("1970-01-01T00:00:00Z").into(),
+        meta: config.node.meta.clone(),
+        grpc_port: -1,
+        grpc_tls_port: -1,
+        debug_config: serde_json::Value::Object(serde_json::Map::new()),
+    }
+}
