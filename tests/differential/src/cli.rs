@@ -1,12 +1,15 @@
 //! The command line: which binaries, which families, which form of report.
 //!
-//! Exit codes: 0 all equal or explained, 1 a mismatch or an unused known difference, 2 the run itself failed.
+//! Exit codes: 0 all equal or explained; 1 a mismatch, a family that broke off or an unused known difference; 2 the run
+//! could not begin.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Parser, ValueEnum};
 
 use crate::compare::compare;
@@ -29,6 +32,12 @@ struct Arguments {
     /// Consul on both sides and no known differences: proves the normaliser. Must be 0 mismatches.
     #[arg(long = "self", conflicts_with = "weft")]
     self_test: bool,
+    /// Families played at the same time, each on addresses of its own (two more for each).
+    #[arg(short, long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=8))]
+    jobs: u8,
+    /// Also print what Consul answered to every step, for authors of cases and of weft.
+    #[arg(long)]
+    show: bool,
     /// Only the stories whose `family/story` contains this text (unused known differences are then no error).
     #[arg(long)]
     filter: Option<String>,
@@ -97,7 +106,7 @@ fn run(arguments: &Arguments) -> Result<Report> {
             consul.version
         );
     }
-    let mut known = match arguments.self_test {
+    let known = match arguments.self_test {
         true => Vec::new(),
         false => {
             let text = std::fs::read_to_string(&arguments.differences)
@@ -107,17 +116,29 @@ fn run(arguments: &Arguments) -> Result<Report> {
         }
     };
     let families = load(arguments)?;
-    let mut report = Report::default();
-    for (number, family) in families.iter().enumerate() {
-        eprintln!(
-            "[{}/{}] {} ({} stories)",
-            number + 1,
-            families.len(),
-            family.name,
-            family.stories.len()
-        );
-        run_family(family, [&consul, &weft], &mut known, &mut report)?;
-    }
+    let (next, book) = (AtomicUsize::new(0), Mutex::new((known, Report::default())));
+    std::thread::scope(|scope| {
+        for worker in 0..arguments
+            .jobs
+            .min(u8::try_from(families.len()).unwrap_or(u8::MAX))
+        {
+            let (next, book, families) = (&next, &book, &families);
+            let recipes = [consul.moved(2 * worker), weft.moved(2 * worker)];
+            scope.spawn(move || {
+                while let Some(family) = families.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    eprintln!("playing {} ({} stories)", family.name, family.stories.len());
+                    if let Err(error) = run_family(family, &recipes, book, arguments.show) {
+                        let mut book = book.lock().expect("no worker panics");
+                        book.1
+                            .broken
+                            .push((family.name.clone(), format!("{error:#}")));
+                    }
+                }
+            });
+        }
+    });
+    let (known, mut report) = book.into_inner().expect("no worker panics");
+    report.sort();
     if arguments.filter.is_none() {
         report.unused = known
             .iter()
@@ -168,16 +189,15 @@ fn load(arguments: &Arguments) -> Result<Vec<Family>> {
     Ok(families)
 }
 
-fn run_family(
-    family: &Family,
-    recipes: [&Recipe; 2],
-    known: &mut [Difference],
-    report: &mut Report,
-) -> Result<()> {
+/// The list of known differences and the report, shared by the workers.
+type Book = Mutex<(Vec<Difference>, Report)>;
+
+fn run_family(family: &Family, recipes: &[Recipe; 2], book: &Book, show: bool) -> Result<()> {
     let clock = Stopwatch::start();
     let started = std::thread::scope(|scope| {
-        let handles =
-            recipes.map(|recipe| scope.spawn(move || Side::start(recipe, &family.config)));
+        let handles = recipes
+            .each_ref()
+            .map(|recipe| scope.spawn(move || Side::start(recipe, &family.config)));
         handles.map(|handle| handle.join().expect("starting a side does not panic"))
     });
     let [consul, weft] = started;
@@ -187,29 +207,43 @@ fn run_family(
         stories: family.stories.len(),
         ..Counts::default()
     };
+    let mut ended = Ok(());
     for story in &family.stories {
-        let [consul, weft] = &mut sides;
         let outcomes = std::thread::scope(|scope| {
-            let handles = [consul, weft]
+            let handles = sides
+                .each_mut()
                 .map(|side| scope.spawn(move || play(Place::of(side), Some(side), story)));
             handles.map(|handle| handle.join().expect("playing a story does not panic"))
         });
+        let mut book = book.lock().expect("no worker panics");
+        let (known, report) = &mut *book;
         judge(family, story, &outcomes, known, &mut counts, report);
-        for side in &mut sides {
-            if !side.alive() {
-                bail!(
-                    "{} ended during {}/{}:\n{}",
-                    side.recipe.label,
-                    family.name,
-                    story.name,
-                    side.log_tail()
-                );
-            }
+        if show {
+            print_outcomes(family, story, &outcomes[0]);
+        }
+        if let Some(side) = sides
+            .iter_mut()
+            .find_map(|side| (!side.alive()).then_some(side))
+        {
+            ended = Err(anyhow!(
+                "{} ended during `{}`:\n{}",
+                side.recipe.label,
+                story.name,
+                side.log_tail()
+            ));
+            break;
         }
     }
     counts.seconds = clock.elapsed().as_secs_f64();
-    report.counts.push(counts);
-    Ok(())
+    book.lock().expect("no worker panics").1.counts.push(counts);
+    ended
+}
+
+fn print_outcomes(family: &Family, story: &Story, outcomes: &[serde_json::Value]) {
+    println!("== {} / {}", family.name, story.name);
+    for (step, outcome) in story.steps.iter().zip(outcomes) {
+        println!("{}\n    {outcome}", step.text);
+    }
 }
 
 /// Compares the outcomes of one story and books every difference as known or as a mismatch.

@@ -9,21 +9,25 @@ use serde_json::{Map, Value};
 
 /// The texts of one side that stand for the same thing on the other: (what it says, the common name).
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Names(Vec<(String, String)>);
+pub(crate) struct Names {
+    texts: Vec<(String, String)>,
+    /// Indexes up to here come from the server's start, whose steps may interleave: their order means nothing.
+    pub(crate) start_index: u64,
+}
 
 impl Names {
     /// Adds a text to recognise. Short texts (indexes, flags) would match by accident and are left alone.
     pub(crate) fn add(&mut self, text: &str, name: &str) {
-        if text.len() >= 5 && !self.0.iter().any(|(t, _)| t == text) {
-            self.0.push((text.to_owned(), format!("{{{name}}}")));
-            self.0.sort_by_key(|(t, _)| std::cmp::Reverse(t.len()));
+        if text.len() >= 5 && !self.texts.iter().any(|(t, _)| t == text) {
+            self.texts.push((text.to_owned(), format!("{{{name}}}")));
+            self.texts.sort_by_key(|(t, _)| std::cmp::Reverse(t.len()));
         }
     }
 
     /// The text with names, UUIDs and times replaced.
     pub(crate) fn text(&self, text: &str) -> String {
         let mut out = text.to_owned();
-        for (found, name) in &self.0 {
+        for (found, name) in &self.texts {
             out = out.replace(found.as_str(), name);
         }
         replace_named_index(&replace_times(&replace_uuids(&out)))
@@ -48,20 +52,28 @@ impl Names {
 const INDEX_FIELDS: [&str; 4] = ["CreateIndex", "ModifyIndex", "Index", "LastIndex"];
 
 /// Replaces each index by its rank within the answer (`#1` the oldest), so that order and equality are still compared.
-/// Returns the highest index found.
-pub(crate) fn rank_indexes(value: &mut Value) -> Option<u64> {
+/// Those up to `start` are `#start`. Returns the highest index found.
+pub(crate) fn rank_indexes(value: &mut Value, start: u64) -> Option<u64> {
     let mut ranks = BTreeMap::new();
     visit_indexes(value, &mut |index| {
         if let Some(n) = index.as_u64().filter(|n| *n > 0) {
             ranks.insert(n, 0);
         }
     });
-    for (position, rank) in ranks.values_mut().enumerate() {
+    for (position, rank) in ranks
+        .range_mut(start.saturating_add(1)..)
+        .map(|(_, rank)| rank)
+        .enumerate()
+    {
         *rank = position + 1;
     }
     visit_indexes(value, &mut |index| {
         if let Some(rank) = index.as_u64().and_then(|n| ranks.get(&n)) {
-            *index = Value::String(format!("#{rank}"));
+            *index = Value::String(if *rank == 0 {
+                "#start".to_owned()
+            } else {
+                format!("#{rank}")
+            });
         }
     });
     ranks.last_key_value().map(|(n, _)| *n)
@@ -114,11 +126,14 @@ fn replace_times(text: &str) -> String {
 
 /// `… modify index 12 != 1` in messages: the number is the server's own.
 fn replace_named_index(text: &str) -> String {
-    const BEFORE: &str = "current modify index ";
-    let Some(at) = text.find(BEFORE) else {
+    const BEFORE: [&str; 2] = ["current modify index ", "snapshot to index "];
+    let ends = BEFORE
+        .iter()
+        .filter_map(|words| text.find(words).map(|at| at + words.len()));
+    let Some(end) = ends.max() else {
         return text.to_owned();
     };
-    let (head, rest) = text.split_at(at + BEFORE.len());
+    let (head, rest) = text.split_at(end);
     format!(
         "{head}<n>{}",
         rest.trim_start_matches(|c: char| c.is_ascii_digit())
@@ -178,7 +193,13 @@ mod tests {
     #[test]
     fn indexes_become_ranks() {
         let mut value = json!([{"CreateIndex": 9, "ModifyIndex": 40}, {"CreateIndex": 9, "ModifyIndex": 12, "LockIndex": 2}]);
-        assert_eq!(rank_indexes(&mut value), Some(40));
+        let mut late = value.clone();
+        assert_eq!(rank_indexes(&mut late, 9), Some(40));
+        assert_eq!(
+            late[0],
+            json!({"CreateIndex": "#start", "ModifyIndex": "#2"})
+        );
+        assert_eq!(rank_indexes(&mut value, 0), Some(40));
         assert_eq!(
             value,
             json!([{"CreateIndex": "#1", "ModifyIndex": "#3"}, {"CreateIndex": "#1", "ModifyIndex": "#2", "LockIndex": 2}])

@@ -84,7 +84,7 @@ pub(crate) fn of_answer(answer: &Answer, names: &Names, with: &Qualifiers) -> Va
         return out;
     };
     out["form"] = Value::String(form(&body).to_owned());
-    let newest = rank_indexes(&mut parsed);
+    let newest = rank_indexes(&mut parsed, names.start_index);
     if let (Some(newest), Some(index)) = (newest, index_of(answer)) {
         let place = if index >= newest {
             "not below the body's"

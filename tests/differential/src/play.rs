@@ -25,6 +25,9 @@ pub(crate) const UNTIL_LIMIT: Duration = Duration::from_secs(15);
 const UNTIL_PAUSE: Duration = Duration::from_millis(40);
 const ANSWER_LIMIT: Duration = Duration::from_secs(40);
 
+/// Length of `{long}`, in bytes: above the limits of check outputs (4,096) and of metadata (512).
+const LONG: usize = 5_000;
+
 /// A request left waiting: when it was sent, how long it may wait, and where its answer arrives.
 struct Waiting {
     receiver: mpsc::Receiver<(Result<Answer>, Duration)>,
@@ -77,6 +80,7 @@ pub(crate) fn play(place: Place, side: Option<&mut Side>, story: &Story) -> Vec<
         ),
         ("node", NODE.to_owned()),
         ("dir", place.folder.display().to_string()),
+        ("long", "x".repeat(LONG)),
     ];
     let variables = variables
         .map(|(name, value)| (name.to_owned(), value))

@@ -36,19 +36,32 @@ pub(crate) struct Counts {
 pub(crate) struct Report {
     pub(crate) counts: Vec<Counts>,
     pub(crate) mismatches: Vec<Mismatch>,
+    /// Families that broke off, and why: what they did not play is not proven.
+    pub(crate) broken: Vec<(String, String)>,
     /// Known differences nothing needed: each is an error of a full run.
     pub(crate) unused: Vec<String>,
 }
 
 impl Report {
     pub(crate) fn is_clean(&self) -> bool {
-        self.mismatches.is_empty() && self.unused.is_empty()
+        self.mismatches.is_empty() && self.broken.is_empty() && self.unused.is_empty()
+    }
+
+    /// Brings everything into the order of the files, whoever was done first.
+    pub(crate) fn sort(&mut self) {
+        self.counts.sort_by(|a, b| a.family.cmp(&b.family));
+        self.mismatches
+            .sort_by(|a, b| (&a.family, a.line).cmp(&(&b.family, b.line)));
+        self.broken.sort();
     }
 
     pub(crate) fn to_text(&self) -> String {
         let mut out = String::new();
         for mismatch in &self.mismatches {
             out.push_str(&mismatch.to_text());
+        }
+        for (family, why) in &self.broken {
+            let _ = writeln!(out, "\n✗ {family} broke off: {why}");
         }
         for id in &self.unused {
             let _ = writeln!(out, "known difference [{id}] explained nothing: remove it");
@@ -87,6 +100,7 @@ impl Report {
         json!({
             "families": self.counts.iter().map(counts).collect::<Vec<_>>(),
             "mismatches": self.mismatches.iter().map(mismatch).collect::<Vec<_>>(),
+            "broken": self.broken.iter().map(|(family, why)| json!({"family": family, "why": why})).collect::<Vec<_>>(),
             "unused_differences": self.unused,
         })
     }

@@ -4,7 +4,7 @@
 //! Never: touches a process it did not start, or a port that is in use.
 
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -54,6 +54,22 @@ impl Recipe {
             address,
             version,
         })
+    }
+}
+
+impl Recipe {
+    /// The same on an address so many further.
+    pub(crate) fn moved(&self, by: u8) -> Self {
+        let address = match self.address {
+            IpAddr::V4(v4) => IpAddr::V4(Ipv4Addr::from_bits(
+                v4.to_bits().wrapping_add(u32::from(by)),
+            )),
+            IpAddr::V6(v6) => IpAddr::V6(v6),
+        };
+        Self {
+            address,
+            ..self.clone()
+        }
     }
 }
 
@@ -162,8 +178,7 @@ impl Side {
         let waited = Stopwatch::start();
         while waited.elapsed() < READY_LIMIT {
             let synced = format!("/v1/catalog/node/{NODE}");
-            if self.says("/v1/health/service/consul?passing", "serfHealth")
-                && self.says(&synced, "\"lan\"")
+            if self.says("/v1/health/service/consul", "serfHealth") && self.says(&synced, "\"lan\"")
             {
                 return self.name_node();
             }
@@ -188,6 +203,28 @@ impl Side {
     }
 
     fn name_node(&mut self) -> Result<()> {
+        // After a restart the stories' own indexes lie below: they keep their order.
+        if self.names.start_index == 0 {
+            for target in [
+                "/v1/catalog/nodes",
+                "/v1/catalog/services",
+                "/v1/health/state/any",
+            ] {
+                let answer = http::send(
+                    self.http(),
+                    "GET",
+                    target,
+                    &[],
+                    None,
+                    Duration::from_secs(2),
+                )?;
+                let index = answer
+                    .header("X-Consul-Index")
+                    .and_then(|v| v.parse().ok())
+                    .unwrap_or(0);
+                self.names.start_index = self.names.start_index.max(index);
+            }
+        }
         let answer = http::send(
             self.http(),
             "GET",
