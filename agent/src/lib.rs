@@ -2,5 +2,8 @@
 //!
 //! Owns: everything a user's program or operator talks to on this host.
 //! Never: knows Raft or gossip; it reaches the cluster through [`backend`].
+pub mod backend;
+pub mod dns;
 pub mod config;
+pub mod http;
 pub mod local;

@@ -207,7 +207,9 @@ mod tests {
             (kv.verb(), &entry.value[..], entry.modify_index),
             (v1::KvVerb::Cas, &b"hi"[..], 9)
         );
-        assert!(matches!(&ops[4].op, Some(Op::Session(op)) if op.session.as_ref().unwrap().id == "u"));
+        assert!(
+            matches!(&ops[4].op, Some(Op::Session(op)) if op.session.as_ref().unwrap().id == "u")
+        );
     }
 
     #[test]

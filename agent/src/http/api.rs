@@ -1,0 +1,234 @@
+//! From a request to its answer.
+//!
+//! Owns: [`Api`], what all requests share, and the steps each request goes through: find the route,
+//! parse, authorize, answer, describe, count.
+//! Never: accepts a connection, or knows a single endpoint.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{ACCEPT_ENCODING, ALLOW, HeaderMap, HeaderValue, LOCATION};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+use tokio_util::sync::CancellationToken;
+
+use super::blocking::Waiting;
+use super::cache::BodyCache;
+use super::call::Call;
+use super::config::{Deps, HttpConfig};
+use super::error::Failure;
+use super::metrics::Metrics;
+use super::options::check_scope;
+use super::query::Query;
+use super::reply::{Body, Reply};
+use super::route::{Lookup, Routes};
+use super::table::TABLE;
+
+const UNKNOWN_V1: &str = "Invalid URL path: not a recognized HTTP API endpoint\n";
+const UNKNOWN: &str =
+    "Invalid URL path: if attempting to use the HTTP API, ensure the path starts with '/v1/'\n";
+
+/// What all requests share.
+pub(super) struct Api {
+    pub(super) deps: Deps,
+    pub(super) config: HttpConfig,
+    pub(super) cache: BodyCache,
+    pub(super) waiting: Waiting,
+    pub(super) metrics: Metrics,
+    pub(super) rng: Mutex<SmallRng>,
+    /// Monotonic time when the API was started.
+    pub(super) started_at: Duration,
+    /// Set when the server stops: whoever waits answers now.
+    pub(super) stopping: CancellationToken,
+    routes: Routes,
+}
+
+impl Api {
+    pub(super) fn new(config: HttpConfig, deps: Deps, stopping: CancellationToken) -> Arc<Self> {
+        let routes = Routes::new(TABLE);
+        let metrics = Metrics::register(&mut deps.registry.lock(), routes.table());
+        Arc::new(Self {
+            cache: BodyCache::new(config.limits.body_cache_bytes),
+            waiting: Waiting::default(),
+            rng: Mutex::new(SmallRng::seed_from_u64(config.seed)),
+            metrics,
+            started_at: deps.clock.monotonic(),
+            stopping,
+            routes,
+            deps,
+            config,
+        })
+    }
+
+    /// Answers one request.
+    pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let _flight = self.metrics.enter();
+        let (head, body) = request.into_parts();
+        let accepts_gzip = accepts_gzip(&head.headers);
+        let look = Look {
+            pretty: self.config.always_pretty,
+            route: None,
+        };
+        let (look, result) = Arc::clone(&self).dispatch(head, body, look).await;
+        let reply = result.unwrap_or_else(|failure| {
+            log_failure(&failure, look.route.map(|at| self.routes.table()[at].path));
+            failure.into_reply()
+        });
+        self.metrics.count(look.route, reply.status);
+        self.metrics.waiting(self.waiting.count());
+        let mut response = reply.finish(look.pretty, accepts_gzip);
+        for (name, value) in &self.config.response_headers {
+            response.headers_mut().insert(name.clone(), value.clone());
+        }
+        response
+    }
+
+    async fn dispatch(
+        self: Arc<Self>,
+        head: Parts,
+        body: Incoming,
+        mut look: Look,
+    ) -> (Look, Result<Reply, Failure>) {
+        let api = Arc::clone(&self);
+        let path = head.uri.path();
+        let (at, route, tail) = match api.routes.find(&head.method, path) {
+            Lookup::Found(at, route, tail) => (at, route, tail),
+            Lookup::Method(_) if head.method == Method::OPTIONS => {
+                return (look, Ok(self.options(path)));
+            }
+            Lookup::Method(allow) => return (look, Err(Failure::method(&head.method, allow))),
+            Lookup::Unknown => return (look, unknown(path)),
+        };
+        look.route = Some(at);
+        let prepared = self.prepare(&head, path);
+        let query = match prepared {
+            Ok(query) => query,
+            Err(failure) => return (look, Err(failure)),
+        };
+        look.pretty |= query.has("pretty");
+        let tail_from = path.len() - tail.len();
+        let call = Call::new(self, route, (head, body), query, tail_from);
+        let entered = match call.tail_bytes() {
+            Ok(tail) => call.guard.enter(&tail),
+            Err(failure) => Err(failure),
+        };
+        match entered {
+            Ok(()) => (look, (route.handler)(call).await),
+            Err(failure) => (look, Err(failure)),
+        }
+    }
+
+    /// What is checked alike for every route.
+    fn prepare(&self, head: &Parts, path: &str) -> Result<Query, Failure> {
+        if self
+            .config
+            .block_endpoints
+            .iter()
+            .any(|blocked| path.starts_with(blocked.as_str()))
+        {
+            let text = "Endpoint is blocked by agent configuration";
+            return Err(Failure::new(StatusCode::FORBIDDEN, "http.blocked", text));
+        }
+        let Some(text) = head.uri.query() else {
+            if !head.headers.contains_key("x-consul-namespace")
+                && !head.headers.contains_key("x-consul-partition")
+            {
+                return Ok(Query::default());
+            }
+            return check_scope(&Query::default(), &head.headers, "").map(|()| Query::default());
+        };
+        let query = Query::parse(text).map_err(|_| {
+            let text = format!(
+                "too many query parameters, max {}",
+                super::query::PARAMETERS_MAX
+            );
+            Failure::bad_request("http.query.too_many", text)
+        })?;
+        // Local endpoints are about this agent whatever `dc` says (CONSUL.md 0.4).
+        let datacenter = if path.starts_with("/v1/agent/") {
+            query.get("dc").unwrap_or("")
+        } else {
+            &self.deps.info.datacenter
+        };
+        check_scope(&query, &head.headers, datacenter)?;
+        Ok(query)
+    }
+
+    fn options(&self, path: &str) -> Reply {
+        let allow = format!("OPTIONS,{}", self.routes.allowed(path).unwrap_or_default());
+        let value = HeaderValue::from_str(&allow).unwrap_or(HeaderValue::from_static("OPTIONS"));
+        Reply::empty().with(ALLOW, value)
+    }
+}
+
+/// What is known about a request besides its answer.
+struct Look {
+    pretty: bool,
+    route: Option<usize>,
+}
+
+fn unknown(path: &str) -> Result<Reply, Failure> {
+    if path == "/" {
+        return Ok(Reply::text("Weft Agent"));
+    }
+    if path == "/v1/kv" {
+        let reply = Reply::empty().status(StatusCode::MOVED_PERMANENTLY);
+        return Ok(reply.with(LOCATION, HeaderValue::from_static("/v1/kv/")));
+    }
+    let text = if path.starts_with("/v1/") {
+        UNKNOWN_V1
+    } else {
+        UNKNOWN
+    };
+    Err(Failure::not_found("http.path.unknown", text))
+}
+
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let Some(value) = headers
+        .get(ACCEPT_ENCODING)
+        .and_then(|value| value.to_str().ok())
+    else {
+        return false;
+    };
+    value.split(',').any(|one| {
+        let (coding, parameters) = one.split_once(';').unwrap_or((one, ""));
+        let weight = parameters
+            .trim()
+            .strip_prefix("q=")
+            .map_or(1.0, |q| q.parse::<f32>().unwrap_or(0.0));
+        coding.trim().eq_ignore_ascii_case("gzip") && weight > 0.0
+    })
+}
+
+/// The route stands for the path and the query string stays out: it may carry a token.
+fn log_failure(failure: &Failure, route: Option<&str>) {
+    let (status, route) = (failure.status.as_u16(), route.unwrap_or("-"));
+    if failure.status.is_server_error() {
+        tracing::warn!(http.status = status, http.route = route, reason = %failure.reason, error = %failure.text, "request failed");
+    } else {
+        tracing::debug!(http.status = status, http.route = route, reason = %failure.reason, error = %failure.text, "request refused");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gzip_is_used_when_asked_for() {
+        let accepts = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(text));
+            accepts_gzip(&headers)
+        };
+        assert!(accepts("gzip"));
+        assert!(accepts("deflate, GZIP;q=0.5"));
+        assert!(!accepts("gzip;q=0"));
+        assert!(!accepts("br"));
+        assert!(!accepts_gzip(&HeaderMap::new()));
+    }
+}

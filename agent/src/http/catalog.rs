@@ -1,0 +1,240 @@
+//! `/v1/catalog/*`.
+//!
+//! Owns: the catalog's reads and the registration of what no agent looks after.
+//! Never: touches this host's own registrations.
+//! Source: Consul HTTP API, "Catalog"; CONSUL.md A.2.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use weft_catalog::acl::{Access, Resource};
+use weft_catalog::{Answer, Instance};
+use weft_proto::json::{Json, Object, input, records};
+use weft_proto::v1::{self, stamped::Command};
+
+use super::blocking::{Found, Pass, ReadForm, read};
+use super::call::Call;
+use super::error::Failure;
+use super::health::version;
+use super::reply::Reply;
+use super::rows::Selection;
+
+pub(super) async fn register(mut call: Call) -> Result<Reply, Failure> {
+    let body = call.json().await?;
+    let object = Object::root(&body)?;
+    check_datacenter(&call, &object)?;
+    let mut register = input::register(&object)?;
+    let node = register.node.get_or_insert_default();
+    if node.name.is_empty() || (node.address.is_empty() && !register.skip_node_update) {
+        return Err(Failure::bad_request(
+            "catalog.node.missing",
+            "Must provide node and address",
+        ));
+    }
+    node.datacenter.clone_from(&call.api.deps.info.datacenter);
+    call.guard
+        .require(Resource::Node, node.name.as_bytes(), Access::Write)?;
+    if let Some(service) = &register.service {
+        if service.name.is_empty() {
+            return Err(Failure::bad_request(
+                "catalog.service.missing",
+                "Must provide service name with ID",
+            ));
+        }
+        call.guard
+            .require(Resource::Service, service.name.as_bytes(), Access::Write)?;
+    }
+    call.write(Command::Register(register)).await?;
+    Ok(Reply::verdict(true))
+}
+
+pub(super) async fn deregister(mut call: Call) -> Result<Reply, Failure> {
+    let body = call.json().await?;
+    let object = Object::root(&body)?;
+    check_datacenter(&call, &object)?;
+    let deregister = input::deregister(&object)?;
+    if deregister.node.is_empty() {
+        return Err(Failure::bad_request(
+            "catalog.node.missing",
+            "Must provide node",
+        ));
+    }
+    call.guard
+        .require(Resource::Node, deregister.node.as_bytes(), Access::Write)?;
+    call.write(Command::Deregister(deregister)).await?;
+    Ok(Reply::verdict(true))
+}
+
+fn check_datacenter(call: &Call, object: &Object<'_>) -> Result<(), Failure> {
+    let datacenter = object.text("Datacenter")?;
+    if datacenter.is_empty() || datacenter.eq_ignore_ascii_case(&call.api.deps.info.datacenter) {
+        return Ok(());
+    }
+    Err(Failure::internal("dc.unknown", "No path to datacenter"))
+}
+
+pub(super) async fn datacenters(call: Call) -> Result<Reply, Failure> {
+    let datacenter = &call.api.deps.info.datacenter;
+    Ok(Reply::written(|json| json.strings([datacenter])))
+}
+
+pub(super) async fn nodes(call: Call) -> Result<Reply, Failure> {
+    let selection = Selection::parse::<v1::Node>(&call)?;
+    let content = call.content_name("");
+    read(&call, ReadForm::DISCOVERY, |pass| {
+        let answer = pass.reader.nodes();
+        let index = answer.index.get();
+        if !pass.wants(index) {
+            return Found::later(index);
+        }
+        let body = call.api.cache.get(&content, version(pass, index), || {
+            let mut json = Json::with_capacity(answer.rows.len() * 384 + 2);
+            let shown = answer.rows.iter().filter(|node| {
+                selection.node(node)
+                    && selection.keeps(&****node)
+                    && call.guard.shows(Resource::Node, node.name.as_bytes())
+            });
+            json.list(shown, |json, node| records::node(json, node));
+            json.into_bytes()
+        });
+        Found::now(index, Reply::shared(body))
+    })
+    .await
+}
+
+pub(super) async fn services(call: Call) -> Result<Reply, Failure> {
+    let selection = Selection::parse::<Instance<'_>>(&call)?;
+    read(&call, ReadForm::CACHED, |pass| {
+        let answer = if selection.has_filter() {
+            named_by_filter(pass, &selection)
+        } else if selection.by_node() {
+            pass.reader.services_on(|node| selection.node(node))
+        } else {
+            pass.reader.services()
+        };
+        let index = answer.index.get();
+        if !pass.wants(index) {
+            return Found::later(index);
+        }
+        let mut json = Json::with_capacity(answer.rows.len() * 48 + 2);
+        json.object(|json| {
+            for (name, tags) in &answer.rows {
+                if call.guard.shows(Resource::Service, name.as_bytes()) {
+                    json.dynamic_key(name).strings(tags);
+                }
+            }
+        });
+        Found::now(index, Reply::json(json.into_bytes()))
+    })
+    .await
+}
+
+type Names<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
+
+/// Names and tags of the instances that the filter keeps.
+fn named_by_filter<'a>(pass: &Pass<'a>, selection: &Selection) -> Answer<Names<'a>> {
+    let answer = pass.reader.all_instances();
+    let mut names = Names::new();
+    for row in answer
+        .rows
+        .iter()
+        .filter(|row| selection.node(row.node) && selection.keeps(*row))
+    {
+        names
+            .entry(&row.service.name)
+            .or_default()
+            .extend(row.service.tags.iter().map(String::as_str));
+    }
+    Answer {
+        index: answer.index,
+        rows: names,
+    }
+}
+
+pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
+    let name = call.required_tail("Missing service name")?;
+    let selection = Selection::parse::<Instance<'_>>(&call)?;
+    let content = call.content_name(&name);
+    read(&call, ReadForm::CACHED, |pass| {
+        let index = pass.reader.service_index(&name).get();
+        if !pass.wants(index) {
+            return Found::later(index);
+        }
+        let body = call.api.cache.get(&content, version(pass, index), || {
+            let rows = pass.reader.service_instances(&name).rows;
+            let shown = rows.iter().filter(|row| {
+                selection.instance(row.node, row.service)
+                    && selection.keeps(*row)
+                    && call
+                        .guard
+                        .shows(Resource::Service, row.service.name.as_bytes())
+                    && call.guard.shows(Resource::Node, row.node.name.as_bytes())
+            });
+            let mut json = Json::with_capacity(rows.len() * 768 + 2);
+            json.list(shown, |json, row| {
+                records::service_node(json, row.node, row.service)
+            });
+            json.into_bytes()
+        });
+        Found::now(index, Reply::shared(body))
+    })
+    .await
+}
+
+/// How `/catalog/node` and `/catalog/node-services` differ.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Map,
+    List,
+}
+
+pub(super) async fn node(call: Call) -> Result<Reply, Failure> {
+    one_node(call, Shape::Map).await
+}
+
+pub(super) async fn node_services(call: Call) -> Result<Reply, Failure> {
+    one_node(call, Shape::List).await
+}
+
+async fn one_node(call: Call, shape: Shape) -> Result<Reply, Failure> {
+    let name = call.required_tail("Missing node name")?;
+    let selection = Selection::parse::<v1::Service>(&call)?;
+    read(&call, ReadForm::DISCOVERY, |pass| {
+        let answer = pass.reader.node(&name);
+        let index = answer.index.get();
+        if !pass.wants(index) {
+            return Found::later(index);
+        }
+        let node = answer.rows.filter(|node| {
+            selection.node(node) && call.guard.shows(Resource::Node, node.name.as_bytes())
+        });
+        let Some(node) = node else {
+            let nothing: &[u8] = if shape == Shape::Map {
+                b"null"
+            } else {
+                br#"{"Node":null,"Services":[]}"#
+            };
+            return Found::now(index, Reply::json(nothing));
+        };
+        let services = pass.reader.node_services(&name).rows;
+        let shown = services.iter().filter(|service| {
+            selection.keeps(&****service)
+                && call.guard.shows(Resource::Service, service.name.as_bytes())
+        });
+        let mut json = Json::with_capacity(512 + services.len() * 768);
+        json.object(|json| {
+            records::node(json.key("Node"), node);
+            match shape {
+                Shape::List => json
+                    .key("Services")
+                    .list(shown, |json, service| records::service(json, service)),
+                Shape::Map => json.key("Services").object(|json| {
+                    for service in shown {
+                        records::service(json.dynamic_key(&service.id), service);
+                    }
+                }),
+            }
+        });
+        Found::now(index, Reply::json(json.into_bytes()))
+    })
+    .await
+}

@@ -1,0 +1,146 @@
+//! `/v1/health/*`.
+//!
+//! Owns: the health reads.
+//! Never: judges health; statuses come from the catalog.
+//! Source: Consul HTTP API, "Health"; CONSUL.md A.3.
+
+use std::sync::Arc;
+
+use weft_catalog::acl::Resource;
+use weft_catalog::{Answer, InstanceHealth};
+use weft_proto::json::{Json, records};
+use weft_proto::v1;
+
+use super::blocking::{Found, Pass, ReadForm, read};
+use super::cache::Version;
+use super::call::{Call, parse_bool};
+use super::error::Failure;
+use super::reply::Reply;
+use super::rows::Selection;
+
+/// About what an instance with two checks takes.
+const ROW_BYTES: usize = 1_536;
+
+pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
+    let name = call.required_tail("Missing service name")?;
+    let only_passing = match call.query.get("passing") {
+        None => false,
+        Some("") => true,
+        Some(text) => parse_bool(text)
+            .ok_or_else(|| Failure::bad_request("health.passing", "Invalid value for ?passing"))?,
+    };
+    let selection = Selection::parse::<InstanceHealth<'_>>(&call)?;
+    let content = call.content_name(&name);
+    read(&call, ReadForm::CACHED, |pass| {
+        let index = pass.reader.service_index(&name).get();
+        if !pass.wants(index) {
+            return Found::later(index);
+        }
+        let version = version(pass, index);
+        let body = call.api.cache.get(&content, version, || {
+            let rows = pass.reader.health_service(&name).rows;
+            let shown = rows.iter().filter(|row| {
+                selection.instance(row.node, row.service)
+                    && (!only_passing || is_passing(row))
+                    && selection.keeps(*row)
+                    && may_see(&call, row)
+            });
+            let mut json = Json::with_capacity(rows.len() * ROW_BYTES + 2);
+            json.list(shown, write_row);
+            json.into_bytes()
+        });
+        Found::now(index, Reply::shared(body))
+    })
+    .await
+}
+
+/// What a body at `index` is valid for.
+pub(super) fn version(pass: &Pass<'_>, index: u64) -> Version {
+    Version {
+        index,
+        restore_epoch: pass.state.restore_epoch(),
+    }
+}
+
+fn is_passing(row: &InstanceHealth<'_>) -> bool {
+    row.checks.iter().all(|check| check.status == "passing")
+}
+
+fn may_see(call: &Call, row: &InstanceHealth<'_>) -> bool {
+    call.guard
+        .shows(Resource::Service, row.service.name.as_bytes())
+        && call.guard.shows(Resource::Node, row.node.name.as_bytes())
+}
+
+fn write_row(json: &mut Json, row: &InstanceHealth<'_>) {
+    json.object(|json| {
+        records::node(json.key("Node"), row.node);
+        records::service(json.key("Service"), row.service);
+        json.key("Checks")
+            .list(&row.checks, |json, check| records::check(json, check));
+    });
+}
+
+pub(super) async fn node(call: Call) -> Result<Reply, Failure> {
+    let node = call.required_tail("Missing node name")?;
+    checks(&call, ReadForm::DISCOVERY, |pass| {
+        pass.reader.checks_of_node(&node)
+    })
+    .await
+}
+
+pub(super) async fn checks_of_service(call: Call) -> Result<Reply, Failure> {
+    let name = call.required_tail("Missing service name")?;
+    checks(&call, ReadForm::CACHED, |pass| {
+        pass.reader.checks_of_service(&name)
+    })
+    .await
+}
+
+pub(super) async fn state(call: Call) -> Result<Reply, Failure> {
+    let status = call.required_tail("Missing check state")?;
+    checks(&call, ReadForm::DISCOVERY, |pass| {
+        pass.reader.checks_in_state(&status)
+    })
+    .await
+}
+
+type Checks<'a> = Answer<Vec<&'a Arc<v1::Check>>>;
+
+async fn checks(
+    call: &Call,
+    form: ReadForm,
+    rows: impl for<'a> Fn(&Pass<'a>) -> Checks<'a> + Send + Sync,
+) -> Result<Reply, Failure> {
+    let selection = Selection::parse::<v1::Check>(call)?;
+    read(call, form, |pass| {
+        let answer = rows(pass);
+        let index = answer.index.get();
+        if !pass.wants(index) {
+            return Found::later(index);
+        }
+        let mut json = Json::with_capacity(answer.rows.len() * 384 + 2);
+        let on_node = |check: &v1::Check| {
+            !selection.by_node()
+                || pass
+                    .reader
+                    .node(&check.node)
+                    .rows
+                    .is_some_and(|node| selection.node(node))
+        };
+        let shown = answer.rows.iter().filter(|check| {
+            on_node(check) && selection.keeps(&****check) && may_see_check(call, check)
+        });
+        json.list(shown, |json, check| records::check(json, check));
+        Found::now(index, Reply::json(json.into_bytes()))
+    })
+    .await
+}
+
+fn may_see_check(call: &Call, check: &v1::Check) -> bool {
+    call.guard.shows(Resource::Node, check.node.as_bytes())
+        && (check.service_name.is_empty()
+            || call
+                .guard
+                .shows(Resource::Service, check.service_name.as_bytes()))
+}

@@ -1,0 +1,134 @@
+//! What the HTTP API counts.
+//!
+//! Owns: the `weft_http_*` metrics, with one counter made ahead for each route and class of status.
+//! Never: shows them; [`super::telemetry`] does.
+
+use std::sync::atomic::AtomicI64;
+
+use http::StatusCode;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::route::Route;
+
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    method: &'static str,
+    route: &'static str,
+    class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Bound {
+    bound: &'static str,
+}
+
+/// Handles to the metrics.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    by_route: Vec<[Counter; CLASSES.len()]>,
+    unknown: [Counter; CLASSES.len()],
+    in_flight: Gauge,
+    waiting: Gauge<i64, AtomicI64>,
+    pub(super) connections: Gauge,
+    refused: Family<Bound, Counter>,
+}
+
+impl Metrics {
+    pub(super) fn register(registry: &mut Registry, table: &'static [Route]) -> Self {
+        let requests = Family::<Labels, Counter>::default();
+        let counters = |method, route| {
+            CLASSES.map(|class| {
+                requests
+                    .get_or_create(&Labels {
+                        method,
+                        route,
+                        class,
+                    })
+                    .clone()
+            })
+        };
+        let metrics = Self {
+            by_route: table
+                .iter()
+                .map(|route| counters(route.method.as_str(), route.path))
+                .collect(),
+            unknown: counters("other", "other"),
+            in_flight: Gauge::default(),
+            waiting: Gauge::default(),
+            connections: Gauge::default(),
+            refused: Family::default(),
+        };
+        registry.register(
+            "weft_http_requests",
+            "Requests answered, by route and class of status",
+            requests,
+        );
+        registry.register(
+            "weft_http_requests_in_flight",
+            "Requests being answered",
+            metrics.in_flight.clone(),
+        );
+        registry.register(
+            "weft_http_blocking_queries",
+            "Requests waiting for a change",
+            metrics.waiting.clone(),
+        );
+        registry.register(
+            "weft_http_connections",
+            "Open connections",
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "weft_http_connections_refused",
+            "Connections refused at a bound",
+            metrics.refused.clone(),
+        );
+        metrics
+    }
+
+    /// Counts a request as in flight until the answer is dropped.
+    pub(super) fn enter(&self) -> Flight {
+        Flight::of(&self.in_flight)
+    }
+
+    /// Counts an answer.
+    pub(super) fn count(&self, route: Option<usize>, status: StatusCode) {
+        let class = usize::from(status.as_u16() / 100).clamp(1, CLASSES.len()) - 1;
+        route.map_or(&self.unknown, |at| &self.by_route[at])[class].inc();
+    }
+
+    pub(super) fn waiting(&self, count: usize) {
+        self.waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn refuse(&self, bound: &'static str) {
+        self.refused.get_or_create(&Bound { bound }).inc();
+    }
+}
+
+/// Something that is counted as long as it lives.
+#[derive(Debug)]
+pub(super) struct Flight {
+    gauge: Gauge,
+}
+
+impl Flight {
+    pub(super) fn of(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self {
+            gauge: gauge.clone(),
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
+}

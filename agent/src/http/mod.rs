@@ -1,0 +1,49 @@
+//! The HTTP API, version 1.
+//!
+//! Owns: the listeners, the table of routes with what each authorizes, and the answers: Consul's
+//! paths, parameters, headers, statuses, texts and JSON.
+//! Never: keeps state of its own beyond finished bodies; it reads published snapshots through
+//! [`crate::backend::Backend`] and this host's registrations through [`crate::local::Local`].
+//! Source: Consul HTTP API; CONSUL.md A and B.
+//!
+//! hyper's HTTP/1 connection is used directly under a router of our own: keys need the raw path,
+//! header names Go's spelling on the wire, and the hot path as few steps as can be.
+
+mod agent;
+mod agent_check;
+mod agent_service;
+mod api;
+mod blocking;
+mod cache;
+mod call;
+mod catalog;
+mod config;
+mod error;
+mod health;
+mod kv;
+mod metrics;
+mod operator;
+mod options;
+mod query;
+mod reply;
+mod route;
+mod rows;
+mod serve;
+mod session;
+mod snapshot;
+mod status;
+mod table;
+mod telemetry;
+#[cfg(test)]
+mod tests;
+mod txn;
+
+pub use config::{AgentInfo, Control, Deps, HttpConfig, HttpLimits, Listen, TlsSource};
+pub use route::{Need, Route};
+pub use serve::{HttpServer, StartError};
+
+/// Every route, for the reference documentation.
+#[must_use]
+pub fn routes() -> &'static [Route] {
+    table::TABLE
+}

@@ -1,0 +1,177 @@
+//! Query strings and percent-decoding as Go's `net/url` does them.
+//!
+//! Owns: [`Query`], a parsed query string: repeated names, names without a value, `+` as a space.
+//! Never: decides what a parameter means; [`super::options`] and the handlers do.
+//! Source: Go documentation, `url.ParseQuery`.
+
+use std::borrow::Cow;
+
+/// Parameters one request may carry; more are refused (no user needs a fraction of this).
+pub(super) const PARAMETERS_MAX: usize = 512;
+
+/// A parsed query string, in the order written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Query {
+    pairs: Vec<(String, String)>,
+}
+
+/// More parameters than [`PARAMETERS_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooMany;
+
+impl Query {
+    /// Parses. As in Go, a pair with a broken escape or a semicolon is left out, the rest stands.
+    pub(super) fn parse(text: &str) -> Result<Self, TooMany> {
+        let mut pairs = Vec::new();
+        for pair in text
+            .split('&')
+            .filter(|pair| !pair.is_empty() && !pair.contains(';'))
+        {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (Some(name), Some(value)) = (unescape(name), unescape(value)) else {
+                continue;
+            };
+            if pairs.len() == PARAMETERS_MAX {
+                return Err(TooMany);
+            }
+            pairs.push((name, value));
+        }
+        Ok(Self { pairs })
+    }
+
+    /// The first value, empty when the name stands alone.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.pairs
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// Present, with any value or none.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// The parameters by name, escaped again.
+    pub(super) fn encode(&self) -> String {
+        let mut pairs: Vec<_> = self.pairs.iter().collect();
+        pairs.sort_by(|a, b| a.0.cmp(&b.0));
+        let encoded = pairs
+            .iter()
+            .map(|(name, value)| format!("{}={}", escape(name), escape(value)));
+        encoded.collect::<Vec<_>>().join("&")
+    }
+
+    /// Every value of a repeatable parameter.
+    pub(super) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.pairs
+            .iter()
+            .filter(move |(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+/// A component of a query string, written as Go does.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                out.push(char::from(byte))
+            }
+            b' ' => out.push('+'),
+            other => out.push_str(&format!("%{other:02X}")),
+        }
+    }
+    out
+}
+
+/// A component of a query string: `%xx`, and `+` for a space. What is not UTF-8 is replaced.
+fn unescape(text: &str) -> Option<String> {
+    if !text.bytes().any(|byte| matches!(byte, b'%' | b'+')) {
+        return Some(text.to_owned());
+    }
+    let bytes = percent_decode(text.replace('+', " ").as_bytes())?.into_owned();
+    Some(
+        String::from_utf8(bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
+    )
+}
+
+/// Decodes `%xx` once. `None` when an escape is broken.
+pub(super) fn percent_decode(bytes: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if !bytes.contains(&b'%') {
+        return Some(Cow::Borrowed(bytes));
+    }
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        if bytes[at] == b'%' {
+            let (high, low) = (hex(*bytes.get(at + 1)?)?, hex(*bytes.get(at + 2)?)?);
+            out.push(high << 4 | low);
+            at += 3;
+        } else {
+            out.push(bytes[at]);
+            at += 1;
+        }
+    }
+    Some(Cow::Owned(out))
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit)
+        .to_digit(16)
+        .and_then(|value| u8::try_from(value).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_repeat_and_stand_alone() {
+        let query =
+            Query::parse("recurse&tag=a&tag=b%20c&x=1+2&&bad=%zz&y;z=1&separator=/").unwrap();
+        assert!(query.has("recurse"));
+        assert_eq!(query.get("recurse"), Some(""));
+        assert_eq!(query.all("tag").collect::<Vec<_>>(), ["a", "b c"]);
+        assert_eq!(query.get("x"), Some("1 2"));
+        assert!(!query.has("bad"));
+        assert!(!query.has("z"));
+        assert_eq!(query.get("separator"), Some("/"));
+    }
+
+    #[test]
+    fn parameters_are_written_by_name() {
+        assert_eq!(
+            Query::parse("b=x/y&a&c=1+2").unwrap().encode(),
+            "a=&b=x%2Fy&c=1+2"
+        );
+    }
+
+    #[test]
+    fn parameters_are_bounded() {
+        assert_eq!(Query::parse(&"a&".repeat(PARAMETERS_MAX + 1)), Err(TooMany));
+        assert!(Query::parse(&"a&".repeat(PARAMETERS_MAX)).is_ok());
+    }
+
+    #[test]
+    fn escapes_are_decoded_once() {
+        assert_eq!(
+            percent_decode(b"a%2Fb%252F%ff").unwrap().as_ref(),
+            b"a/b%2F\xff"
+        );
+        assert_eq!(percent_decode(b"a%2"), None);
+        assert_eq!(percent_decode(b"a%g0"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_parsed_without_panic(text: String) {
+            let _ = Query::parse(&text);
+            let _ = percent_decode(text.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! Listeners and connections.
+//!
+//! Owns: [`HttpServer`]: accepting on TCP, TLS and unix sockets within the bounds, and the end.
+//! Never: reads a request; hyper does, and [`super::api`] answers.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::api::Api;
+use super::config::{Deps, HttpConfig, Listen, TlsSource};
+use super::metrics::Flight;
+
+/// Longest request head: request line and headers.
+const HEADER_MAX_BYTES: usize = 64 * 1024;
+/// How long connections may finish what they do when the server stops.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Pause after the system could not accept (too many open files), so as not to spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Consul's text for too many connections of one client.
+const TOO_MANY: &str =
+    "Your IP is issuing too many concurrent connections, please rate limit your calls";
+
+/// Why the API could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened at.
+    #[error(
+        "cannot listen on {address}: {cause}; is another agent running, or is ports.http taken? Choose another with -http-port or addresses.http"
+    )]
+    Bind {
+        /// Where.
+        address: String,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+}
+
+/// The running API.
+#[derive(Debug)]
+pub struct HttpServer {
+    bound: Vec<SocketAddr>,
+    tasks: TaskTracker,
+}
+
+impl HttpServer {
+    /// Listens at every address of `config` and serves until `shutdown` is cancelled.
+    ///
+    /// Errors: [`StartError::Bind`]; then nothing is being listened at.
+    pub async fn start(
+        config: HttpConfig,
+        deps: Deps,
+        shutdown: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let mut listeners = Vec::new();
+        for address in &config.addresses {
+            let listener = Listener::bind(address).await;
+            let cause_at = |cause| StartError::Bind {
+                address: format!("{address:?}"),
+                cause,
+            };
+            listeners.push(listener.map_err(cause_at)?);
+        }
+        let bound = listeners.iter().filter_map(Listener::address).collect();
+        let api = Api::new(config, deps, shutdown);
+        let tasks = TaskTracker::new();
+        let door = Arc::new(Door {
+            api,
+            tasks: tasks.clone(),
+            clients: Mutex::default(),
+        });
+        for listener in listeners {
+            tasks.spawn(Arc::clone(&door).accept_all(listener));
+        }
+        tasks.close();
+        Ok(Self { bound, tasks })
+    }
+
+    /// The TCP addresses listened at, in the order of the configuration; ports are the real ones.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.bound
+    }
+
+    /// Returns once every listener and connection has ended after the shutdown.
+    pub async fn stopped(self) {
+        self.tasks.wait().await;
+    }
+}
+
+enum Listener {
+    Tcp(TcpListener, Option<TlsSource>),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    async fn bind(listen: &Listen) -> std::io::Result<Self> {
+        Ok(match listen {
+            Listen::Tcp(address) => Self::Tcp(TcpListener::bind(address).await?, None),
+            Listen::Tls(address, tls) => {
+                Self::Tcp(TcpListener::bind(address).await?, Some(Arc::clone(tls)))
+            }
+            Listen::Unix { path, mode } => Self::Unix(bind_unix(path, *mode).await?),
+        })
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener, _) => listener.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+/// Replaces a socket file only when nobody answers there.
+async fn bind_unix(path: &Path, mode: Option<u32>) -> std::io::Result<UnixListener> {
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            let answered = tokio::net::UnixStream::connect(path).await;
+            if !answered.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused) {
+                return Err(error);
+            }
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)?
+        }
+        other => other?,
+    };
+    if let Some(mode) = mode {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    }
+    Ok(listener)
+}
+
+/// Lets connections in, within the bounds.
+struct Door {
+    api: Arc<Api>,
+    tasks: TaskTracker,
+    clients: Mutex<Clients>,
+}
+
+#[derive(Default)]
+struct Clients {
+    total: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// A connection's place; given back when dropped.
+struct Place {
+    door: Arc<Door>,
+    client: Option<IpAddr>,
+    _open: Flight,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut clients = self.door.clients.lock();
+        clients.total -= 1;
+        if let Some(client) = self.client {
+            if let Some(count) = clients.by_address.get_mut(&client) {
+                *count -= 1;
+                if *count == 0 {
+                    clients.by_address.remove(&client);
+                }
+            }
+        }
+    }
+}
+
+impl Door {
+    async fn accept_all(self: Arc<Self>, listener: Listener) {
+        let stopping = self.api.stopping.clone();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stopping.cancelled() => return,
+                accepted = self.accept(&listener) => accepted,
+            };
+            if let Err(error) = accepted {
+                tracing::warn!(error = %error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+
+    async fn accept(self: &Arc<Self>, listener: &Listener) -> std::io::Result<()> {
+        match listener {
+            Listener::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                match self.enter(None) {
+                    Ok(place) => self.serve(place, stream, false),
+                    Err(refusal) => self.refuse(stream, refusal),
+                }
+            }
+            Listener::Tcp(listener, tls) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                match (self.enter(Some(peer.ip())), tls) {
+                    (Ok(place), None) => self.serve(place, stream, false),
+                    (Ok(place), Some(tls)) => self.serve_tls(place, stream, peer, tls()),
+                    (Err(refusal), None) => self.refuse(stream, refusal),
+                    // A refusal in clear text would only confuse a TLS client.
+                    (Err(_), Some(_)) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A place, or the text that says which bound was met.
+    fn enter(self: &Arc<Self>, client: Option<IpAddr>) -> Result<Place, String> {
+        let limits = &self.api.config.limits;
+        let mut clients = self.clients.lock();
+        if clients.total >= limits.max_conns {
+            self.api.metrics.refuse("limits.http_max_conns");
+            return Err(format!(
+                "too many connections, limit {}: raise limits.http_max_conns",
+                limits.max_conns
+            ));
+        }
+        if let Some(client) = client {
+            let count = clients.by_address.entry(client).or_default();
+            if *count >= limits.max_conns_per_client {
+                self.api.metrics.refuse("limits.http_max_conns_per_client");
+                let max = limits.max_conns_per_client;
+                return Err(format!(
+                    "{TOO_MANY} (limits.http_max_conns_per_client = {max})"
+                ));
+            }
+            *count += 1;
+        }
+        clients.total += 1;
+        Ok(Place {
+            door: Arc::clone(self),
+            client,
+            _open: Flight::of(&self.api.metrics.connections),
+        })
+    }
+
+    fn refuse(&self, mut stream: impl AsyncWrite + Unpin + Send + 'static, text: String) {
+        tracing::debug!(reason = %text, "connection refused");
+        self.tasks.spawn(async move {
+            let answer = format!(
+                "HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain\r\nRetry-After: 1\r\nX-Weft-Reason: http.connections\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{text}",
+                text.len()
+            );
+            // The peer may be gone already; there is nobody to tell.
+            let _ = tokio::time::timeout(Duration::from_secs(1), async {
+                stream.write_all(answer.as_bytes()).await?;
+                stream.shutdown().await
+            })
+            .await;
+        });
+    }
+
+    fn serve_tls(
+        self: &Arc<Self>,
+        place: Place,
+        stream: tokio::net::TcpStream,
+        peer: SocketAddr,
+        tls: Arc<rustls::ServerConfig>,
+    ) {
+        let door = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let handshake = tokio_rustls::TlsAcceptor::from(tls).accept(stream);
+            match tokio::time::timeout(door.api.config.limits.header_timeout, handshake).await {
+                Ok(Ok(stream)) => {
+                    let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                    door.serve(place, stream, h2);
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(peer.addr = %peer, error = %error, "TLS handshake failed")
+                }
+                Err(_) => tracing::debug!(peer.addr = %peer, "TLS handshake took too long"),
+            }
+        });
+    }
+
+    fn serve(
+        self: &Arc<Self>,
+        place: Place,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        h2: bool,
+    ) {
+        let api = Arc::clone(&self.api);
+        if h2 {
+            self.tasks.spawn(serve_h2(api, place, stream));
+        } else {
+            self.tasks.spawn(serve_h1(api, place, stream));
+        }
+    }
+}
+
+async fn serve_h1(
+    api: Arc<Api>,
+    place: Place,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) {
+    let stopping = api.stopping.clone();
+    let header_timeout = api.config.limits.header_timeout;
+    let service = service_fn(move |request| {
+        let api = Arc::clone(&api);
+        async move { Ok::<_, std::convert::Infallible>(api.answer(request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .max_buf_size(HEADER_MAX_BYTES)
+        .max_header_size(HEADER_MAX_BYTES)
+        .title_case_headers(true)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(DRAIN, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    log_end(result);
+    drop(place);
+}
+
+async fn serve_h2(
+    api: Arc<Api>,
+    place: Place,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) {
+    let stopping = api.stopping.clone();
+    let service = service_fn(move |request| {
+        let api = Arc::clone(&api);
+        async move { Ok::<_, std::convert::Infallible>(api.answer(request).await) }
+    });
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_header_list_size(HEADER_MAX_BYTES as u32)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(DRAIN, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    log_end(result);
+    drop(place);
+}
+
+fn log_end(result: hyper::Result<()>) {
+    if let Err(error) = result {
+        tracing::debug!(error = %error, "connection ended early");
+    }
+}

@@ -1,0 +1,255 @@
+//! Every route of the API.
+//!
+//! Owns: [`TABLE`]: path, method, what it authorizes, its parameters, and where it is documented.
+//! Never: does anything; each line names a handler.
+
+use http::Method;
+use weft_catalog::acl::{Access, Resource};
+
+use super::route::{Handler, Need, Route};
+use super::{
+    agent, agent_check, agent_service, catalog, health, kv, operator, session, snapshot, status,
+    telemetry, txn,
+};
+
+/// A handler as the table holds it.
+macro_rules! to {
+    ($($handler:tt)+) => {{
+        const HANDLER: Handler = |call| Box::pin($($handler)+(call));
+        HANDLER
+    }};
+}
+
+const fn route(
+    method: &'static Method,
+    path: &'static str,
+    need: Need,
+    parameters: &'static [&'static str],
+    handler: Handler,
+    summary: &'static str,
+    source: &'static str,
+) -> Route {
+    Route {
+        method,
+        path,
+        need,
+        parameters,
+        summary,
+        source,
+        handler,
+    }
+}
+
+const GET: &Method = &Method::GET;
+const PUT: &Method = &Method::PUT;
+const POST: &Method = &Method::POST;
+const DELETE: &Method = &Method::DELETE;
+
+const NONE: &[&str] = &[];
+const CONSISTENCY: &[&str] = &["stale", "consistent", "max_stale"];
+const READ: &[&str] = &[
+    "index",
+    "wait",
+    "stale",
+    "consistent",
+    "leader",
+    "max_stale",
+];
+const DISCOVERY: &[&str] = &[
+    "index",
+    "wait",
+    "stale",
+    "consistent",
+    "leader",
+    "max_stale",
+    "near",
+    "node-meta",
+    "filter",
+    "peer",
+];
+const CACHED: &[&str] = &[
+    "index",
+    "wait",
+    "stale",
+    "consistent",
+    "leader",
+    "max_stale",
+    "cached",
+    "near",
+    "node-meta",
+    "filter",
+    "peer",
+];
+const INSTANCES: &[&str] = &[
+    "index",
+    "wait",
+    "stale",
+    "consistent",
+    "leader",
+    "max_stale",
+    "cached",
+    "near",
+    "node-meta",
+    "filter",
+    "peer",
+    "tag",
+    "passing",
+    "merge-central-config",
+];
+
+const NODES_SEEN: Need = Need::Rows(&[(Resource::Node, Access::Read)]);
+const SERVICES_SEEN: Need = Need::Rows(&[(Resource::Service, Access::Read)]);
+const INSTANCES_SEEN: Need = Need::Rows(&[
+    (Resource::Service, Access::Read),
+    (Resource::Node, Access::Read),
+]);
+const SESSIONS_SEEN: Need = Need::Rows(&[(Resource::Session, Access::Read)]);
+const SESSION_WRITE: Need = Need::Named(&[(Resource::Session, Access::Write)]);
+const CATALOG_WRITE: Need = Need::Named(&[
+    (Resource::Node, Access::Write),
+    (Resource::Service, Access::Write),
+]);
+const SERVICE_WRITE: Need = Need::Named(&[(Resource::Service, Access::Write)]);
+const SERVICE_READ: Need = Need::Named(&[(Resource::Service, Access::Read)]);
+const AGENT_READ: Need = Need::Fixed(Resource::Agent, Access::Read);
+const AGENT_WRITE: Need = Need::Fixed(Resource::Agent, Access::Write);
+const OPERATOR_READ: Need = Need::Fixed(Resource::Operator, Access::Read);
+const OPERATOR_WRITE: Need = Need::Fixed(Resource::Operator, Access::Write);
+const STATUS: Need =
+    Need::Public("who leads is no secret, and clients ask before they have a token");
+const TXN: Need = Need::Named(&[
+    (Resource::Key, Access::Read),
+    (Resource::Key, Access::Write),
+    (Resource::KeyPrefix, Access::Read),
+    (Resource::KeyPrefix, Access::Write),
+    (Resource::Node, Access::Read),
+    (Resource::Node, Access::Write),
+    (Resource::Service, Access::Read),
+    (Resource::Service, Access::Write),
+    (Resource::Session, Access::Write),
+]);
+
+/// Every route.
+#[rustfmt::skip]
+pub(super) static TABLE: &[Route] = &[
+    // Keys
+    route(GET, "/v1/kv/", Need::Rows(&[(Resource::Key, Access::Read)]),
+        &["index", "wait", "stale", "consistent", "leader", "max_stale", "recurse", "keys", "separator", "seperator", "raw"],
+        to!(kv::get), "Reads a key, the keys under a prefix, or their names.", "api-docs/kv#read-key"),
+    route(PUT, "/v1/kv/", Need::Tail(Resource::Key, Access::Write), &["flags", "cas", "acquire", "release"],
+        to!(kv::put), "Writes a key, if need be only when it has not changed, or with a lock.", "api-docs/kv#create-update-key"),
+    route(DELETE, "/v1/kv/", Need::Named(&[(Resource::Key, Access::Write), (Resource::KeyPrefix, Access::Write)]), &["recurse", "cas"],
+        to!(kv::delete), "Deletes a key or every key under a prefix.", "api-docs/kv#delete-key"),
+    // Sessions
+    route(PUT, "/v1/session/create", SESSION_WRITE, NONE, to!(session::create),
+        "Makes a session, which can hold locks.", "api-docs/session#create-session"),
+    route(PUT, "/v1/session/destroy/", SESSION_WRITE, NONE, to!(session::destroy),
+        "Ends a session.", "api-docs/session#delete-session"),
+    route(PUT, "/v1/session/renew/", SESSION_WRITE, NONE, to!(session::renew),
+        "Starts a session's TTL anew.", "api-docs/session#renew-session"),
+    route(GET, "/v1/session/info/", SESSIONS_SEEN, READ, to!(session::info),
+        "Shows one session.", "api-docs/session#read-session"),
+    route(GET, "/v1/session/node/", SESSIONS_SEEN, READ, to!(session::of_node),
+        "Lists a node's sessions.", "api-docs/session#list-sessions-for-node"),
+    route(GET, "/v1/session/list", SESSIONS_SEEN, READ, to!(session::list),
+        "Lists all sessions.", "api-docs/session#list-sessions"),
+    // Transactions
+    route(PUT, "/v1/txn", TXN, CONSISTENCY, to!(txn::put),
+        "Runs up to 128 operations, all or none.", "api-docs/txn#create-transaction"),
+    // Status
+    route(GET, "/v1/status/leader", STATUS, NONE, to!(status::leader),
+        "Names the leader's address.", "api-docs/status#get-raft-leader"),
+    route(GET, "/v1/status/peers", STATUS, NONE, to!(status::peers),
+        "Lists the addresses of the Raft peers.", "api-docs/status#list-raft-peers"),
+    // The agent
+    route(GET, "/v1/agent/self", AGENT_READ, NONE, to!(agent::about),
+        "Shows this agent's facts and statistics.", "api-docs/agent#read-configuration"),
+    route(GET, "/v1/agent/version", Need::Public("load balancers and scripts ask for it without a token"), NONE, to!(agent::version),
+        "Shows this agent's version.", "api-docs/agent"),
+    route(GET, "/v1/agent/members", NODES_SEEN, &["wan", "segment", "filter"], to!(agent::members),
+        "Lists the gossip members this agent knows.", "api-docs/agent#list-members"),
+    route(PUT, "/v1/agent/join/", AGENT_WRITE, &["wan"], to!(agent::join),
+        "Joins the cluster of another agent.", "api-docs/agent#join-agent"),
+    route(PUT, "/v1/agent/leave", AGENT_WRITE, NONE, to!(agent::leave),
+        "Leaves the cluster and ends this agent.", "api-docs/agent#graceful-leave-and-shutdown"),
+    route(PUT, "/v1/agent/force-leave/", OPERATOR_WRITE, &["prune", "wan"], to!(agent::force_leave),
+        "Declares a failed node as left.", "api-docs/agent#force-leave-and-shutdown"),
+    route(PUT, "/v1/agent/reload", AGENT_WRITE, NONE, to!(agent::reload),
+        "Reads the configuration again.", "api-docs/agent#reload-agent"),
+    route(PUT, "/v1/agent/maintenance", Need::Fixed(Resource::Node, Access::Write), &["enable", "reason"], to!(agent::maintenance),
+        "Takes this node out of discovery, or puts it back.", "api-docs/agent#enable-maintenance-mode"),
+    route(GET, "/v1/agent/metrics", AGENT_READ, &["format"], to!(telemetry::metrics),
+        "Shows this agent's metrics as JSON or for Prometheus.", "api-docs/agent#view-metrics"),
+    // Services of this agent
+    route(GET, "/v1/agent/services", SERVICES_SEEN, &["filter"], to!(agent_service::list),
+        "Lists the services registered at this agent.", "api-docs/agent/service#list-services"),
+    route(GET, "/v1/agent/service/", SERVICE_READ, &["hash", "wait"], to!(agent_service::get),
+        "Shows one service registered at this agent, if need be once it has changed.", "api-docs/agent/service#get-service-configuration"),
+    route(PUT, "/v1/agent/service/register", SERVICE_WRITE, &["replace-existing-checks"], to!(agent_service::register),
+        "Registers a service at this agent.", "api-docs/agent/service#register-service"),
+    route(PUT, "/v1/agent/service/deregister/", SERVICE_WRITE, NONE, to!(agent_service::deregister),
+        "Removes a service from this agent.", "api-docs/agent/service#deregister-service"),
+    route(PUT, "/v1/agent/service/maintenance/", SERVICE_WRITE, &["enable", "reason"], to!(agent_service::maintenance),
+        "Takes a service out of discovery, or puts it back.", "api-docs/agent/service#enable-maintenance-mode"),
+    route(GET, "/v1/agent/health/service/name/", SERVICE_READ, &["format"], to!(agent_service::health_by_name),
+        "Shows the health of a service's instances here, also as the status code.", "api-docs/agent/service#get-local-service-health"),
+    route(GET, "/v1/agent/health/service/id/", SERVICE_READ, &["format"], to!(agent_service::health_by_id),
+        "Shows the health of one instance here, also as the status code.", "api-docs/agent/service#get-local-service-health-by-id"),
+    // Checks of this agent
+    route(GET, "/v1/agent/checks", INSTANCES_SEEN, &["filter"], to!(agent_check::list),
+        "Lists the checks registered at this agent.", "api-docs/agent/check#list-checks"),
+    route(PUT, "/v1/agent/check/register", CATALOG_WRITE, NONE, to!(agent_check::register),
+        "Registers a check at this agent.", "api-docs/agent/check#register-check"),
+    route(PUT, "/v1/agent/check/deregister/", CATALOG_WRITE, NONE, to!(agent_check::deregister),
+        "Removes a check from this agent.", "api-docs/agent/check#deregister-check"),
+    route(PUT, "/v1/agent/check/pass/", CATALOG_WRITE, &["note"], to!(agent_check::pass),
+        "Reports a TTL check as passing.", "api-docs/agent/check#ttl-check-pass"),
+    route(PUT, "/v1/agent/check/warn/", CATALOG_WRITE, &["note"], to!(agent_check::warn),
+        "Reports a TTL check as warning.", "api-docs/agent/check#ttl-check-warn"),
+    route(PUT, "/v1/agent/check/fail/", CATALOG_WRITE, &["note"], to!(agent_check::fail),
+        "Reports a TTL check as critical.", "api-docs/agent/check#ttl-check-fail"),
+    route(PUT, "/v1/agent/check/update/", CATALOG_WRITE, NONE, to!(agent_check::update),
+        "Reports a TTL check with status and output.", "api-docs/agent/check#ttl-check-update"),
+    // The catalog
+    route(PUT, "/v1/catalog/register", CATALOG_WRITE, NONE, to!(catalog::register),
+        "Writes a node, a service and checks into the catalog.", "api-docs/catalog#register-entity"),
+    route(PUT, "/v1/catalog/deregister", CATALOG_WRITE, NONE, to!(catalog::deregister),
+        "Removes a node, a service or a check from the catalog.", "api-docs/catalog#deregister-entity"),
+    route(GET, "/v1/catalog/datacenters", STATUS, &["cached"], to!(catalog::datacenters),
+        "Lists the datacenters known.", "api-docs/catalog#list-datacenters"),
+    route(GET, "/v1/catalog/nodes", NODES_SEEN, DISCOVERY, to!(catalog::nodes),
+        "Lists the nodes.", "api-docs/catalog#list-nodes"),
+    route(GET, "/v1/catalog/services", SERVICES_SEEN, CACHED, to!(catalog::services),
+        "Lists the names of services with their tags.", "api-docs/catalog#list-services"),
+    route(GET, "/v1/catalog/service/", INSTANCES_SEEN, INSTANCES, to!(catalog::service),
+        "Lists a service's instances.", "api-docs/catalog#list-nodes-for-service"),
+    route(GET, "/v1/catalog/node/", INSTANCES_SEEN, DISCOVERY, to!(catalog::node),
+        "Shows a node and its services by id.", "api-docs/catalog#retrieve-map-of-services-for-a-node"),
+    route(GET, "/v1/catalog/node-services/", INSTANCES_SEEN, DISCOVERY, to!(catalog::node_services),
+        "Shows a node and its services as a list.", "api-docs/catalog#list-services-for-node"),
+    // Health
+    route(GET, "/v1/health/node/", INSTANCES_SEEN, DISCOVERY, to!(health::node),
+        "Lists a node's checks.", "api-docs/health#list-checks-for-node"),
+    route(GET, "/v1/health/checks/", INSTANCES_SEEN, CACHED, to!(health::checks_of_service),
+        "Lists a service's checks.", "api-docs/health#list-checks-for-service"),
+    route(GET, "/v1/health/service/", INSTANCES_SEEN, INSTANCES, to!(health::service),
+        "Lists a service's instances with their checks.", "api-docs/health#list-service-instances-for-service"),
+    route(GET, "/v1/health/state/", INSTANCES_SEEN, DISCOVERY, to!(health::state),
+        "Lists the checks in a state.", "api-docs/health#list-checks-in-state"),
+    // The operator
+    route(GET, "/v1/operator/raft/configuration", OPERATOR_READ, &["stale"], to!(operator::raft_configuration),
+        "Shows the Raft peers and their roles.", "api-docs/operator/raft#read-configuration"),
+    route(DELETE, "/v1/operator/raft/peer", OPERATOR_WRITE, &["id", "address"], to!(operator::remove_peer),
+        "Removes a Raft peer.", "api-docs/operator/raft#delete-raft-peer"),
+    route(POST, "/v1/operator/raft/transfer-leader", OPERATOR_WRITE, &["id"], to!(operator::transfer_leader),
+        "Hands leadership to another server.", "api-docs/operator/raft#transfer-raft-leadership"),
+    route(GET, "/v1/operator/autopilot/configuration", OPERATOR_READ, CONSISTENCY, to!(operator::autopilot),
+        "Shows autopilot's settings.", "api-docs/operator/autopilot#read-configuration"),
+    route(PUT, "/v1/operator/autopilot/configuration", OPERATOR_WRITE, &["cas"], to!(operator::set_autopilot),
+        "Changes autopilot's settings.", "api-docs/operator/autopilot#update-configuration"),
+    // Snapshots
+    route(GET, "/v1/snapshot", Need::Fixed(Resource::Acl, Access::Write), &["stale"], to!(snapshot::save),
+        "Streams an archive of the whole state.", "api-docs/snapshot#generate-snapshot"),
+    route(PUT, "/v1/snapshot", Need::Fixed(Resource::Acl, Access::Write), NONE, to!(snapshot::restore),
+        "Replaces the whole state by an archive's.", "api-docs/snapshot#restore-snapshot"),
+];

@@ -1,0 +1,288 @@
+//! The local agent.
+
+use super::world::World;
+
+#[tokio::test]
+async fn the_agent_tells_about_itself() {
+    let world = World::start().await;
+    let about = world.get("/v1/agent/self").await.json();
+    assert_eq!(about["Config"]["Datacenter"], "dc1");
+    assert_eq!(about["Config"]["Server"], true);
+    assert_eq!(about["Member"]["Status"], 1);
+    assert_eq!(about["Stats"]["agent"]["services"], "0");
+    let members = world.get("/v1/agent/members").await.json();
+    assert_eq!(
+        (&members[0]["Name"], &members[0]["Port"]),
+        (&"n1".into(), &8301.into())
+    );
+    world
+        .check(&[
+            ("GET /v1/agent/members?wan=1", "", 200, "[]"),
+            (
+                "GET /v1/agent/members?filter=Tags.role==node",
+                "",
+                200,
+                "[]",
+            ),
+            (
+                "GET /v1/agent/version",
+                "",
+                200,
+                r#"{"SHA":"","BuildDate":"","HumanVersion":"1.22.0","FIPS":""}"#,
+            ),
+            ("PUT /v1/agent/join/10.0.0.9", "", 200, ""),
+            (
+                "PUT /v1/agent/join/nowhere",
+                "",
+                500,
+                "nobody answers at nowhere",
+            ),
+            ("PUT /v1/agent/force-leave/n3?prune", "", 200, ""),
+            ("PUT /v1/agent/leave", "", 200, ""),
+            ("PUT /v1/agent/reload", "", 500, "agent.hcl:3: unknown key"),
+            (
+                "PUT /v1/agent/maintenance",
+                "",
+                400,
+                "Missing value for enable",
+            ),
+            (
+                "PUT /v1/agent/maintenance?enable=maybe",
+                "",
+                400,
+                "Invalid value for enable: \"maybe\"",
+            ),
+        ])
+        .await;
+    assert_eq!(
+        *world.cluster.asked.lock(),
+        ["join [\"10.0.0.9\"]", "force-leave n3 true", "leave"]
+    );
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn services_are_registered_shown_and_removed() {
+    let world = World::start().await;
+    let body = r#"{"name":"web","id":"web-1","Tags":["v2"],"port":8080,"check":{"ttl":"15s","status":"passing"}}"#;
+    world
+        .check(&[
+            ("PUT /v1/agent/service/register", body, 200, ""),
+            (
+                "GET /v1/agent/service/none",
+                "",
+                404,
+                "unknown service ID: none",
+            ),
+            (
+                "PUT /v1/agent/service/register",
+                "{}",
+                400,
+                "Missing service name",
+            ),
+        ])
+        .await;
+    let services = world.get("/v1/agent/services").await.json();
+    assert_eq!(services["web-1"]["Service"], "web");
+    assert_eq!(services["web-1"]["Datacenter"], "dc1");
+    let checks = world.get("/v1/agent/checks").await.json();
+    assert_eq!(checks["service:web-1"]["Status"], "passing");
+    assert_eq!(checks["service:web-1"]["ServiceName"], "web");
+    world
+        .check(&[
+            (
+                "PUT /v1/agent/check/warn/service:web-1?note=slow",
+                "",
+                200,
+                "",
+            ),
+            (
+                "GET /v1/agent/health/service/name/web?format=text",
+                "",
+                429,
+                "warning",
+            ),
+            ("PUT /v1/agent/check/fail/service:web-1", "", 200, ""),
+            (
+                "GET /v1/agent/health/service/id/web-1?format=text",
+                "",
+                503,
+                "critical",
+            ),
+            (
+                "PUT /v1/agent/check/update/service:web-1",
+                r#"{"Status":"passing","Output":"ok"}"#,
+                200,
+                "",
+            ),
+            (
+                "PUT /v1/agent/check/update/service:web-1",
+                r#"{"Status":"fine"}"#,
+                400,
+                "Invalid check status: 'fine'",
+            ),
+            (
+                "GET /v1/agent/health/service/id/web-1?format=text",
+                "",
+                200,
+                "passing",
+            ),
+            (
+                "PUT /v1/agent/service/maintenance/web-1?enable=true&reason=later",
+                "",
+                200,
+                "",
+            ),
+            (
+                "GET /v1/agent/health/service/id/web-1?format=text",
+                "",
+                503,
+                "maintenance",
+            ),
+            (
+                "PUT /v1/agent/service/maintenance/web-1?enable=false",
+                "",
+                200,
+                "",
+            ),
+            ("GET /v1/agent/health/service/name/none", "", 404, "[]"),
+            (
+                "GET /v1/agent/health/service/id/none",
+                "",
+                404,
+                r#"{"AggregatedStatus":"critical","Service":null,"Checks":null}"#,
+            ),
+            (
+                "GET /v1/agent/health/service/id/none?format=text",
+                "",
+                404,
+                "ServiceId none not found",
+            ),
+        ])
+        .await;
+    let health = world.get("/v1/agent/health/service/id/web-1").await;
+    assert_eq!(
+        (health.status, health.header("X-Consul-Reason")),
+        (200, "passing")
+    );
+    assert_eq!(health.json()["AggregatedStatus"], "passing");
+    assert_eq!(
+        world.ask("PUT /v1/agent/check/pass/none", "").await.status,
+        404
+    );
+    assert_eq!(
+        world
+            .ask("PUT /v1/agent/service/deregister/web-1", "")
+            .await
+            .status,
+        200
+    );
+    assert_eq!(
+        world
+            .ask("PUT /v1/agent/service/deregister/web-1", "")
+            .await
+            .status,
+        404
+    );
+    world
+        .check(&[
+            ("GET /v1/agent/services", "", 200, "{}"),
+            ("GET /v1/agent/checks", "", 200, "{}"),
+        ])
+        .await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_service_is_waited_for_by_its_hash() {
+    let world = World::start().await;
+    let register = |port: u16| format!(r#"{{"Name":"web","Port":{port}}}"#);
+    world
+        .ask("PUT /v1/agent/service/register", &register(1))
+        .await;
+    let first = world.get("/v1/agent/service/web").await;
+    let hash = first.header("X-Consul-Contenthash").to_owned();
+    assert_eq!(first.json()["ContentHash"], *hash);
+    let same = world
+        .get(&format!("/v1/agent/service/web?hash={hash}&wait=20ms"))
+        .await;
+    assert_eq!(same.header("X-Consul-Contenthash"), hash);
+    let path = format!("/v1/agent/service/web?hash={hash}&wait=60s");
+    let (changed, ()) = tokio::join!(world.get(&path), async {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        world
+            .ask("PUT /v1/agent/service/register", &register(2))
+            .await;
+    });
+    assert_eq!(changed.json()["Port"], 2);
+    assert_ne!(changed.header("X-Consul-Contenthash"), hash);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn checks_are_registered_and_removed() {
+    let world = World::start().await;
+    world
+        .check(&[
+            (
+                "PUT /v1/agent/check/register",
+                r#"{"Name":"mem","TTL":"30s"}"#,
+                200,
+                "",
+            ),
+            (
+                "PUT /v1/agent/check/register",
+                r#"{"TTL":"30s"}"#,
+                400,
+                "Missing check name",
+            ),
+            ("PUT /v1/agent/check/pass/mem", "", 200, ""),
+        ])
+        .await;
+    assert_eq!(
+        world.get("/v1/agent/checks").await.json()["mem"]["Status"],
+        "passing"
+    );
+    assert_eq!(
+        world
+            .ask("PUT /v1/agent/check/deregister/mem", "")
+            .await
+            .status,
+        200
+    );
+    assert_eq!(
+        world
+            .ask("PUT /v1/agent/check/deregister/mem", "")
+            .await
+            .status,
+        404
+    );
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_come_in_both_forms() {
+    let world = World::start().await;
+    world.get("/v1/kv/a").await;
+    let text = world.get("/v1/agent/metrics?format=prometheus").await;
+    assert_eq!(
+        text.header("Content-Type"),
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
+    let line = r#"weft_http_requests_total{method="GET",route="/v1/kv/",class="4xx"} 1"#;
+    assert!(
+        text.text().lines().any(|found| found == line),
+        "{}",
+        text.text()
+    );
+    let json = world.get("/v1/agent/metrics").await.json();
+    let names: Vec<_> = json["Gauges"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|gauge| gauge["Name"].as_str().unwrap())
+        .collect();
+    assert!(names.contains(&"consul.runtime.alloc_bytes"));
+    assert!(names.contains(&"weft_http_requests_in_flight"));
+    world.stop().await;
+}

@@ -1,0 +1,9 @@
+//! The whole API by real HTTP over loopback; cases are data.
+
+mod agent;
+mod blocking;
+mod catalog;
+mod conventions;
+mod kv;
+mod serving;
+mod world;

@@ -1,0 +1,130 @@
+//! Connections: keep-alive, unix sockets, bounds.
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::world::{World, exchange};
+use crate::http::Listen;
+
+#[tokio::test]
+async fn a_connection_carries_many_requests() {
+    let world = World::start().await;
+    let mut stream = TcpStream::connect(world.address).await.unwrap();
+    for _ in 0..3 {
+        stream
+            .write_all(b"GET /v1/status/leader HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = vec![0; 4_096];
+        let size = stream.read(&mut answer).await.unwrap();
+        assert!(answer[..size].ends_with(b"\r\n\r\n\"127.0.0.1:8300\""));
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_served_and_a_left_over_one_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("http.sock");
+    for _ in 0..2 {
+        let listen = Listen::Unix {
+            path: path.clone(),
+            mode: Some(0o600),
+        };
+        let world = World::with(|config| config.addresses = vec![listen]).await;
+        let stream = UnixStream::connect(&path).await.unwrap();
+        let answer = exchange(stream, "GET /v1/catalog/datacenters", b"", "").await;
+        assert_eq!(answer.text(), "[\"dc1\"]");
+        let mode = std::os::unix::fs::PermissionsExt::mode(
+            &std::fs::metadata(&path).unwrap().permissions(),
+        );
+        assert_eq!(mode & 0o777, 0o600);
+        world.stop().await;
+        assert!(path.exists(), "the second round must find a left-over file");
+    }
+}
+
+#[tokio::test]
+async fn one_client_has_a_bounded_number_of_connections() {
+    let world = World::with(|config| config.limits.max_conns_per_client = 2).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(world.address).await.unwrap();
+        stream
+            .write_all(b"GET /v1/status/leader HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        assert!(stream.read(&mut [0; 512]).await.unwrap() > 0);
+        held.push(stream);
+    }
+    let mut refused = String::new();
+    TcpStream::connect(world.address)
+        .await
+        .unwrap()
+        .read_to_string(&mut refused)
+        .await
+        .unwrap();
+    assert!(
+        refused.starts_with("HTTP/1.1 429 Too Many Requests\r\n"),
+        "{refused}"
+    );
+    assert!(refused.contains("Your IP is issuing too many concurrent connections"));
+    assert!(refused.contains("limits.http_max_conns_per_client"));
+    drop(held);
+    for _ in 0..2_000 {
+        if let Ok(answer) = try_get(&world).await {
+            assert_eq!(answer, 200);
+            world.stop().await;
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    panic!("the places did not come back");
+}
+
+async fn try_get(world: &World) -> Result<u16, ()> {
+    let answer = world.get("/v1/status/leader").await;
+    if answer.status == 429 {
+        Err(())
+    } else {
+        Ok(answer.status)
+    }
+}
+
+#[tokio::test]
+async fn a_huge_head_is_refused_and_the_server_lives_on() {
+    let world = World::start().await;
+    let answer = world
+        .send(
+            "GET /v1/status/leader",
+            b"",
+            &format!("X-Big: {}\r\n", "x".repeat(70_000)),
+        )
+        .await;
+    assert_eq!(answer.status, 431);
+    let fits = world
+        .send(
+            "GET /v1/status/leader",
+            b"",
+            &format!("X-Big: {}\r\n", "x".repeat(30_000)),
+        )
+        .await;
+    assert_eq!(fits.status, 200);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named() {
+    let world = World::start().await;
+    let address = world.address;
+    let config = crate::http::HttpConfig {
+        addresses: vec![Listen::Tcp(address)],
+        ..Default::default()
+    };
+    let error = World::try_with(config).await.err().unwrap().to_string();
+    assert!(
+        error.contains(&address.to_string()) && error.contains("-http-port"),
+        "{error}"
+    );
+    world.stop().await;
+}
