@@ -106,7 +106,10 @@ pub struct AllowAll;
 
 impl Authorizer for AllowAll {
     fn allows(&self, _resource: Resource, _name: &[u8], _access: Access) -> Decision {
-        Decision { allowed: true, reason: "acl.disabled" }
+        Decision {
+            allowed: true,
+            reason: "acl.disabled",
+        }
     }
 
     fn fingerprint(&self) -> u64 {
@@ -122,7 +125,13 @@ mod tests {
     fn with_acls_off_everything_is_allowed_and_says_why() {
         for access in [Access::Read, Access::List, Access::Write] {
             let decision = AllowAll.allows(Resource::Operator, b"", access);
-            assert_eq!(decision, Decision { allowed: true, reason: "acl.disabled" });
+            assert_eq!(
+                decision,
+                Decision {
+                    allowed: true,
+                    reason: "acl.disabled"
+                }
+            );
         }
     }
 }

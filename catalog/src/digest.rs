@@ -102,7 +102,12 @@ impl Digest for Arc<v1::KvEntry> {
     fn digest(&self, fold: &mut Fold) {
         fold.bytes(&self.value);
         fold.bytes(self.session.as_bytes());
-        for word in [self.flags, self.lock_index, self.create_index, self.modify_index] {
+        for word in [
+            self.flags,
+            self.lock_index,
+            self.create_index,
+            self.modify_index,
+        ] {
             fold.word(word);
         }
     }
@@ -136,13 +141,19 @@ pub(crate) struct Table<K, V> {
 
 impl<K, V> std::fmt::Debug for Table<K, V> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Table").field("rows", &self.rows.len()).field("sum", &self.sum).finish()
+        f.debug_struct("Table")
+            .field("rows", &self.rows.len())
+            .field("sum", &self.sum)
+            .finish()
     }
 }
 
 impl<K: Ord + Clone, V: Clone> Default for Table<K, V> {
     fn default() -> Self {
-        Self { rows: OrdMap::new(), sum: 0 }
+        Self {
+            rows: OrdMap::new(),
+            sum: 0,
+        }
     }
 }
 

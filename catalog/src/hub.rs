@@ -108,9 +108,16 @@ impl Hub {
     /// then await the watch. A watch of no topic never resolves.
     pub fn watch(&self, topics: &Topics) -> Watch {
         let signal = Arc::new(Signal::default());
-        let places = topics.iter().map(|topic| self.inner.register(topic, &signal)).collect();
+        let places = topics
+            .iter()
+            .map(|topic| self.inner.register(topic, &signal))
+            .collect();
         self.inner.watches.fetch_add(1, Ordering::Relaxed);
-        Watch { inner: self.inner.clone(), signal, places }
+        Watch {
+            inner: self.inner.clone(),
+            signal,
+            places,
+        }
     }
 
     /// Wakes the watchers of what was touched. Call it after the new state can be read.
@@ -124,14 +131,24 @@ impl Hub {
         } else {
             self.inner.take(touched, &mut woken);
         }
-        let wakes = woken.iter().flatten().flatten().filter(|signal| signal.fire()).count();
+        let wakes = woken
+            .iter()
+            .flatten()
+            .flatten()
+            .filter(|signal| signal.fire())
+            .count();
         self.inner.wakes.fetch_add(wakes as u64, Ordering::Relaxed);
     }
 
     /// How many watches and topics there are.
     #[must_use]
     pub fn stats(&self) -> HubStats {
-        let rows: usize = self.inner.rows.iter().map(|shard| locked(shard).len()).sum();
+        let rows: usize = self
+            .inner
+            .rows
+            .iter()
+            .map(|shard| locked(shard).len())
+            .sum();
         HubStats {
             watches: self.inner.watches.load(Ordering::Relaxed),
             topics: rows + locked(&self.inner.prefixes).slots.len(),
@@ -156,18 +173,27 @@ impl Inner {
             }
             row => {
                 let mut shard = locked(self.shard(row));
-                let slot = shard.entry(row.clone()).or_insert_with(|| Slot::new(new_id()));
+                let slot = shard
+                    .entry(row.clone())
+                    .or_insert_with(|| Slot::new(new_id()));
                 (slot.id, slot.add(signal))
             }
         };
-        Place { topic: topic.clone(), slot, position }
+        Place {
+            topic: topic.clone(),
+            slot,
+            position,
+        }
     }
 
     fn shard(&self, topic: &Topic) -> &Mutex<Shard> {
         let mut fold = Fold::new();
         match topic {
             Topic::Table(table) => fold.word(*table as u64),
-            Topic::Node(name) | Topic::NodeId(name) | Topic::Service(name) | Topic::Session(name) => {
+            Topic::Node(name)
+            | Topic::NodeId(name)
+            | Topic::Service(name)
+            | Topic::Session(name) => {
                 fold.bytes(name.as_bytes());
             }
             Topic::Key(key) | Topic::Prefix(key) => fold.bytes(key),
@@ -177,10 +203,18 @@ impl Inner {
 
     fn take(&self, touched: &Touched, woken: &mut Vec<Watchers>) {
         for topic in touched.tables().map(Topic::Table) {
-            woken.extend(locked(self.shard(&topic)).remove(&topic).map(|slot| slot.watchers));
+            woken.extend(
+                locked(self.shard(&topic))
+                    .remove(&topic)
+                    .map(|slot| slot.watchers),
+            );
         }
         for topic in touched.rows() {
-            woken.extend(locked(self.shard(topic)).remove(topic).map(|slot| slot.watchers));
+            woken.extend(
+                locked(self.shard(topic))
+                    .remove(topic)
+                    .map(|slot| slot.watchers),
+            );
             if let Topic::Key(key) = topic {
                 locked(&self.prefixes).take_above(key, woken);
             }
@@ -189,7 +223,11 @@ impl Inner {
 
     fn take_all(&self, woken: &mut Vec<Watchers>) {
         for shard in &self.rows {
-            woken.extend(std::mem::take(&mut *locked(shard)).into_values().map(|slot| slot.watchers));
+            woken.extend(
+                std::mem::take(&mut *locked(shard))
+                    .into_values()
+                    .map(|slot| slot.watchers),
+            );
         }
         let prefixes = std::mem::take(&mut *locked(&self.prefixes));
         woken.extend(prefixes.slots.into_values().map(|slot| slot.watchers));
@@ -199,13 +237,20 @@ impl Inner {
         match &place.topic {
             Topic::Prefix(prefix) => {
                 let mut prefixes = locked(&self.prefixes);
-                if prefixes.slots.get_mut(prefix).is_some_and(|slot| slot.leave(place).is_break()) {
+                if prefixes
+                    .slots
+                    .get_mut(prefix)
+                    .is_some_and(|slot| slot.leave(place).is_break())
+                {
                     prefixes.remove(prefix);
                 }
             }
             row => {
                 let mut shard = locked(self.shard(row));
-                if shard.get_mut(row).is_some_and(|slot| slot.leave(place).is_break()) {
+                if shard
+                    .get_mut(row)
+                    .is_some_and(|slot| slot.leave(place).is_break())
+                {
                     shard.remove(row);
                 }
             }
@@ -227,7 +272,11 @@ impl Prefixes {
 
     /// Takes the watchers of every prefix of `key`.
     fn take_above(&mut self, key: &Bytes, woken: &mut Vec<Watchers>) {
-        let lengths: Vec<usize> = self.lengths.range(..=key.len()).map(|(length, _)| *length).collect();
+        let lengths: Vec<usize> = self
+            .lengths
+            .range(..=key.len())
+            .map(|(length, _)| *length)
+            .collect();
         for length in lengths {
             if self.slots.contains_key(&key[..length]) {
                 woken.extend(self.remove(&key.slice(..length)).map(|slot| slot.watchers));
@@ -238,7 +287,10 @@ impl Prefixes {
 
 impl Slot {
     fn new(id: u64) -> Self {
-        Self { id, ..Self::default() }
+        Self {
+            id,
+            ..Self::default()
+        }
     }
 
     fn add(&mut self, signal: &Arc<Signal>) -> usize {
@@ -255,10 +307,19 @@ impl Slot {
         if self.id != place.slot {
             return ControlFlow::Continue(());
         }
-        if self.watchers.get_mut(place.position).and_then(Option::take).is_some() {
+        if self
+            .watchers
+            .get_mut(place.position)
+            .and_then(Option::take)
+            .is_some()
+        {
             self.free.push(place.position);
         }
-        if self.free.len() == self.watchers.len() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if self.free.len() == self.watchers.len() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 }
 
@@ -284,12 +345,19 @@ impl Future for Watch {
         }
         {
             let mut waker = locked(&self.signal.waker);
-            if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            if !waker
+                .as_ref()
+                .is_some_and(|waker| waker.will_wake(context.waker()))
+            {
                 *waker = Some(context.waker().clone());
             }
         }
         // Fired between the first look and the waker's arrival: nobody else will call it.
-        if self.signal.fired.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+        if self.signal.fired.load(Ordering::Acquire) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }
 

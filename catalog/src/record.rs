@@ -216,19 +216,55 @@ impl State {
     pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
         let mut count = 0_u64;
         let body = std::iter::once(Record::Meta(self.meta()))
-            .chain(self.nodes.values().map(|row| Record::Node(v1::Node::clone(row))))
-            .chain(self.checks.values().map(|row| Record::Check(v1::Check::clone(row))))
+            .chain(
+                self.nodes
+                    .values()
+                    .map(|row| Record::Node(v1::Node::clone(row))),
+            )
+            .chain(
+                self.checks
+                    .values()
+                    .map(|row| Record::Check(v1::Check::clone(row))),
+            )
             .chain(self.services.iter().map(|(key, row)| {
-                Record::Service(v1::NodeService { node: key.0.to_string(), service: Some(v1::Service::clone(row)) })
+                Record::Service(v1::NodeService {
+                    node: key.0.to_string(),
+                    service: Some(v1::Service::clone(row)),
+                })
             }))
-            .chain(self.sessions.values().map(|row| Record::Session(v1::Session::clone(row))))
-            .chain(self.kv.values().map(|row| Record::Kv(v1::KvEntry::clone(row))))
-            .chain(self.server_keys.values().map(|row| Record::ServerKey(v1::ServerKey::clone(row))))
-            .chain(self.autopilot.iter().map(|row| Record::Autopilot(v1::AutopilotConfig::clone(row))))
+            .chain(
+                self.sessions
+                    .values()
+                    .map(|row| Record::Session(v1::Session::clone(row))),
+            )
+            .chain(
+                self.kv
+                    .values()
+                    .map(|row| Record::Kv(v1::KvEntry::clone(row))),
+            )
+            .chain(
+                self.server_keys
+                    .values()
+                    .map(|row| Record::ServerKey(v1::ServerKey::clone(row))),
+            )
+            .chain(
+                self.autopilot
+                    .iter()
+                    .map(|row| Record::Autopilot(v1::AutopilotConfig::clone(row))),
+            )
             .chain(self.index_records())
-            .chain(self.sources.answers.iter().map(|((source, sequence), outcome)| {
-                Record::Answer(AnswerRow { source: source.to_string(), sequence: *sequence, outcome: outcome.clone() })
-            }))
+            .chain(
+                self.sources
+                    .answers
+                    .iter()
+                    .map(|((source, sequence), outcome)| {
+                        Record::Answer(AnswerRow {
+                            source: source.to_string(),
+                            sequence: *sequence,
+                            outcome: outcome.clone(),
+                        })
+                    }),
+            )
             .chain(self.staging_records())
             .map(Some)
             .chain(std::iter::once(None));
@@ -237,7 +273,11 @@ impl State {
                 count += 1;
                 record
             }
-            None => Record::End(End { records: count, hash: self.hash(), hash_form: HASH_FORM }),
+            None => Record::End(End {
+                records: count,
+                hash: self.hash(),
+                hash_form: HASH_FORM,
+            }),
         })
     }
 
@@ -278,7 +318,11 @@ impl State {
                 sha256: staging.sha256.clone(),
             };
             let chunks = staging.chunks.iter().scan(0_u64, |offset, data| {
-                let chunk = v1::RestoreChunk { restore_id: staging.id.clone(), offset: *offset, data: data.clone() };
+                let chunk = v1::RestoreChunk {
+                    restore_id: staging.id.clone(),
+                    offset: *offset,
+                    data: data.clone(),
+                };
                 *offset += data.len() as u64;
                 Some(Record::RestoreChunk(chunk))
             });
@@ -288,19 +332,27 @@ impl State {
 }
 
 fn index_row(table: IndexTable, key: Bytes, index: u64) -> Record {
-    Record::Index(IndexRow { table: table.into(), key, index })
+    Record::Index(IndexRow {
+        table: table.into(),
+        key,
+        index,
+    })
 }
 
 fn by_key(table: IndexTable, rows: &Table<Bytes, u64>) -> impl Iterator<Item = Record> + '_ {
-    rows.iter().map(move |(key, index)| index_row(table, key.clone(), *index))
+    rows.iter()
+        .map(move |(key, index)| index_row(table, key.clone(), *index))
 }
 
 fn by_name(table: IndexTable, rows: &Table<Name, u64>) -> impl Iterator<Item = Record> + '_ {
-    rows.iter().map(move |(key, index)| index_row(table, Bytes::copy_from_slice(key.as_bytes()), *index))
+    rows.iter()
+        .map(move |(key, index)| index_row(table, Bytes::copy_from_slice(key.as_bytes()), *index))
 }
 
 /// Rebuilds a state, its derived indexes included.
-pub(crate) fn rebuild<E: From<RestoreError>>(records: impl Iterator<Item = Result<Record, E>>) -> Result<State, E> {
+pub(crate) fn rebuild<E: From<RestoreError>>(
+    records: impl Iterator<Item = Result<Record, E>>,
+) -> Result<State, E> {
     let mut rebuild = Rebuild::default();
     for record in records {
         if let Some(end) = rebuild.take(record?)? {
@@ -308,7 +360,10 @@ pub(crate) fn rebuild<E: From<RestoreError>>(records: impl Iterator<Item = Resul
         }
         rebuild.count += 1;
     }
-    Err(RestoreError::NoEnd { record: rebuild.count }.into())
+    Err(RestoreError::NoEnd {
+        record: rebuild.count,
+    }
+    .into())
 }
 
 #[derive(Default)]
@@ -327,32 +382,53 @@ impl Rebuild {
         }
         let meta = self.meta.ok_or(RestoreError::NoMeta)?;
         let record_number = self.count;
-        let wrong = |what| RestoreError::Record { record: record_number, what };
-        let mut change = Change { state: &mut self.state, touched: &mut self.touched, index: meta.index };
+        let wrong = |what| RestoreError::Record {
+            record: record_number,
+            what,
+        };
+        let mut change = Change {
+            state: &mut self.state,
+            touched: &mut self.touched,
+            index: meta.index,
+        };
         match record {
             Record::Meta(_) => {}
             Record::Node(node) => change.put_node(node),
             Record::Check(check) => change.put_check(&keys::name(&check.node.clone()), check),
             Record::Service(row) => {
-                let service = row.service.ok_or_else(|| wrong("an instance without its service"))?;
+                let service = row
+                    .service
+                    .ok_or_else(|| wrong("an instance without its service"))?;
                 change.put_service(&keys::name(&row.node), service);
             }
             Record::Session(session) => change.put_session(session, true),
             Record::Kv(entry) => change.put_kv(entry),
             Record::ServerKey(key) => {
-                self.state.server_keys.insert(keys::name(&key.raft_id), Arc::new(key));
+                self.state
+                    .server_keys
+                    .insert(keys::name(&key.raft_id), Arc::new(key));
             }
             Record::Autopilot(autopilot) => self.state.autopilot = Some(Arc::new(autopilot)),
             Record::Index(row) => self.index(&row)?,
             Record::Answer(row) => {
-                self.state.sources.restore_answer(Name::from(row.source), row.sequence, row.outcome);
+                self.state.sources.restore_answer(
+                    Name::from(row.source),
+                    row.sequence,
+                    row.outcome,
+                );
             }
             Record::RestoreBegin(begin) => {
-                self.state.staging = Some(Staging::new(&begin.restore_id, begin.size_bytes, &begin.sha256));
+                self.state.staging = Some(Staging::new(
+                    &begin.restore_id,
+                    begin.size_bytes,
+                    &begin.sha256,
+                ));
             }
             Record::RestoreChunk(chunk) => {
                 let staging = self.state.staging.as_mut();
-                staging.ok_or_else(|| wrong("bytes of a restore that is not under way"))?.push(&chunk.data);
+                staging
+                    .ok_or_else(|| wrong("bytes of a restore that is not under way"))?
+                    .push(&chunk.data);
             }
             Record::End(end) => return Ok(Some(end)),
         }
@@ -360,7 +436,10 @@ impl Rebuild {
     }
 
     fn wrong(&self, what: &'static str) -> RestoreError {
-        RestoreError::Record { record: self.count, what }
+        RestoreError::Record {
+            record: self.count,
+            what,
+        }
     }
 
     fn meta(&mut self, meta: &Meta) -> Result<(), RestoreError> {
@@ -369,7 +448,8 @@ impl Rebuild {
         };
         // Rows are put back as if they were changed now; what that notes is thrown away.
         self.touched.everything();
-        self.state.cluster_id = (!meta.cluster_id.is_empty()).then(|| meta.cluster_id.as_str().into());
+        self.state.cluster_id =
+            (!meta.cluster_id.is_empty()).then(|| meta.cluster_id.as_str().into());
         self.meta = Some(Scalars {
             index: meta.index,
             base: meta.base,
@@ -379,7 +459,14 @@ impl Rebuild {
             leader_term: meta.leader_term,
             floor: meta.floor,
             reaped: meta.reaped,
-            tables: TableIndexes { nodes, services, checks, kv, sessions, operator },
+            tables: TableIndexes {
+                nodes,
+                services,
+                checks,
+                kv,
+                sessions,
+                operator,
+            },
         });
         Ok(())
     }
@@ -387,21 +474,30 @@ impl Rebuild {
     fn index(&mut self, row: &IndexRow) -> Result<(), RestoreError> {
         let key = row.key.clone();
         let name = || std::str::from_utf8(&row.key).map(Name::from);
-        let not_text = RestoreError::Record { record: self.count, what: "a name that is not text" };
+        let not_text = RestoreError::Record {
+            record: self.count,
+            what: "a name that is not text",
+        };
         match row.table() {
             IndexTable::Unspecified => return Err(self.wrong("an index of an unknown table")),
             IndexTable::KeyTombstone => drop(self.state.key_tombstones.insert(key, row.index)),
             IndexTable::TreeTombstone => drop(self.state.tree_tombstones.insert(key, row.index)),
             IndexTable::LockDelay => drop(self.state.lock_delays.insert(key, row.index)),
             IndexTable::SourceHighest => {
-                self.state.sources.restore_highest(name().map_err(|_| not_text)?, row.index);
+                self.state
+                    .sources
+                    .restore_highest(name().map_err(|_| not_text)?, row.index);
             }
-            IndexTable::SourceUsed => self.state.sources.restore_use(name().map_err(|_| not_text)?, row.index),
+            IndexTable::SourceUsed => self
+                .state
+                .sources
+                .restore_use(name().map_err(|_| not_text)?, row.index),
             table @ (IndexTable::ExtinctNode
             | IndexTable::ExtinctService
             | IndexTable::NodeScope
             | IndexTable::ServiceScope) => {
-                self.scopes.push((table, name().map_err(|_| not_text)?, row.index));
+                self.scopes
+                    .push((table, name().map_err(|_| not_text)?, row.index));
             }
         }
         Ok(())
@@ -409,13 +505,19 @@ impl Rebuild {
 
     fn finish(mut self, end: &End) -> Result<State, RestoreError> {
         if end.records != self.count {
-            return Err(RestoreError::Count { found: self.count, expected: end.records });
+            return Err(RestoreError::Count {
+                found: self.count,
+                expected: end.records,
+            });
         }
         let state = &mut self.state;
         state.scalars = self.meta.ok_or(RestoreError::NoMeta)?;
-        for table in
-            [&mut state.node_scopes, &mut state.service_scopes, &mut state.extinct_nodes, &mut state.extinct_services]
-        {
+        for table in [
+            &mut state.node_scopes,
+            &mut state.service_scopes,
+            &mut state.extinct_nodes,
+            &mut state.extinct_services,
+        ] {
             table.clear();
         }
         for (table, name, index) in self.scopes {
@@ -428,7 +530,10 @@ impl Rebuild {
         }
         let found = state.hash();
         if end.hash_form == HASH_FORM && found != end.hash {
-            return Err(RestoreError::Hash { found, expected: end.hash });
+            return Err(RestoreError::Hash {
+                found,
+                expected: end.hash,
+            });
         }
         Ok(self.state)
     }

@@ -8,8 +8,16 @@ use weft_proto::v1::{self, RefusalKind, outcome};
 /// What a command answered, without its index.
 pub(crate) type Verdict = Result<outcome::Result, v1::Refusal>;
 
-pub(crate) fn refusal(kind: RefusalKind, reason: &'static str, message: impl Into<String>) -> v1::Refusal {
-    v1::Refusal { kind: kind.into(), reason: reason.to_owned(), message: message.into() }
+pub(crate) fn refusal(
+    kind: RefusalKind,
+    reason: &'static str,
+    message: impl Into<String>,
+) -> v1::Refusal {
+    v1::Refusal {
+        kind: kind.into(),
+        reason: reason.to_owned(),
+        message: message.into(),
+    }
 }
 
 pub(crate) fn invalid(reason: &'static str, message: impl Into<String>) -> v1::Refusal {

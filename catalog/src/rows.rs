@@ -50,11 +50,15 @@ impl Change<'_> {
 
     fn bump_service(&mut self, service: &Name) {
         if self.state.groups.contains_key(service) {
-            self.state.service_scopes.insert(service.clone(), self.index);
+            self.state
+                .service_scopes
+                .insert(service.clone(), self.index);
             self.state.extinct_services.remove(service);
         } else {
             self.state.service_scopes.remove(service);
-            self.state.extinct_services.insert(service.clone(), self.index);
+            self.state
+                .extinct_services
+                .insert(service.clone(), self.index);
         }
         self.touched.row(Topic::Service(service.clone()));
     }
@@ -86,7 +90,9 @@ impl Change<'_> {
 
     /// Removes a node's row. Its services, checks and sessions must be gone already.
     pub(crate) fn drop_node(&mut self, key: &Name) {
-        let Some(before) = self.state.nodes.remove(key) else { return };
+        let Some(before) = self.state.nodes.remove(key) else {
+            return;
+        };
         self.unindex_node(key, &before);
         self.bump_table(TableTopic::Nodes);
         self.bump_node(key);
@@ -110,16 +116,24 @@ impl Change<'_> {
     pub(crate) fn put_service(&mut self, node: &Name, service: v1::Service) {
         let id = keys::name(&service.id);
         let service = Arc::new(service);
-        let before = self.state.services.insert(Pair(node.clone(), id.clone()), service.clone());
+        let before = self
+            .state
+            .services
+            .insert(Pair(node.clone(), id.clone()), service.clone());
         if let Some(before) = &before {
             self.unindex_service(node, &id, before);
         }
         if let Ok(address) = service.address.parse::<IpAddr>() {
-            self.state.service_addresses.insert((address, node.clone(), id.clone()));
+            self.state
+                .service_addresses
+                .insert((address, node.clone(), id.clone()));
         }
         self.refresh_instance(node, &id);
         let now_named = keys::name(&service.name);
-        if let Some(was_named) = before.map(|before| keys::name(&before.name)).filter(|was| *was != now_named) {
+        if let Some(was_named) = before
+            .map(|before| keys::name(&before.name))
+            .filter(|was| *was != now_named)
+        {
             self.bump_service(&was_named);
         }
         self.bump_service(&now_named);
@@ -129,7 +143,9 @@ impl Change<'_> {
 
     /// Removes a service's row. Its checks must be gone already.
     pub(crate) fn drop_service(&mut self, node: &Name, id: &Name) {
-        let Some(before) = self.state.services.remove(&PairRef(node, id)) else { return };
+        let Some(before) = self.state.services.remove(&PairRef(node, id)) else {
+            return;
+        };
         self.unindex_service(node, id, &before);
         self.bump_service(&keys::name(&before.name));
         self.bump_table(TableTopic::Services);
@@ -138,10 +154,14 @@ impl Change<'_> {
 
     fn unindex_service(&mut self, node: &Name, id: &Name, before: &v1::Service) {
         if let Ok(address) = before.address.parse::<IpAddr>() {
-            self.state.service_addresses.remove(&(address, node.clone(), id.clone()));
+            self.state
+                .service_addresses
+                .remove(&(address, node.clone(), id.clone()));
         }
         let name = keys::fold(&before.name);
-        let Some(group) = self.state.groups.get_mut(name.as_ref()) else { return };
+        let Some(group) = self.state.groups.get_mut(name.as_ref()) else {
+            return;
+        };
         group.remove(&PairRef(node, id));
         if group.is_empty() {
             self.state.groups.remove(name.as_ref());
@@ -153,13 +173,22 @@ impl Change<'_> {
     pub(crate) fn put_check(&mut self, node: &Name, check: v1::Check) {
         let id = keys::name(&check.id);
         let check = Arc::new(check);
-        let before = self.state.checks.insert(Pair(node.clone(), id.clone()), check.clone());
+        let before = self
+            .state
+            .checks
+            .insert(Pair(node.clone(), id.clone()), check.clone());
         if let Some(before) = &before {
             self.unindex_check(node, &id, before);
         }
         let service = keys::name(&check.service_id);
-        self.state.checks_by_instance.insert(Triple(node.clone(), service, id.clone()));
-        self.state.checks_by_status.insert(Triple(Arc::from(check.status.as_str()), node.clone(), id));
+        self.state
+            .checks_by_instance
+            .insert(Triple(node.clone(), service, id.clone()));
+        self.state.checks_by_status.insert(Triple(
+            Arc::from(check.status.as_str()),
+            node.clone(),
+            id,
+        ));
         if let Some(before) = before.filter(|before| before.service_id != check.service_id) {
             self.check_scope_changed(node, &before);
         }
@@ -169,7 +198,9 @@ impl Change<'_> {
     }
 
     pub(crate) fn drop_check(&mut self, node: &Name, id: &Name) {
-        let Some(before) = self.state.checks.remove(&PairRef(node, id)) else { return };
+        let Some(before) = self.state.checks.remove(&PairRef(node, id)) else {
+            return;
+        };
         self.unindex_check(node, id, &before);
         self.check_scope_changed(node, &before);
         self.bump_table(TableTopic::Checks);
@@ -178,8 +209,14 @@ impl Change<'_> {
 
     fn unindex_check(&mut self, node: &Name, id: &Name, before: &v1::Check) {
         let service = keys::name(&before.service_id);
-        self.state.checks_by_instance.remove(&Triple(node.clone(), service, id.clone()));
-        self.state.checks_by_status.remove(&Triple(Arc::from(before.status.as_str()), node.clone(), id.clone()));
+        self.state
+            .checks_by_instance
+            .remove(&Triple(node.clone(), service, id.clone()));
+        self.state.checks_by_status.remove(&Triple(
+            Arc::from(before.status.as_str()),
+            node.clone(),
+            id.clone(),
+        ));
     }
 
     fn check_scope_changed(&mut self, node: &Name, check: &v1::Check) {
@@ -210,24 +247,50 @@ impl Change<'_> {
 
     pub(crate) fn refresh_instance(&mut self, node: &Name, id: &Name) {
         let state = &mut *self.state;
-        let Some(service) = state.services.get(&PairRef(node, id)).cloned() else { return };
-        let Some(machine) = state.nodes.get(node).cloned() else { return };
-        let checks = state.instance_checks(node, "").chain(state.instance_checks(node, id)).cloned().collect();
-        let row = Arc::new(InstanceRow { node: machine, service: service.clone(), checks });
+        let Some(service) = state.services.get(&PairRef(node, id)).cloned() else {
+            return;
+        };
+        let Some(machine) = state.nodes.get(node).cloned() else {
+            return;
+        };
+        let checks = state
+            .instance_checks(node, "")
+            .chain(state.instance_checks(node, id))
+            .cloned()
+            .collect();
+        let row = Arc::new(InstanceRow {
+            node: machine,
+            service: service.clone(),
+            checks,
+        });
         let name = keys::name(&service.name);
-        state.groups.entry(name).or_insert_with(Group::new).insert(Pair(node.clone(), id.clone()), row);
+        state
+            .groups
+            .entry(name)
+            .or_insert_with(Group::new)
+            .insert(Pair(node.clone(), id.clone()), row);
     }
 
     /// Folded ids of the services on a node.
     pub(crate) fn service_ids(&self, node: &Name) -> Vec<Name> {
         let from = PairRef(node, "");
-        self.state.services.range(from..).take_while(|(key, _)| key.0 == *node).map(|(key, _)| key.1.clone()).collect()
+        self.state
+            .services
+            .range(from..)
+            .take_while(|(key, _)| key.0 == *node)
+            .map(|(key, _)| key.1.clone())
+            .collect()
     }
 
     /// Folded ids of the checks on a node.
     pub(crate) fn check_ids(&self, node: &Name) -> Vec<Name> {
         let from = PairRef(node, "");
-        self.state.checks.range(from..).take_while(|(key, _)| key.0 == *node).map(|(key, _)| key.1.clone()).collect()
+        self.state
+            .checks
+            .range(from..)
+            .take_while(|(key, _)| key.0 == *node)
+            .map(|(key, _)| key.1.clone())
+            .collect()
     }
 
     /// Folded ids of the checks of one instance.
@@ -256,7 +319,9 @@ impl Change<'_> {
 
     /// Removes a key. The caller leaves the tombstone: of the key, or of its tree.
     pub(crate) fn drop_kv(&mut self, key: &Bytes) -> bool {
-        let Some(before) = self.state.kv.remove(&key[..]) else { return false };
+        let Some(before) = self.state.kv.remove(&key[..]) else {
+            return false;
+        };
         self.moved_lock(key, &before.session, "");
         self.bump_table(TableTopic::Kv);
         self.touched.row(Topic::Key(key.clone()));
@@ -283,9 +348,15 @@ impl Change<'_> {
             self.unindex_session(&key, &before);
         }
         let node = keys::name(&session.node);
-        self.state.sessions_by_node.insert(Pair(node.clone(), key.clone()));
+        self.state
+            .sessions_by_node
+            .insert(Pair(node.clone(), key.clone()));
         for check in session.node_checks.iter().chain(&session.service_checks) {
-            self.state.sessions_by_check.insert(Triple(node.clone(), keys::name(check), key.clone()));
+            self.state.sessions_by_check.insert(Triple(
+                node.clone(),
+                keys::name(check),
+                key.clone(),
+            ));
         }
         if let Some(deadline) = deadline(&session) {
             self.state.deadlines.insert((deadline, key.clone()));
@@ -297,7 +368,9 @@ impl Change<'_> {
     }
 
     pub(crate) fn drop_session(&mut self, key: &Name) {
-        let Some(before) = self.state.sessions.remove(key) else { return };
+        let Some(before) = self.state.sessions.remove(key) else {
+            return;
+        };
         self.unindex_session(key, &before);
         self.bump_table(TableTopic::Sessions);
         self.touched.row(Topic::Session(key.clone()));
@@ -305,9 +378,15 @@ impl Change<'_> {
 
     fn unindex_session(&mut self, key: &Name, before: &v1::Session) {
         let node = keys::name(&before.node);
-        self.state.sessions_by_node.remove(&Pair(node.clone(), key.clone()));
+        self.state
+            .sessions_by_node
+            .remove(&Pair(node.clone(), key.clone()));
         for check in before.node_checks.iter().chain(&before.service_checks) {
-            self.state.sessions_by_check.remove(&Triple(node.clone(), keys::name(check), key.clone()));
+            self.state.sessions_by_check.remove(&Triple(
+                node.clone(),
+                keys::name(check),
+                key.clone(),
+            ));
         }
         if let Some(deadline) = deadline(before) {
             self.state.deadlines.remove(&(deadline, key.clone()));
@@ -317,6 +396,9 @@ impl Change<'_> {
 
 /// When a session runs out: twice its TTL after the last renewal, as Consul's leader does it.
 pub(crate) fn deadline(session: &v1::Session) -> Option<u64> {
-    (session.ttl_millis > 0)
-        .then(|| session.renewed_at_millis.saturating_add(session.ttl_millis.saturating_mul(2)))
+    (session.ttl_millis > 0).then(|| {
+        session
+            .renewed_at_millis
+            .saturating_add(session.ttl_millis.saturating_mul(2))
+    })
 }

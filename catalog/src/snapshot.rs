@@ -37,13 +37,17 @@ pub enum SnapshotError {
     #[error("not a weft snapshot: it does not begin with WEFTSNAP")]
     Magic,
     /// A newer weft wrote it.
-    #[error("snapshot has form {found}, this build reads form {VERSION}: restore it with a newer weft")]
+    #[error(
+        "snapshot has form {found}, this build reads form {VERSION}: restore it with a newer weft"
+    )]
     Version {
         /// What the header says.
         found: u32,
     },
     /// A frame's bytes are not what was written.
-    #[error("frame {frame} at offset {offset} (from record {record} on) is damaged: {what}; take another snapshot")]
+    #[error(
+        "frame {frame} at offset {offset} (from record {record} on) is damaged: {what}; take another snapshot"
+    )]
     Damaged {
         /// Frames before this one.
         frame: u64,
@@ -63,7 +67,11 @@ pub enum SnapshotError {
 ///
 /// Errors: [`SnapshotError::Io`] of the writer.
 pub fn write(state: &State, to: &mut impl Write) -> Result<u64, SnapshotError> {
-    let mut writer = Frames { to, offset: 0, buffer: Vec::with_capacity(FRAME_BYTES * 2) };
+    let mut writer = Frames {
+        to,
+        offset: 0,
+        buffer: Vec::with_capacity(FRAME_BYTES * 2),
+    };
     writer.raw(&MAGIC)?;
     writer.raw(&VERSION.to_le_bytes())?;
     for record in state.records() {
@@ -81,17 +89,26 @@ struct Frames<'a, W> {
 
 impl<W: Write> Frames<'_, W> {
     fn raw(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
-        self.to.write_all(bytes).map_err(|cause| SnapshotError::Io { offset: self.offset, cause })?;
+        self.to
+            .write_all(bytes)
+            .map_err(|cause| SnapshotError::Io {
+                offset: self.offset,
+                cause,
+            })?;
         self.offset += bytes.len() as u64;
         Ok(())
     }
 
     fn record(&mut self, record: Record) -> Result<(), SnapshotError> {
-        let frame = Frame { record: Some(record) };
+        let frame = Frame {
+            record: Some(record),
+        };
         if !self.buffer.is_empty() && self.buffer.len() + frame.encoded_len() > FRAME_BYTES {
             self.flush()?;
         }
-        frame.encode_length_delimited(&mut self.buffer).expect("a vector has room for every record");
+        frame
+            .encode_length_delimited(&mut self.buffer)
+            .expect("a vector has room for every record");
         Ok(())
     }
 
@@ -100,7 +117,8 @@ impl<W: Write> Frames<'_, W> {
             return Ok(());
         }
         let body = std::mem::take(&mut self.buffer);
-        let length = u32::try_from(body.len()).expect("a frame holds at most one record above 64 KiB");
+        let length =
+            u32::try_from(body.len()).expect("a frame holds at most one record above 64 KiB");
         self.raw(&length.to_le_bytes())?;
         self.raw(&crc32c::crc32c(&body).to_le_bytes())?;
         self.raw(&body)?;
@@ -120,12 +138,15 @@ pub fn read(from: &mut impl Read) -> Result<Catalog, SnapshotError> {
 /// The records of a snapshot, one frame in memory at a time. Stops at the first error.
 ///
 /// Errors: [`SnapshotError`] when the header is not ours.
-pub fn records(from: &mut impl Read) -> Result<impl Iterator<Item = Result<Record, SnapshotError>>, SnapshotError> {
+pub fn records(
+    from: &mut impl Read,
+) -> Result<impl Iterator<Item = Result<Record, SnapshotError>>, SnapshotError> {
     let mut header = [0_u8; 12];
-    from.read_exact(&mut header).map_err(|cause| match cause.kind() {
-        io::ErrorKind::UnexpectedEof => SnapshotError::Magic,
-        _ => SnapshotError::Io { offset: 0, cause },
-    })?;
+    from.read_exact(&mut header)
+        .map_err(|cause| match cause.kind() {
+            io::ErrorKind::UnexpectedEof => SnapshotError::Magic,
+            _ => SnapshotError::Io { offset: 0, cause },
+        })?;
     let [magic @ .., v0, v1, v2, v3] = header;
     if magic != MAGIC {
         return Err(SnapshotError::Magic);
@@ -134,7 +155,15 @@ pub fn records(from: &mut impl Read) -> Result<impl Iterator<Item = Result<Recor
     if found != VERSION {
         return Err(SnapshotError::Version { found });
     }
-    let mut reader = Reading { from, offset: 12, next: 12, frame: 0, record: 0, body: Bytes::new(), done: false };
+    let mut reader = Reading {
+        from,
+        offset: 12,
+        next: 12,
+        frame: 0,
+        record: 0,
+        body: Bytes::new(),
+        done: false,
+    };
     Ok(std::iter::from_fn(move || reader.next()))
 }
 
@@ -163,8 +192,11 @@ impl<R: Read> Reading<'_, R> {
         if self.body.is_empty() && !self.next_frame()? {
             return Ok(None);
         }
-        let frame = Frame::decode_length_delimited(&mut self.body).map_err(|cause| self.damaged(cause.to_string()))?;
-        let record = frame.record.ok_or_else(|| self.damaged("a record this version does not know".to_owned()))?;
+        let frame = Frame::decode_length_delimited(&mut self.body)
+            .map_err(|cause| self.damaged(cause.to_string()))?;
+        let record = frame
+            .record
+            .ok_or_else(|| self.damaged("a record this version does not know".to_owned()))?;
         self.record += 1;
         Ok(Some(record))
     }
@@ -172,7 +204,10 @@ impl<R: Read> Reading<'_, R> {
     fn next_frame(&mut self) -> Result<bool, SnapshotError> {
         self.offset = self.next;
         let mut head = [0_u8; 8];
-        match fill(self.from, &mut head).map_err(|cause| SnapshotError::Io { offset: self.offset, cause })? {
+        match fill(self.from, &mut head).map_err(|cause| SnapshotError::Io {
+            offset: self.offset,
+            cause,
+        })? {
             0 => return Ok(false),
             8 => {}
             _ => return Err(self.damaged("it is cut off".to_owned())),
@@ -183,7 +218,10 @@ impl<R: Read> Reading<'_, R> {
             return Err(self.damaged(format!("its length cannot be {length} bytes")));
         }
         let mut body = vec![0_u8; length];
-        let found = fill(self.from, &mut body).map_err(|cause| SnapshotError::Io { offset: self.offset + 8, cause })?;
+        let found = fill(self.from, &mut body).map_err(|cause| SnapshotError::Io {
+            offset: self.offset + 8,
+            cause,
+        })?;
         if found != length {
             return Err(self.damaged(format!("it is cut off after {found} of {length} bytes")));
         }
@@ -197,7 +235,12 @@ impl<R: Read> Reading<'_, R> {
     }
 
     fn damaged(&self, what: String) -> SnapshotError {
-        SnapshotError::Damaged { frame: self.frame, offset: self.offset, record: self.record, what }
+        SnapshotError::Damaged {
+            frame: self.frame,
+            offset: self.offset,
+            record: self.record,
+            what,
+        }
     }
 }
 

@@ -176,10 +176,26 @@ impl State {
         let mut fold = Fold::new();
         let s = &self.scalars;
         let t = &s.tables;
-        for word in [s.index, s.base, s.restore_epoch, s.cluster_time, u64::from(s.cluster_version)] {
+        for word in [
+            s.index,
+            s.base,
+            s.restore_epoch,
+            s.cluster_time,
+            u64::from(s.cluster_version),
+        ] {
             fold.word(word);
         }
-        for word in [s.leader_term, s.floor, s.reaped, t.nodes, t.services, t.checks, t.kv, t.sessions, t.operator] {
+        for word in [
+            s.leader_term,
+            s.floor,
+            s.reaped,
+            t.nodes,
+            t.services,
+            t.checks,
+            t.kv,
+            t.sessions,
+            t.operator,
+        ] {
             fold.word(word);
         }
         for sum in self.sums() {

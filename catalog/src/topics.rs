@@ -34,8 +34,14 @@ pub enum TableTopic {
 }
 
 impl TableTopic {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Nodes, Self::Services, Self::Checks, Self::Kv, Self::Sessions, Self::Operator];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Nodes,
+        Self::Services,
+        Self::Checks,
+        Self::Kv,
+        Self::Sessions,
+        Self::Operator,
+    ];
 
     const fn bit(self) -> u8 {
         1 << self as u8
@@ -65,9 +71,11 @@ impl Topic {
     const fn table(&self) -> [Option<TableTopic>; 3] {
         match self {
             Self::Table(table) => [Some(*table), None, None],
-            Self::Node(_) | Self::Service(_) => {
-                [Some(TableTopic::Nodes), Some(TableTopic::Services), Some(TableTopic::Checks)]
-            }
+            Self::Node(_) | Self::Service(_) => [
+                Some(TableTopic::Nodes),
+                Some(TableTopic::Services),
+                Some(TableTopic::Checks),
+            ],
             Self::NodeId(_) => [Some(TableTopic::Nodes), None, None],
             Self::Session(_) => [Some(TableTopic::Sessions), None, None],
             Self::Key(_) | Self::Prefix(_) => [Some(TableTopic::Kv), None, None],
@@ -87,7 +95,8 @@ impl Topics {
     /// Adds a topic, coarsening at the bound.
     pub fn add(&mut self, topic: Topic) {
         if self.collapsed {
-            self.topics.extend(topic.table().into_iter().flatten().map(Topic::Table));
+            self.topics
+                .extend(topic.table().into_iter().flatten().map(Topic::Table));
             return;
         }
         self.topics.insert(topic);
@@ -176,7 +185,9 @@ impl Touched {
 
     /// The tables in which something changed.
     pub fn tables(&self) -> impl Iterator<Item = TableTopic> + '_ {
-        TableTopic::ALL.into_iter().filter(|table| self.tables & table.bit() != 0)
+        TableTopic::ALL
+            .into_iter()
+            .filter(|table| self.tables & table.bit() != 0)
     }
 
     /// The single rows that changed, in order. A key stands for the prefixes it lies under.
@@ -221,13 +232,18 @@ impl Trace {
     #[must_use]
     pub fn into_topics(self) -> Topics {
         self.0.map_or_else(Topics::default, |topics| {
-            topics.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+            topics
+                .into_inner()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
         })
     }
 
     pub(crate) fn note(&self, topic: impl FnOnce() -> Topic) {
         if let Some(topics) = &self.0 {
-            topics.lock().unwrap_or_else(std::sync::PoisonError::into_inner).add(topic());
+            topics
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .add(topic());
         }
     }
 

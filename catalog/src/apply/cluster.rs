@@ -17,7 +17,11 @@ use crate::topics::TableTopic;
 
 /// Forgets tombstones and extinctions up to an index, and lock-delays that have passed. Whatever
 /// is missing answers at least that index from now on, so that no index runs back.
-pub(crate) fn reap(change: &mut Change<'_>, now: UnixMillis, command: &v1::TombstoneReap) -> Verdict {
+pub(crate) fn reap(
+    change: &mut Change<'_>,
+    now: UnixMillis,
+    command: &v1::TombstoneReap,
+) -> Verdict {
     // What comes into being later must have a higher index than what was missing before.
     let up_to = command.up_to_index.min(change.index.saturating_sub(1));
     let state = &mut *change.state;
@@ -28,8 +32,12 @@ pub(crate) fn reap(change: &mut Change<'_>, now: UnixMillis, command: &v1::Tombs
     if forgot > 0 {
         state.scalars.reaped = state.scalars.reaped.max(up_to);
     }
-    let passed: Vec<Bytes> =
-        state.lock_delays.iter().filter(|(_, until)| **until <= now.get()).map(|(key, _)| key.clone()).collect();
+    let passed: Vec<Bytes> = state
+        .lock_delays
+        .iter()
+        .filter(|(_, until)| **until <= now.get())
+        .map(|(key, _)| key.clone())
+        .collect();
     for key in passed {
         state.lock_delays.remove(&key[..]);
     }
@@ -37,7 +45,11 @@ pub(crate) fn reap(change: &mut Change<'_>, now: UnixMillis, command: &v1::Tombs
 }
 
 fn forget<K: Ord + Clone + Digest>(table: &mut Table<K, u64>, up_to: u64) -> usize {
-    let old: Vec<K> = table.iter().filter(|(_, index)| **index <= up_to).map(|(key, _)| key.clone()).collect();
+    let old: Vec<K> = table
+        .iter()
+        .filter(|(_, index)| **index <= up_to)
+        .map(|(key, _)| key.clone())
+        .collect();
     for key in &old {
         table.remove(key);
     }
@@ -69,7 +81,10 @@ pub(crate) fn name_once(change: &mut Change<'_>, cluster_id: &str) {
 /// Binds a Raft id to a key, once and for all.
 pub(crate) fn server_key(change: &mut Change<'_>, command: &v1::ServerKey) -> Verdict {
     if command.raft_id.is_empty() || command.public_key.is_empty() {
-        return Err(invalid("server_key.incomplete", "a server key needs a Raft id and a public key"));
+        return Err(invalid(
+            "server_key.incomplete",
+            "a server key needs a Raft id and a public key",
+        ));
     }
     let id = keys::name(&command.raft_id);
     match change.state.server_keys.get(&id) {
@@ -85,7 +100,10 @@ pub(crate) fn server_key(change: &mut Change<'_>, command: &v1::ServerKey) -> Ve
         Some(before) if **before == *command => return Ok(unit()),
         _ => {}
     }
-    change.state.server_keys.insert(id, Arc::new(command.clone()));
+    change
+        .state
+        .server_keys
+        .insert(id, Arc::new(command.clone()));
     change.bump_table(TableTopic::Operator);
     Ok(unit())
 }
@@ -108,8 +126,14 @@ pub(crate) fn autopilot(change: &mut Change<'_>, command: &v1::AutopilotConfig) 
     if command.cas && command.expect_modify_index != current {
         return Ok(applied(false));
     }
-    let mut wanted = v1::AutopilotConfig { cas: false, expect_modify_index: 0, ..command.clone() };
-    wanted.create_index = before.as_ref().map_or(change.index, |before| before.create_index);
+    let mut wanted = v1::AutopilotConfig {
+        cas: false,
+        expect_modify_index: 0,
+        ..command.clone()
+    };
+    wanted.create_index = before
+        .as_ref()
+        .map_or(change.index, |before| before.create_index);
     wanted.modify_index = current;
     if before.as_deref() == Some(&wanted) {
         return Ok(applied(true));

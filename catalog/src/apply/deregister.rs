@@ -11,7 +11,11 @@ use crate::keys::{self, Name, PairRef};
 use crate::refusal::{Verdict, applied, invalid, unit};
 use crate::rows::Change;
 
-pub(crate) fn deregister(change: &mut Change<'_>, now: UnixMillis, command: &v1::Deregister) -> Verdict {
+pub(crate) fn deregister(
+    change: &mut Change<'_>,
+    now: UnixMillis,
+    command: &v1::Deregister,
+) -> Verdict {
     if command.node.is_empty() {
         return Err(invalid("catalog.node.missing", "Must provide node"));
     }
@@ -33,7 +37,8 @@ pub(crate) fn deregister(change: &mut Change<'_>, now: UnixMillis, command: &v1:
 fn is_as_expected(change: &Change<'_>, node: &Name, command: &v1::Deregister) -> bool {
     change.state.nodes.get(node).is_some_and(|node| {
         (command.expect_node_id.is_empty() || command.expect_node_id.eq_ignore_ascii_case(&node.id))
-            && (command.expect_modify_index == 0 || command.expect_modify_index == node.modify_index)
+            && (command.expect_modify_index == 0
+                || command.expect_modify_index == node.modify_index)
     })
 }
 

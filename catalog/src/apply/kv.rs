@@ -45,7 +45,10 @@ pub(crate) fn command(change: &mut Change<'_>, now: UnixMillis, command: &KvComm
         other => {
             return Err(invalid(
                 "kv.verb.unknown",
-                format!("KV verb {:?} is only allowed in a transaction", other.as_str_name()),
+                format!(
+                    "KV verb {:?} is only allowed in a transaction",
+                    other.as_str_name()
+                ),
             ));
         }
     };
@@ -56,13 +59,19 @@ pub(crate) fn check_bounds(entry: &KvEntry) -> Result<(), v1::Refusal> {
     if entry.value.len() > KV_VALUE_BYTES_MAX {
         return Err(invalid(
             "kv.value.too_large",
-            format!("value of {} bytes is above the hard bound of {KV_VALUE_BYTES_MAX} bytes", entry.value.len()),
+            format!(
+                "value of {} bytes is above the hard bound of {KV_VALUE_BYTES_MAX} bytes",
+                entry.value.len()
+            ),
         ));
     }
     if entry.key.len() > KV_KEY_BYTES_MAX {
         return Err(invalid(
             "kv.key.too_large",
-            format!("key of {} bytes is above the hard bound of {KV_KEY_BYTES_MAX} bytes", entry.key.len()),
+            format!(
+                "key of {} bytes is above the hard bound of {KV_KEY_BYTES_MAX} bytes",
+                entry.key.len()
+            ),
         ));
     }
     Ok(())
@@ -71,7 +80,9 @@ pub(crate) fn check_bounds(entry: &KvEntry) -> Result<(), v1::Refusal> {
 /// Writes value and flags; a holder stays, for locks are advisory.
 pub(crate) fn set(change: &mut Change<'_>, wanted: &KvEntry) {
     let before = change.state.kv.get(&wanted.key[..]);
-    let session = before.map(|before| before.session.clone()).unwrap_or_default();
+    let session = before
+        .map(|before| before.session.clone())
+        .unwrap_or_default();
     let lock_index = before.map_or(0, |before| before.lock_index);
     write(change, wanted, session, lock_index);
 }
@@ -91,14 +102,29 @@ fn write(change: &mut Change<'_>, wanted: &KvEntry, session: String, lock_index:
     let create_index = before.map_or(change.index, |before| before.create_index);
     // Copied out of the log entry, so that a small value does not keep a whole batch alive.
     let value = Bytes::copy_from_slice(&wanted.value);
-    let key = before.map_or_else(|| Bytes::copy_from_slice(&wanted.key), |before| before.key.clone());
+    let key = before.map_or_else(
+        || Bytes::copy_from_slice(&wanted.key),
+        |before| before.key.clone(),
+    );
     let modify_index = change.index;
-    change.put_kv(KvEntry { key, value, flags: wanted.flags, session, lock_index, create_index, modify_index });
+    change.put_kv(KvEntry {
+        key,
+        value,
+        flags: wanted.flags,
+        session,
+        lock_index,
+        create_index,
+        modify_index,
+    });
 }
 
 /// Writes if the key's modify index is the expected one; 0: if there is no such key.
 pub(crate) fn cas(change: &mut Change<'_>, wanted: &KvEntry) -> bool {
-    let current = change.state.kv.get(&wanted.key[..]).map_or(0, |before| before.modify_index);
+    let current = change
+        .state
+        .kv
+        .get(&wanted.key[..])
+        .map_or(0, |before| before.modify_index);
     if current != wanted.modify_index {
         return false;
     }
@@ -114,12 +140,23 @@ pub(crate) enum Lock {
     Delayed,
 }
 
-pub(crate) fn lock(change: &mut Change<'_>, now: UnixMillis, wanted: &KvEntry) -> Result<Lock, v1::Refusal> {
+pub(crate) fn lock(
+    change: &mut Change<'_>,
+    now: UnixMillis,
+    wanted: &KvEntry,
+) -> Result<Lock, v1::Refusal> {
     if wanted.session.is_empty() {
         return Err(internal("kv.session.missing", "missing session"));
     }
-    let Some(session) = change.state.sessions.get(keys::fold(&wanted.session).as_ref()) else {
-        return Err(internal("kv.session.invalid", format!("invalid session \"{}\"", wanted.session)));
+    let Some(session) = change
+        .state
+        .sessions
+        .get(keys::fold(&wanted.session).as_ref())
+    else {
+        return Err(internal(
+            "kv.session.invalid",
+            format!("invalid session \"{}\"", wanted.session),
+        ));
     };
     let holder = session.id.clone();
     let before = change.state.kv.get(&wanted.key[..]);
@@ -127,7 +164,12 @@ pub(crate) fn lock(change: &mut Change<'_>, now: UnixMillis, wanted: &KvEntry) -
         Some(before) if before.session == holder => before.lock_index,
         Some(before) if !before.session.is_empty() => return Ok(Lock::Held),
         other => {
-            if change.state.lock_delays.get(&wanted.key[..]).is_some_and(|until| now.get() < *until) {
+            if change
+                .state
+                .lock_delays
+                .get(&wanted.key[..])
+                .is_some_and(|until| now.get() < *until)
+            {
                 return Ok(Lock::Delayed);
             }
             other.map_or(0, |before| before.lock_index) + 1
@@ -142,7 +184,9 @@ pub(crate) fn unlock(change: &mut Change<'_>, wanted: &KvEntry) -> Result<bool, 
     if wanted.session.is_empty() {
         return Err(internal("kv.session.missing", "missing session"));
     }
-    let Some(before) = change.state.kv.get(&wanted.key[..]) else { return Ok(false) };
+    let Some(before) = change.state.kv.get(&wanted.key[..]) else {
+        return Ok(false);
+    };
     if !before.session.eq_ignore_ascii_case(&wanted.session) {
         return Ok(false);
     }
@@ -153,7 +197,10 @@ pub(crate) fn unlock(change: &mut Change<'_>, wanted: &KvEntry) -> Result<bool, 
 
 pub(crate) fn delete(change: &mut Change<'_>, key: &Bytes) {
     if change.drop_kv(key) {
-        change.state.key_tombstones.insert(Bytes::copy_from_slice(key), change.index);
+        change
+            .state
+            .key_tombstones
+            .insert(Bytes::copy_from_slice(key), change.index);
     }
 }
 
@@ -185,12 +232,17 @@ pub(crate) fn delete_tree(change: &mut Change<'_>, prefix: &Bytes) {
     for key in &keys {
         change.drop_kv(key);
     }
-    change.state.tree_tombstones.insert(Bytes::copy_from_slice(prefix), change.index);
+    change
+        .state
+        .tree_tombstones
+        .insert(Bytes::copy_from_slice(prefix), change.index);
 }
 
 /// Clears the holder of a key whose session ended, as a change of that key.
 pub(crate) fn release(change: &mut Change<'_>, key: &Bytes) {
-    let Some(before) = change.state.kv.get(&key[..]) else { return };
+    let Some(before) = change.state.kv.get(&key[..]) else {
+        return;
+    };
     let mut entry = KvEntry::clone(before);
     entry.session.clear();
     entry.modify_index = change.index;

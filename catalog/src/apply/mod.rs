@@ -31,6 +31,10 @@ pub const CLUSTER_VERSION_MAX: u32 = 1;
 /// How many of its past hashes a replica keeps to compare with a leader's.
 pub const HASHES_KEPT_MAX: usize = 4_096;
 
+/// The base of a new cluster. An answer from before the first command has index 1, so the first
+/// command (at log index 1 or later) must have a higher one.
+const BASE_AT_START: u64 = 1;
+
 /// Why this server must stop applying: it would no longer be a replica of the others.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
@@ -41,7 +45,9 @@ pub enum ApplyError {
         index: LogIndex,
     },
     /// The cluster moved to a version this build cannot follow. Nothing changed.
-    #[error("entry {index} raises the cluster to version {version}, this build follows at most {CLUSTER_VERSION_MAX}")]
+    #[error(
+        "entry {index} raises the cluster to version {version}, this build follows at most {CLUSTER_VERSION_MAX}"
+    )]
     ClusterVersion {
         /// The entry's position in the log.
         index: LogIndex,
@@ -49,7 +55,9 @@ pub enum ApplyError {
         version: u32,
     },
     /// This replica computed another state than the leader. Nothing changed; it must be rebuilt.
-    #[error("state diverged at catalog index {at}: ours {ours:#018x}, the leader's {theirs:#018x}; wipe this server's data and rejoin")]
+    #[error(
+        "state diverged at catalog index {at}: ours {ours:#018x}, the leader's {theirs:#018x}; wipe this server's data and rejoin"
+    )]
     Diverged {
         /// Where the hashes were compared.
         at: CatalogIndex,
@@ -69,7 +77,7 @@ pub enum ApplyError {
 }
 
 /// The applier's working copy: applies commands, and publishes snapshots.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Catalog {
     state: State,
     touched: Touched,
@@ -77,18 +85,35 @@ pub struct Catalog {
     hashes: VecDeque<(u64, u64)>,
 }
 
+impl Default for Catalog {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Catalog {
     /// An empty catalog: before the first command.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        let mut state = State::default();
+        state.scalars.base = BASE_AT_START;
+        Self {
+            state,
+            touched: Touched::default(),
+            hashes: VecDeque::new(),
+        }
     }
 
     /// Rebuilds a catalog from a snapshot's records, in the order they were written.
     ///
     /// Errors: the source's own, or [`RestoreError`] when the records make no state; no catalog is made.
-    pub fn restore<E: From<RestoreError>>(records: impl Iterator<Item = Result<Record, E>>) -> Result<Self, E> {
-        let mut catalog = Self { state: crate::record::rebuild(records)?, ..Self::default() };
+    pub fn restore<E: From<RestoreError>>(
+        records: impl Iterator<Item = Result<Record, E>>,
+    ) -> Result<Self, E> {
+        let mut catalog = Self {
+            state: crate::record::rebuild(records)?,
+            ..Self::new()
+        };
         catalog.touched.everything();
         Ok(catalog)
     }
@@ -97,8 +122,15 @@ impl Catalog {
     ///
     /// Total: whatever a client can cause is refused inside the [`v1::Outcome`], with the state unchanged.
     /// Errors: [`ApplyError`], upon which the server role must stop.
-    pub fn apply(&mut self, log_index: LogIndex, stamped: &v1::Stamped) -> Result<v1::Outcome, ApplyError> {
-        let command = stamped.command.as_ref().ok_or(ApplyError::UnknownCommand { index: log_index })?;
+    pub fn apply(
+        &mut self,
+        log_index: LogIndex,
+        stamped: &v1::Stamped,
+    ) -> Result<v1::Outcome, ApplyError> {
+        let command = stamped
+            .command
+            .as_ref()
+            .ok_or(ApplyError::UnknownCommand { index: log_index })?;
         let index = self.next_index(log_index)?;
         self.check_invariants(log_index, command)?;
         let scalars = &mut self.state.scalars;
@@ -111,7 +143,10 @@ impl Catalog {
 
     /// The new snapshot, and what it touched since the last one.
     pub fn publish(&mut self) -> (Arc<State>, Touched) {
-        (Arc::new(self.state.clone()), std::mem::take(&mut self.touched))
+        (
+            Arc::new(self.state.clone()),
+            std::mem::take(&mut self.touched),
+        )
     }
 
     /// As [`Catalog::publish`] after the whole state was replaced: every watcher wakes.
@@ -128,9 +163,12 @@ impl Catalog {
 
     fn next_index(&self, log_index: LogIndex) -> Result<u64, ApplyError> {
         let last = self.state.scalars.index;
-        let index = self.state.scalars.base.saturating_add(log_index.get()).max(1);
+        let index = self.state.scalars.base.saturating_add(log_index.get());
         if index <= last && last > 0 {
-            return Err(ApplyError::OutOfOrder { index: log_index, last: CatalogIndex(last) });
+            return Err(ApplyError::OutOfOrder {
+                index: log_index,
+                last: CatalogIndex(last),
+            });
         }
         Ok(index)
     }
@@ -139,7 +177,10 @@ impl Catalog {
     fn check_invariants(&self, index: LogIndex, command: &Command) -> Result<(), ApplyError> {
         match command {
             Command::ClusterVersion(command) if command.version > CLUSTER_VERSION_MAX => {
-                Err(ApplyError::ClusterVersion { index, version: command.version })
+                Err(ApplyError::ClusterVersion {
+                    index,
+                    version: command.version,
+                })
             }
             Command::StateHash(command) => match self.hash_at(command.at_index) {
                 Some(ours) if ours != command.hash => Err(ApplyError::Diverged {
@@ -153,14 +194,24 @@ impl Catalog {
         }
     }
 
-    fn answer(&mut self, log_index: LogIndex, stamped: &v1::Stamped, command: &Command) -> v1::Outcome {
+    fn answer(
+        &mut self,
+        log_index: LogIndex,
+        stamped: &v1::Stamped,
+        command: &Command,
+    ) -> v1::Outcome {
         let index = self.state.scalars.index;
-        let retry = match self.state.sources.look_up(&stamped.source_id, stamped.source_sequence) {
+        let retry = match self
+            .state
+            .sources
+            .look_up(&stamped.source_id, stamped.source_sequence)
+        {
             retry::Lookup::Answered(outcome) => return outcome,
             retry::Lookup::Refused(refusal) => return outcome_of(index, Err(refusal)),
             retry::Lookup::New(retry) => retry,
         };
-        let verdict = in_default_scope(stamped).and_then(|()| self.dispatch(log_index, stamped, command));
+        let verdict =
+            in_default_scope(stamped).and_then(|()| self.dispatch(log_index, stamped, command));
         // A restore may have moved the index.
         let index = self.state.scalars.index;
         let outcome = outcome_of(index, verdict);
@@ -170,11 +221,20 @@ impl Catalog {
         outcome
     }
 
-    fn dispatch(&mut self, log_index: LogIndex, stamped: &v1::Stamped, command: &Command) -> Verdict {
+    fn dispatch(
+        &mut self,
+        log_index: LogIndex,
+        stamped: &v1::Stamped,
+        command: &Command,
+    ) -> Verdict {
         let index = self.state.scalars.index;
         let now = UnixMillis(self.state.scalars.cluster_time);
         let term = stamped.term;
-        let mut change = Change { state: &mut self.state, touched: &mut self.touched, index };
+        let mut change = Change {
+            state: &mut self.state,
+            touched: &mut self.touched,
+            index,
+        };
         match command {
             Command::Register(command) => register::register(&mut change, command),
             Command::Deregister(command) => deregister::deregister(&mut change, now, command),
@@ -204,22 +264,31 @@ impl Catalog {
         if self.hashes.len() == HASHES_KEPT_MAX {
             self.hashes.pop_front();
         }
-        self.hashes.push_back((self.state.scalars.index, self.state.hash()));
+        self.hashes
+            .push_back((self.state.scalars.index, self.state.hash()));
     }
 
     fn hash_at(&self, index: u64) -> Option<u64> {
-        let at = self.hashes.binary_search_by_key(&index, |(index, _)| *index).ok()?;
+        let at = self
+            .hashes
+            .binary_search_by_key(&index, |(index, _)| *index)
+            .ok()?;
         self.hashes.get(at).map(|(_, hash)| *hash)
     }
 }
 
 fn outcome_of(index: u64, verdict: Verdict) -> v1::Outcome {
     let result = verdict.unwrap_or_else(outcome::Result::Refusal);
-    v1::Outcome { index, result: Some(result) }
+    v1::Outcome {
+        index,
+        result: Some(result),
+    }
 }
 
 fn in_default_scope(stamped: &v1::Stamped) -> Result<(), v1::Refusal> {
-    let Some(scope) = &stamped.scope else { return Ok(()) };
+    let Some(scope) = &stamped.scope else {
+        return Ok(());
+    };
     let default = |text: &str| text.is_empty() || text.eq_ignore_ascii_case("default");
     if default(&scope.partition) && default(&scope.namespace) && scope.peer.is_empty() {
         return Ok(());

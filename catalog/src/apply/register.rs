@@ -20,10 +20,17 @@ pub(crate) const SERF_HEALTH: &str = "serfhealth";
 pub(crate) fn register(change: &mut Change<'_>, command: &v1::Register) -> Verdict {
     let now = UnixMillis(change.state.scalars.cluster_time);
     let Some(wanted) = &command.node else {
-        return Err(invalid("catalog.node.missing", "Must provide node and address"));
+        return Err(invalid(
+            "catalog.node.missing",
+            "Must provide node and address",
+        ));
     };
     // All refusals come before the first change, so that a refused command changes nothing.
-    let known = change.state.nodes.get(keys::fold(&wanted.name).as_ref()).cloned();
+    let known = change
+        .state
+        .nodes
+        .get(keys::fold(&wanted.name).as_ref())
+        .cloned();
     check_command(change, command, wanted, known.as_deref())?;
     if known.is_none() || !command.skip_node_update {
         put_node(change, now, wanted)?;
@@ -46,7 +53,10 @@ fn check_command(
 ) -> Result<(), v1::Refusal> {
     let needs_address = known.is_none() || !command.skip_node_update;
     if wanted.name.is_empty() || (needs_address && wanted.address.is_empty()) {
-        return Err(invalid("catalog.node.missing", "Must provide node and address"));
+        return Err(invalid(
+            "catalog.node.missing",
+            "Must provide node and address",
+        ));
     }
     if needs_address {
         name_is_free(change, wanted)?;
@@ -54,7 +64,10 @@ fn check_command(
     let node = keys::fold(&wanted.name);
     let service = command.service.as_ref();
     if service.is_some_and(|service| service.name.is_empty()) {
-        return Err(invalid("catalog.service.unnamed", "Must provide service name with ID"));
+        return Err(invalid(
+            "catalog.service.unnamed",
+            "Must provide service name with ID",
+        ));
     }
     for check in &command.checks {
         check_is_complete(check)?;
@@ -72,7 +85,10 @@ fn check_command(
 
 fn check_is_complete(check: &v1::Check) -> Result<(), v1::Refusal> {
     if check_id(check).is_empty() {
-        return Err(invalid("catalog.check.unnamed", "Must provide check ID or name"));
+        return Err(invalid(
+            "catalog.check.unnamed",
+            "Must provide check ID or name",
+        ));
     }
     match check.status.as_str() {
         "" | "passing" | "warning" | "critical" => Ok(()),
@@ -98,11 +114,16 @@ fn name_is_free(change: &Change<'_>, wanted: &v1::Node) -> Result<(), v1::Refusa
         return Ok(());
     }
     let name = keys::name(&wanted.name);
-    let Some(holder) = change.state.nodes.get(&name) else { return Ok(()) };
+    let Some(holder) = change.state.nodes.get(&name) else {
+        return Ok(());
+    };
     if holder.id.eq_ignore_ascii_case(&wanted.id) {
         return Ok(());
     }
-    let renames = change.state.node_ids.contains_key(keys::fold(&wanted.id).as_ref());
+    let renames = change
+        .state
+        .node_ids
+        .contains_key(keys::fold(&wanted.id).as_ref());
     if holder.id.is_empty() && !renames {
         return Ok(());
     }
@@ -121,16 +142,27 @@ fn name_is_free(change: &Change<'_>, wanted: &v1::Node) -> Result<(), v1::Refusa
 
 /// Adds or updates a node. An id that is known under another name renames it: what was
 /// registered under the old name goes, as in Consul.
-pub(crate) fn put_node(change: &mut Change<'_>, now: UnixMillis, wanted: &v1::Node) -> Result<(), v1::Refusal> {
+pub(crate) fn put_node(
+    change: &mut Change<'_>,
+    now: UnixMillis,
+    wanted: &v1::Node,
+) -> Result<(), v1::Refusal> {
     if wanted.name.is_empty() || wanted.address.is_empty() {
-        return Err(invalid("catalog.node.missing", "Must provide node and address"));
+        return Err(invalid(
+            "catalog.node.missing",
+            "Must provide node and address",
+        ));
     }
     name_is_free(change, wanted)?;
     let key = keys::name(&wanted.name);
     let mut node = wanted.clone();
     let mut created = change.index;
     if let Some(old) = old_name(change, wanted).filter(|old| *old != key) {
-        created = change.state.nodes.get(&old).map_or(created, |before| before.create_index);
+        created = change
+            .state
+            .nodes
+            .get(&old)
+            .map_or(created, |before| before.create_index);
         deregister::remove_node(change, now, &old);
     }
     if let Some(before) = change.state.nodes.get(&key) {
@@ -152,28 +184,50 @@ fn old_name(change: &Change<'_>, wanted: &v1::Node) -> Option<Name> {
     if wanted.id.is_empty() {
         return None;
     }
-    change.state.node_ids.get(keys::fold(&wanted.id).as_ref()).cloned()
+    change
+        .state
+        .node_ids
+        .get(keys::fold(&wanted.id).as_ref())
+        .cloned()
 }
 
 fn service_id(service: &v1::Service) -> &str {
-    if service.id.is_empty() { &service.name } else { &service.id }
+    if service.id.is_empty() {
+        &service.name
+    } else {
+        &service.id
+    }
 }
 
 fn check_id(check: &v1::Check) -> &str {
-    if check.id.is_empty() { &check.name } else { &check.id }
+    if check.id.is_empty() {
+        &check.name
+    } else {
+        &check.id
+    }
 }
 
 /// Adds or updates an instance, and what its checks repeat of it.
-pub(crate) fn put_service(change: &mut Change<'_>, node: &Name, wanted: &v1::Service) -> Result<(), v1::Refusal> {
+pub(crate) fn put_service(
+    change: &mut Change<'_>,
+    node: &Name,
+    wanted: &v1::Service,
+) -> Result<(), v1::Refusal> {
     if !change.state.nodes.contains_key(node) {
         return Err(missing_node());
     }
     if wanted.name.is_empty() {
-        return Err(invalid("catalog.service.unnamed", "Must provide service name with ID"));
+        return Err(invalid(
+            "catalog.service.unnamed",
+            "Must provide service name with ID",
+        ));
     }
     let mut service = wanted.clone();
     service.id = service_id(wanted).to_owned();
-    service.weights.get_or_insert(v1::Weights { passing: 1, warning: 1 });
+    service.weights.get_or_insert(v1::Weights {
+        passing: 1,
+        warning: 1,
+    });
     let id = keys::name(&service.id);
     service.create_index = change.index;
     if let Some(before) = change.state.services.get(&PairRef(node, &id)) {
@@ -186,7 +240,9 @@ pub(crate) fn put_service(change: &mut Change<'_>, node: &Name, wanted: &v1::Ser
     let (name, tags) = (service.name.clone(), service.tags.clone());
     change.put_service(node, service);
     for check in change.instance_check_ids(node, &id) {
-        let Some(before) = change.state.checks.get(&PairRef(node, &check)) else { continue };
+        let Some(before) = change.state.checks.get(&PairRef(node, &check)) else {
+            continue;
+        };
         if before.service_name != name || before.service_tags != tags {
             let mut check = v1::Check::clone(before);
             (check.service_name, check.service_tags) = (name.clone(), tags.clone());
@@ -205,7 +261,12 @@ pub(crate) fn put_check(
     wanted: &v1::Check,
 ) -> Result<(), v1::Refusal> {
     check_is_complete(wanted)?;
-    let machine = change.state.nodes.get(node).cloned().ok_or_else(missing_node)?;
+    let machine = change
+        .state
+        .nodes
+        .get(node)
+        .cloned()
+        .ok_or_else(missing_node)?;
     let mut check = complete(change, &machine, node, wanted)?;
     let id = keys::name(&check.id);
     check.create_index = change.index;
@@ -239,7 +300,11 @@ fn complete(
     (check.service_name, check.service_tags) = (String::new(), Vec::new());
     if !check.service_id.is_empty() {
         let id = keys::fold(&check.service_id);
-        let service = change.state.services.get(&PairRef(node, &id)).ok_or_else(missing_service)?;
+        let service = change
+            .state
+            .services
+            .get(&PairRef(node, &id))
+            .ok_or_else(missing_service)?;
         (check.service_name, check.service_tags) = (service.name.clone(), service.tags.clone());
     }
     Ok(check)

@@ -37,7 +37,14 @@ pub(crate) struct Staging {
 impl Staging {
     pub(crate) fn new(id: &str, size_bytes: u64, sha256: &str) -> Self {
         let (id, sha256) = (id.to_owned(), sha256.to_owned());
-        Self { id, size_bytes, sha256, received: 0, chunks: Vector::new(), sum: 0 }
+        Self {
+            id,
+            size_bytes,
+            sha256,
+            received: 0,
+            chunks: Vector::new(),
+            sum: 0,
+        }
     }
 
     pub(crate) fn push(&mut self, data: &Bytes) {
@@ -57,7 +64,10 @@ impl Staging {
     }
 
     fn reader(&self) -> ChunkReader<'_> {
-        ChunkReader { chunks: self.chunks.iter(), rest: &[] }
+        ChunkReader {
+            chunks: self.chunks.iter(),
+            rest: &[],
+        }
     }
 }
 
@@ -90,17 +100,34 @@ pub(crate) fn begin(change: &mut Change<'_>, command: &v1::RestoreBegin) -> Verd
     if command.size_bytes > RESTORE_BYTES_MAX {
         return Err(invalid(
             "restore.too_large",
-            format!("snapshot of {} bytes is above the bound of {RESTORE_BYTES_MAX} bytes", command.size_bytes),
+            format!(
+                "snapshot of {} bytes is above the bound of {RESTORE_BYTES_MAX} bytes",
+                command.size_bytes
+            ),
         ));
     }
-    change.state.staging = Some(Staging::new(&command.restore_id, command.size_bytes, &command.sha256));
+    change.state.staging = Some(Staging::new(
+        &command.restore_id,
+        command.size_bytes,
+        &command.sha256,
+    ));
     Ok(unit())
 }
 
 fn staged<'a>(change: &'a mut Change<'_>, id: &str) -> Result<&'a mut Staging, v1::Refusal> {
-    change.state.staging.as_mut().filter(|staging| staging.id == id).ok_or_else(|| {
-        conflict("restore.unknown", format!("restore {id:?} is not under way: it was replaced, given up or never begun"))
-    })
+    change
+        .state
+        .staging
+        .as_mut()
+        .filter(|staging| staging.id == id)
+        .ok_or_else(|| {
+            conflict(
+                "restore.unknown",
+                format!(
+                    "restore {id:?} is not under way: it was replaced, given up or never begun"
+                ),
+            )
+        })
 }
 
 /// Adds the next bytes; bytes that are there already are accepted again.
@@ -123,7 +150,10 @@ pub(crate) fn chunk(change: &mut Change<'_>, command: &v1::RestoreChunk) -> Verd
     if command.offset != staging.received {
         return Err(conflict(
             "restore.chunk.offset",
-            format!("chunk at {} does not follow the {} bytes received", command.offset, staging.received),
+            format!(
+                "chunk at {} does not follow the {} bytes received",
+                command.offset, staging.received
+            ),
         ));
     }
     staging.push(&command.data);
@@ -138,12 +168,20 @@ pub(crate) fn abort(change: &mut Change<'_>, command: &v1::RestoreAbort) -> Verd
 }
 
 /// Verifies what was staged and puts it in the place of the whole state.
-pub(crate) fn commit(change: &mut Change<'_>, log_index: LogIndex, command: &v1::RestoreCommit) -> Verdict {
+pub(crate) fn commit(
+    change: &mut Change<'_>,
+    log_index: LogIndex,
+    command: &v1::RestoreCommit,
+) -> Verdict {
     let staging = staged(change, &command.restore_id)?.clone();
     change.state.staging = None;
     verify(&staging)?;
-    let restored = snapshot::read(&mut staging.reader())
-        .map_err(|cause| invalid("restore.damaged", format!("snapshot cannot be restored, state unchanged: {cause}")))?;
+    let restored = snapshot::read(&mut staging.reader()).map_err(|cause| {
+        invalid(
+            "restore.damaged",
+            format!("snapshot cannot be restored, state unchanged: {cause}"),
+        )
+    })?;
     install(change, log_index, restored.state().clone());
     Ok(applied(true))
 }
@@ -152,7 +190,10 @@ fn verify(staging: &Staging) -> Result<(), v1::Refusal> {
     if staging.received != staging.size_bytes {
         return Err(invalid(
             "restore.incomplete",
-            format!("{} of {} bytes were staged, state unchanged", staging.received, staging.size_bytes),
+            format!(
+                "{} of {} bytes were staged, state unchanged",
+                staging.received, staging.size_bytes
+            ),
         ));
     }
     let mut hasher = Sha256::new();
@@ -165,7 +206,10 @@ fn verify(staging: &Staging) -> Result<(), v1::Refusal> {
     }
     Err(invalid(
         "restore.checksum",
-        format!("SHA-256 of the staged bytes is {found}, announced was {}, state unchanged", staging.sha256),
+        format!(
+            "SHA-256 of the staged bytes is {found}, announced was {}, state unchanged",
+            staging.sha256
+        ),
     ))
 }
 
@@ -173,8 +217,18 @@ fn verify(staging: &Staging) -> Result<(), v1::Refusal> {
 /// their full TTL, and what belongs to this log (retry identities, server keys, versions) stays.
 fn install(change: &mut Change<'_>, log_index: LogIndex, mut restored: State) {
     let ours = &*change.state;
-    let index = ours.scalars.index.max(restored.scalars.index.saturating_add(1));
-    let all = TableIndexes { nodes: index, services: index, checks: index, kv: index, sessions: index, operator: index };
+    let index = ours
+        .scalars
+        .index
+        .max(restored.scalars.index.saturating_add(1));
+    let all = TableIndexes {
+        nodes: index,
+        services: index,
+        checks: index,
+        kv: index,
+        sessions: index,
+        operator: index,
+    };
     restored.scalars = Scalars {
         index,
         base: index.saturating_sub(log_index.get()),
@@ -193,7 +247,10 @@ fn install(change: &mut Change<'_>, log_index: LogIndex, mut restored: State) {
     restored.extinct_nodes.clear();
     restored.extinct_services.clear();
     restored.lock_delays.clear();
-    let (now, term) = (UnixMillis(restored.scalars.cluster_time), restored.scalars.leader_term);
+    let (now, term) = (
+        UnixMillis(restored.scalars.cluster_time),
+        restored.scalars.leader_term,
+    );
     *change.state = restored;
     change.index = index;
     change.touched.everything();

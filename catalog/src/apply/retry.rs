@@ -63,14 +63,23 @@ impl Sources {
                 Err(cause) => Lookup::Refused(internal("retry.answer.damaged", cause.to_string())),
             };
         }
-        let watermark = self.highest.get(&key.0).map_or(0, |highest| highest.saturating_sub(SEQUENCES_MAX - 1));
+        let watermark = self
+            .highest
+            .get(&key.0)
+            .map_or(0, |highest| highest.saturating_sub(SEQUENCES_MAX - 1));
         if sequence < watermark {
             return Lookup::Refused(conflict(
                 "retry.sequence.stale",
-                format!("sequence {sequence} of {:?} is below the retry window, which starts at {watermark}", &*key.0),
+                format!(
+                    "sequence {sequence} of {:?} is below the retry window, which starts at {watermark}",
+                    &*key.0
+                ),
             ));
         }
-        Lookup::New(Some(Retry { source: key.0, sequence }))
+        Lookup::New(Some(Retry {
+            source: key.0,
+            sequence,
+        }))
     }
 
     pub(crate) fn remember(&mut self, retry: &Retry, index: u64, outcome: &v1::Outcome) {
@@ -105,7 +114,11 @@ impl Sources {
     }
 
     fn slide(&mut self, source: &Name, sequence: u64) {
-        if self.highest.get(source).is_some_and(|highest| *highest >= sequence) {
+        if self
+            .highest
+            .get(source)
+            .is_some_and(|highest| *highest >= sequence)
+        {
             return;
         }
         self.highest.insert(source.clone(), sequence);
@@ -117,12 +130,21 @@ impl Sources {
     }
 
     fn sequences(&self, source: &Name, below: u64) -> Vec<(Name, u64)> {
-        self.answers.range((source.clone(), 0)..(source.clone(), below)).map(|(key, _)| key.clone()).collect()
+        self.answers
+            .range((source.clone(), 0)..(source.clone(), below))
+            .map(|(key, _)| key.clone())
+            .collect()
     }
 
     fn forget_oldest(&mut self) {
-        let Some((used, source)) = self.by_use.remove_min() else { return };
-        debug_assert_eq!(self.last_used.get(&source), Some(&used), "both sides of last_used agree");
+        let Some((used, source)) = self.by_use.remove_min() else {
+            return;
+        };
+        debug_assert_eq!(
+            self.last_used.get(&source),
+            Some(&used),
+            "both sides of last_used agree"
+        );
         for key in self.sequences(&source, u64::MAX) {
             self.answers.remove(&key);
         }
@@ -132,7 +154,9 @@ impl Sources {
     }
 
     pub(crate) fn sum(&self) -> u64 {
-        self.answers.sum() ^ self.highest.sum().rotate_left(21) ^ self.last_used.sum().rotate_left(42)
+        self.answers.sum()
+            ^ self.highest.sum().rotate_left(21)
+            ^ self.last_used.sum().rotate_left(42)
     }
 }
 
@@ -141,5 +165,8 @@ fn dropped(outcome: &v1::Outcome) -> v1::Outcome {
         "retry.answer.dropped",
         "this command was applied before; its answer was too large to be kept, read the state instead",
     );
-    v1::Outcome { index: outcome.index, result: Some(v1::outcome::Result::Refusal(refusal)) }
+    v1::Outcome {
+        index: outcome.index,
+        result: Some(v1::outcome::Result::Refusal(refusal)),
+    }
 }

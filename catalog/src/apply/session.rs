@@ -17,13 +17,22 @@ use crate::rows::Change;
 /// The longest lock-delay: 60 s.
 pub const LOCK_DELAY_MILLIS_MAX: u64 = 60_000;
 
-pub(crate) fn create(change: &mut Change<'_>, now: UnixMillis, command: &v1::SessionCreate) -> Verdict {
+pub(crate) fn create(
+    change: &mut Change<'_>,
+    now: UnixMillis,
+    command: &v1::SessionCreate,
+) -> Verdict {
     let Some(wanted) = &command.session else {
         return Err(invalid("session.missing", "Missing session"));
     };
     check_new(change, wanted)?;
     let node = keys::name(&wanted.node);
-    let machine = change.state.nodes.get(&node).cloned().ok_or_else(missing_node)?;
+    let machine = change
+        .state
+        .nodes
+        .get(&node)
+        .cloned()
+        .ok_or_else(missing_node)?;
     for check in wanted.node_checks.iter().chain(&wanted.service_checks) {
         check_is_alive(change, &node, check)?;
     }
@@ -45,34 +54,59 @@ fn check_new(change: &Change<'_>, wanted: &v1::Session) -> Result<(), v1::Refusa
         return Err(invalid("session.id.missing", "Must provide session ID"));
     }
     if !matches!(wanted.behavior.as_str(), "" | "release" | "delete") {
-        return Err(invalid("session.behavior", format!("Invalid Behavior setting '{}'", wanted.behavior)));
+        return Err(invalid(
+            "session.behavior",
+            format!("Invalid Behavior setting '{}'", wanted.behavior),
+        ));
     }
-    if change.state.sessions.contains_key(keys::fold(&wanted.id).as_ref()) {
-        return Err(conflict("session.id.exists", format!("Session id \"{}\" exists already", wanted.id)));
+    if change
+        .state
+        .sessions
+        .contains_key(keys::fold(&wanted.id).as_ref())
+    {
+        return Err(conflict(
+            "session.id.exists",
+            format!("Session id \"{}\" exists already", wanted.id),
+        ));
     }
     Ok(())
 }
 
 fn check_is_alive(change: &Change<'_>, node: &Name, check: &str) -> Result<(), v1::Refusal> {
     match change.state.checks.get(&PairRef(node, &keys::fold(check))) {
-        None => Err(internal("session.check.missing", format!("Missing check '{check}' registration"))),
-        Some(row) if row.status == "critical" => {
-            Err(internal("session.check.critical", format!("Check '{check}' is in critical state")))
-        }
+        None => Err(internal(
+            "session.check.missing",
+            format!("Missing check '{check}' registration"),
+        )),
+        Some(row) if row.status == "critical" => Err(internal(
+            "session.check.critical",
+            format!("Check '{check}' is in critical state"),
+        )),
         Some(_) => Ok(()),
     }
 }
 
 /// Ends a session; one that is gone already is fine.
-pub(crate) fn destroy(change: &mut Change<'_>, now: UnixMillis, command: &v1::SessionDestroy) -> Verdict {
+pub(crate) fn destroy(
+    change: &mut Change<'_>,
+    now: UnixMillis,
+    command: &v1::SessionDestroy,
+) -> Verdict {
     invalidate(change, now, &keys::name(&command.id));
     Ok(unit())
 }
 
 /// Starts the TTL anew. Not a visible change: indexes stay, nobody wakes.
-pub(crate) fn renew(change: &mut Change<'_>, now: UnixMillis, command: &v1::SessionRenew) -> Verdict {
+pub(crate) fn renew(
+    change: &mut Change<'_>,
+    now: UnixMillis,
+    command: &v1::SessionRenew,
+) -> Verdict {
     let Some(before) = change.state.sessions.get(keys::fold(&command.id).as_ref()) else {
-        return Err(not_found("session.unknown", format!("Session id \"{}\" not found", command.id)));
+        return Err(not_found(
+            "session.unknown",
+            format!("Session id \"{}\" not found", command.id),
+        ));
     };
     let session = renewed(before, now);
     change.put_session(session.clone(), false);
@@ -88,7 +122,11 @@ fn renewed(before: &v1::Session, now: UnixMillis) -> v1::Session {
 
 /// A leader's timer ran out. It holds only if nothing happened since it was set: same renewal
 /// epoch, no newer leader, and never before the TTL itself has passed.
-pub(crate) fn expire(change: &mut Change<'_>, now: UnixMillis, command: &v1::SessionExpire) -> Verdict {
+pub(crate) fn expire(
+    change: &mut Change<'_>,
+    now: UnixMillis,
+    command: &v1::SessionExpire,
+) -> Verdict {
     let key = keys::name(&command.id);
     let due = change.state.sessions.get(&key).is_some_and(|session| {
         session.ttl_millis > 0
@@ -105,7 +143,12 @@ pub(crate) fn expire(change: &mut Change<'_>, now: UnixMillis, command: &v1::Ses
 /// A new leader gives every session its full TTL again: no client is punished for an election.
 pub(crate) fn rearm(change: &mut Change<'_>, now: UnixMillis, term: u64) -> Verdict {
     change.state.scalars.leader_term = change.state.scalars.leader_term.max(term);
-    let armed: Vec<Name> = change.state.deadlines.iter().map(|(_, id)| id.clone()).collect();
+    let armed: Vec<Name> = change
+        .state
+        .deadlines
+        .iter()
+        .map(|(_, id)| id.clone())
+        .collect();
     for id in armed {
         if let Some(before) = change.state.sessions.get(&id) {
             let session = renewed(before, now);
@@ -117,7 +160,9 @@ pub(crate) fn rearm(change: &mut Change<'_>, now: UnixMillis, term: u64) -> Verd
 
 /// Ends a session by force: its keys are released or deleted, and guarded by the lock-delay.
 pub(crate) fn invalidate(change: &mut Change<'_>, now: UnixMillis, id: &Name) {
-    let Some(session) = change.state.sessions.get(id).cloned() else { return };
+    let Some(session) = change.state.sessions.get(id).cloned() else {
+        return;
+    };
     change.drop_session(id);
     let held: Vec<Bytes> = change
         .state
@@ -154,7 +199,12 @@ pub(crate) fn invalidate_by_node(change: &mut Change<'_>, now: UnixMillis, node:
 }
 
 /// Ends every session bound to a check that is critical or gone.
-pub(crate) fn invalidate_by_check(change: &mut Change<'_>, now: UnixMillis, node: &Name, check: &Name) {
+pub(crate) fn invalidate_by_check(
+    change: &mut Change<'_>,
+    now: UnixMillis,
+    node: &Name,
+    check: &Name,
+) {
     let ids: Vec<Name> = change
         .state
         .sessions_by_check

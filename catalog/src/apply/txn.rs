@@ -23,12 +23,19 @@ pub(crate) fn transact(change: &mut Change<'_>, now: UnixMillis, command: &v1::T
     if command.ops.len() > TXN_OPS_MAX {
         return Err(invalid(
             "txn.too_many",
-            format!("Transaction contains too many operations ({} > {TXN_OPS_MAX})", command.ops.len()),
+            format!(
+                "Transaction contains too many operations ({} > {TXN_OPS_MAX})",
+                command.ops.len()
+            ),
         ));
     }
     let before = change.state.clone();
     let mut touched = Touched::default();
-    let mut inner = Change { state: &mut *change.state, touched: &mut touched, index: change.index };
+    let mut inner = Change {
+        state: &mut *change.state,
+        touched: &mut touched,
+        index: change.index,
+    };
     let outcome = run(&command.ops, |op| step(&mut inner, now, op));
     if outcome.errors.is_empty() {
         change.touched.absorb(touched);
@@ -42,7 +49,10 @@ pub(crate) fn transact(change: &mut Change<'_>, now: UnixMillis, command: &v1::T
 pub(crate) fn run(ops: &[v1::TxnOp], mut step: impl FnMut(&Op) -> Step) -> v1::TxnOutcome {
     let mut outcome = v1::TxnOutcome::default();
     for (op_index, op) in (0_u32..).zip(ops) {
-        let done = op.op.as_ref().map_or_else(|| Err("operation is empty".to_owned()), &mut step);
+        let done = op
+            .op
+            .as_ref()
+            .map_or_else(|| Err("operation is empty".to_owned()), &mut step);
         match done {
             Ok(results) => outcome.results.extend(results),
             Err(what) => outcome.errors.push(v1::TxnError { op_index, what }),
@@ -81,12 +91,18 @@ fn write_key(change: &mut Change<'_>, now: UnixMillis, op: &v1::KvCommand) -> St
         }
         KvVerb::Lock => match kv::lock(change, now, entry).map_err(|refusal| refusal.message)? {
             kv::Lock::Acquired => {}
-            kv::Lock::Held => return Err(format!("failed to lock key {key:?}, lock is already held")),
-            kv::Lock::Delayed => return Err(format!("failed to lock key {key:?} due to lock delay")),
+            kv::Lock::Held => {
+                return Err(format!("failed to lock key {key:?}, lock is already held"));
+            }
+            kv::Lock::Delayed => {
+                return Err(format!("failed to lock key {key:?} due to lock delay"));
+            }
         },
         KvVerb::Unlock => {
             if !kv::unlock(change, entry).map_err(|refusal| refusal.message)? {
-                return Err(format!("failed to unlock key {key:?}, lock isn't held, or is held by another session"));
+                return Err(format!(
+                    "failed to unlock key {key:?}, lock isn't held, or is held by another session"
+                ));
             }
         }
         KvVerb::Delete => kv::delete(change, &entry.key),
@@ -98,9 +114,15 @@ fn write_key(change: &mut Change<'_>, now: UnixMillis, op: &v1::KvCommand) -> St
         }
         other => return Err(format!("unknown KV verb {:?}", other.as_str_name())),
     }
-    let wrote = matches!(op.verb(), KvVerb::Set | KvVerb::Cas | KvVerb::Lock | KvVerb::Unlock);
+    let wrote = matches!(
+        op.verb(),
+        KvVerb::Set | KvVerb::Cas | KvVerb::Lock | KvVerb::Unlock
+    );
     let row = change.state.kv.get(&entry.key[..]).filter(|_| wrote);
-    Ok(row.map(|row| reads::key_result(row, false)).into_iter().collect())
+    Ok(row
+        .map(|row| reads::key_result(row, false))
+        .into_iter()
+        .collect())
 }
 
 fn write_node(change: &mut Change<'_>, now: UnixMillis, op: &v1::NodeOp) -> Step {
@@ -109,10 +131,16 @@ fn write_node(change: &mut Change<'_>, now: UnixMillis, op: &v1::NodeOp) -> Step
     let current = row.as_ref().map_or(0, |row| row.modify_index);
     match op.verb() {
         CatalogVerb::Cas if current != wanted.modify_index => {
-            return Err(format!("failed to set node {:?}, index is stale", wanted.name));
+            return Err(format!(
+                "failed to set node {:?}, index is stale",
+                wanted.name
+            ));
         }
         CatalogVerb::DeleteCas if current != wanted.modify_index => {
-            return Err(format!("failed to delete node {:?}, index is stale", wanted.name));
+            return Err(format!(
+                "failed to delete node {:?}, index is stale",
+                wanted.name
+            ));
         }
         CatalogVerb::Set | CatalogVerb::Cas => {
             register::put_node(change, now, wanted).map_err(|refusal| refusal.message)?;
@@ -132,21 +160,29 @@ fn write_node(change: &mut Change<'_>, now: UnixMillis, op: &v1::NodeOp) -> Step
 fn write_service(change: &mut Change<'_>, now: UnixMillis, op: &v1::ServiceOp) -> Step {
     let wanted = op.service.as_ref().ok_or("Missing service")?;
     let node = keys::name(&op.node);
-    let current = reads::find_service(change.state, &op.node, wanted).map_or(0, |row| row.modify_index);
+    let current =
+        reads::find_service(change.state, &op.node, wanted).map_or(0, |row| row.modify_index);
     match op.verb() {
-        CatalogVerb::Cas if current != wanted.modify_index => {
-            Err(format!("failed to set service {:?} on node {:?}, index is stale", wanted.id, op.node))
-        }
-        CatalogVerb::DeleteCas if current != wanted.modify_index => {
-            Err(format!("failed to delete service {:?} on node {:?}, index is stale", wanted.id, op.node))
-        }
+        CatalogVerb::Cas if current != wanted.modify_index => Err(format!(
+            "failed to set service {:?} on node {:?}, index is stale",
+            wanted.id, op.node
+        )),
+        CatalogVerb::DeleteCas if current != wanted.modify_index => Err(format!(
+            "failed to delete service {:?} on node {:?}, index is stale",
+            wanted.id, op.node
+        )),
         CatalogVerb::Set | CatalogVerb::Cas => {
             register::put_service(change, &node, wanted).map_err(|refusal| refusal.message)?;
             let row = reads::find_service(change.state, &op.node, wanted);
-            Ok(row.map(|row| reads::service_result(&op.node, row)).into_iter().collect())
+            Ok(row
+                .map(|row| reads::service_result(&op.node, row))
+                .into_iter()
+                .collect())
         }
         CatalogVerb::Delete | CatalogVerb::DeleteCas => {
-            if let Some(id) = reads::find_service(change.state, &op.node, wanted).map(|row| keys::name(&row.id)) {
+            if let Some(id) =
+                reads::find_service(change.state, &op.node, wanted).map(|row| keys::name(&row.id))
+            {
                 deregister::remove_service(change, now, &node, &id);
             }
             Ok(Vec::new())
@@ -160,19 +196,25 @@ fn write_check(change: &mut Change<'_>, now: UnixMillis, op: &v1::CheckOp) -> St
     let node = keys::name(&wanted.node);
     let current = reads::find_check(change.state, wanted).map_or(0, |row| row.modify_index);
     match op.verb() {
-        CatalogVerb::Cas if current != wanted.modify_index => {
-            Err(format!("failed to set check {:?} on node {:?}, index is stale", wanted.id, wanted.node))
-        }
-        CatalogVerb::DeleteCas if current != wanted.modify_index => {
-            Err(format!("failed to delete check {:?} on node {:?}, index is stale", wanted.id, wanted.node))
-        }
+        CatalogVerb::Cas if current != wanted.modify_index => Err(format!(
+            "failed to set check {:?} on node {:?}, index is stale",
+            wanted.id, wanted.node
+        )),
+        CatalogVerb::DeleteCas if current != wanted.modify_index => Err(format!(
+            "failed to delete check {:?} on node {:?}, index is stale",
+            wanted.id, wanted.node
+        )),
         CatalogVerb::Set | CatalogVerb::Cas => {
             register::put_check(change, now, &node, wanted).map_err(|refusal| refusal.message)?;
             let row = reads::find_check(change.state, wanted);
-            Ok(row.map(|row| reads::check_result(row)).into_iter().collect())
+            Ok(row
+                .map(|row| reads::check_result(row))
+                .into_iter()
+                .collect())
         }
         CatalogVerb::Delete | CatalogVerb::DeleteCas => {
-            if let Some(id) = reads::find_check(change.state, wanted).map(|row| keys::name(&row.id)) {
+            if let Some(id) = reads::find_check(change.state, wanted).map(|row| keys::name(&row.id))
+            {
                 deregister::remove_check(change, now, &node, &id);
             }
             Ok(Vec::new())
@@ -184,7 +226,10 @@ fn write_check(change: &mut Change<'_>, now: UnixMillis, op: &v1::CheckOp) -> St
 fn write_session(change: &mut Change<'_>, now: UnixMillis, op: &v1::SessionOp) -> Step {
     let wanted = op.session.as_ref().ok_or("Missing session")?;
     if op.verb() != CatalogVerb::Delete {
-        return Err(format!("unknown Session verb {:?}", op.verb().as_str_name()));
+        return Err(format!(
+            "unknown Session verb {:?}",
+            op.verb().as_str_name()
+        ));
     }
     session::invalidate(change, now, &keys::name(&wanted.id));
     Ok(Vec::new())
@@ -196,5 +241,8 @@ pub(crate) fn shown(entry: &KvEntry) -> String {
 }
 
 pub(crate) const fn result(result: txn_result::Result, with_value: bool) -> v1::TxnResult {
-    v1::TxnResult { result: Some(result), with_value }
+    v1::TxnResult {
+        result: Some(result),
+        with_value,
+    }
 }

@@ -15,7 +15,10 @@ type Test<'t> = &'t mut dyn FnMut(Value<'_>) -> bool;
 fn in_map(map: &BTreeMap<String, String>, rest: &[&str], test: Test<'_>) -> bool {
     match rest {
         [] => test(Value::Map(map)),
-        [key] => test(map.get(*key).map_or(Value::Missing, |value| Value::Text(value))),
+        [key] => test(
+            map.get(*key)
+                .map_or(Value::Missing, |value| Value::Text(value)),
+        ),
         _ => false,
     }
 }
@@ -30,7 +33,9 @@ const fn map_kind(rest: &[&str]) -> Option<Kind> {
 
 fn in_addresses(map: &BTreeMap<String, ServiceAddress>, rest: &[&str], test: Test<'_>) -> bool {
     match rest {
-        [] => test(Value::Names(&map.keys().map(String::as_str).collect::<Vec<_>>())),
+        [] => test(Value::Names(
+            &map.keys().map(String::as_str).collect::<Vec<_>>(),
+        )),
         [name, field] => test(match (map.get(*name), *field) {
             (Some(address), "Address") => Value::Text(&address.address),
             (Some(address), _) => Value::Number(i64::from(address.port)),
@@ -58,10 +63,16 @@ fn in_json(json: &str, rest: &[&str], test: Test<'_>) -> bool {
 fn walk_json(value: &serde_json::Value, rest: &[&str], test: Test<'_>) -> bool {
     use serde_json::Value as Json;
     match (value, rest) {
-        (Json::Array(items), []) => test(Value::Names(&items.iter().filter_map(Json::as_str).collect::<Vec<_>>())),
+        (Json::Array(items), []) => test(Value::Names(
+            &items.iter().filter_map(Json::as_str).collect::<Vec<_>>(),
+        )),
         (Json::Array(items), rest) => items.iter().any(|item| walk_json(item, rest, test)),
-        (Json::Object(map), [key, rest @ ..]) => walk_json(map.get(*key).unwrap_or(&Json::Null), rest, test),
-        (Json::Object(map), []) => test(Value::Names(&map.keys().map(String::as_str).collect::<Vec<_>>())),
+        (Json::Object(map), [key, rest @ ..]) => {
+            walk_json(map.get(*key).unwrap_or(&Json::Null), rest, test)
+        }
+        (Json::Object(map), []) => test(Value::Names(
+            &map.keys().map(String::as_str).collect::<Vec<_>>(),
+        )),
         (Json::String(text), []) => test(Value::Text(text)),
         (Json::Bool(boolean), []) => test(Value::Bool(*boolean)),
         (Json::Number(number), []) => test(number.as_i64().map_or(Value::Missing, Value::Number)),
@@ -76,11 +87,13 @@ fn proxy_kind(rest: &[&str]) -> Option<Kind> {
         | ["TransparentProxy", "OutboundListenerPort"]
         | ["Upstreams", "LocalBindPort"] => Kind::Number,
         ["TransparentProxy", "DialedDirectly"] | ["Expose", "Checks"] => Kind::Bool,
-        ["Mode"
-        | "DestinationServiceName"
-        | "DestinationServiceID"
-        | "LocalServiceAddress"
-        | "LocalServiceSocketPath"]
+        [
+            "Mode"
+            | "DestinationServiceName"
+            | "DestinationServiceID"
+            | "LocalServiceAddress"
+            | "LocalServiceSocketPath",
+        ]
         | ["MeshGateway", "Mode"]
         | ["Upstreams", "MeshGateway", "Mode"]
         | [
@@ -133,7 +146,12 @@ impl Selectable for Service {
     }
 
     fn any(&self, selector: &[&str], test: Test<'_>) -> bool {
-        let weights = || self.weights.unwrap_or(weft_proto::v1::Weights { passing: 1, warning: 1 });
+        let weights = || {
+            self.weights.unwrap_or(weft_proto::v1::Weights {
+                passing: 1,
+                warning: 1,
+            })
+        };
         match selector {
             ["ID"] => test(Value::Text(&self.id)),
             ["Service"] => test(Value::Text(&self.name)),
@@ -146,7 +164,11 @@ impl Selectable for Service {
             ["EnableTagOverride"] => test(Value::Bool(self.enable_tag_override)),
             // Absent means false, as Consul's own zero value does.
             ["Connect", "Native"] => in_json(&self.connect_json, &["Native"], &mut |value| {
-                test(if value == Value::Missing { Value::Bool(false) } else { value })
+                test(if value == Value::Missing {
+                    Value::Bool(false)
+                } else {
+                    value
+                })
             }),
             ["Tags"] => test(Value::Texts(&self.tags)),
             ["Meta", rest @ ..] => in_map(&self.meta, rest, test),
@@ -162,7 +184,9 @@ fn unflat(first: &str) -> Option<&str> {
     match first {
         "ServiceName" => Some("Service"),
         "ServiceID" => Some("ID"),
-        other => other.strip_prefix("Service").filter(|rest| !matches!(*rest, "" | "Service")),
+        other => other
+            .strip_prefix("Service")
+            .filter(|rest| !matches!(*rest, "" | "Service")),
     }
 }
 
@@ -205,7 +229,13 @@ impl Selectable for InstanceHealth<'_> {
         match selector {
             ["Node", rest @ ..] => self.node.any(rest, test),
             ["Service", rest @ ..] => self.service.any(rest, test),
-            ["Checks"] => test(Value::Names(&self.checks.iter().map(|check| check.id.as_str()).collect::<Vec<_>>())),
+            ["Checks"] => test(Value::Names(
+                &self
+                    .checks
+                    .iter()
+                    .map(|check| check.id.as_str())
+                    .collect::<Vec<_>>(),
+            )),
             ["Checks", rest @ ..] => self.checks.iter().any(|check| check.any(rest, test)),
             _ => false,
         }
@@ -215,12 +245,17 @@ impl Selectable for InstanceHealth<'_> {
 impl Selectable for Check {
     fn kind(selector: &[&str]) -> Option<Kind> {
         match selector {
-            ["Node" | "CheckID" | "Name" | "Status" | "Notes" | "Output" | "ServiceID" | "ServiceName" | "Type"
-            | "Interval" | "Timeout"] => Some(Kind::Text),
+            [
+                "Node" | "CheckID" | "Name" | "Status" | "Notes" | "Output" | "ServiceID"
+                | "ServiceName" | "Type" | "Interval" | "Timeout",
+            ] => Some(Kind::Text),
             ["ExposedPort"] => Some(Kind::Number),
             ["ServiceTags"] => Some(Kind::List),
             ["Definition", "TLSSkipVerify" | "GRPCUseTLS"] => Some(Kind::Bool),
-            ["Definition", "HTTP" | "Method" | "Body" | "TCP" | "UDP" | "GRPC" | "TLSServerName"] => Some(Kind::Text),
+            [
+                "Definition",
+                "HTTP" | "Method" | "Body" | "TCP" | "UDP" | "GRPC" | "TLSServerName",
+            ] => Some(Kind::Text),
             _ => None,
         }
     }

@@ -22,8 +22,17 @@ pub(super) struct Spanned {
     pub(super) offset: usize,
 }
 
-pub(super) fn syntax(offset: usize, expected: &'static str, found: impl Into<String>) -> FilterError {
-    FilterError::Syntax { column: offset + 1, offset, expected, found: found.into() }
+pub(super) fn syntax(
+    offset: usize,
+    expected: &'static str,
+    found: impl Into<String>,
+) -> FilterError {
+    FilterError::Syntax {
+        column: offset + 1,
+        offset,
+        expected,
+        found: found.into(),
+    }
 }
 
 const SIGNS: [&str; 7] = ["==", "!=", "(", ")", "[", "]", "."];
@@ -37,21 +46,29 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Spanned>, FilterError> {
             offset += first.len_utf8();
             continue;
         }
-        let (token, length) = if let Some(sign) = SIGNS.into_iter().find(|sign| rest.starts_with(sign)) {
-            (Token::Sign(sign), sign.len())
-        } else if first == '"' || first == '`' {
-            quoted(rest, first, offset)?
-        } else {
-            let length = rest.find(|c: char| !is_word(c)).unwrap_or(rest.len());
-            if length == 0 {
-                return Err(syntax(offset, "a name, a value or an operator", format!("{first:?}")));
-            }
-            (Token::Word(rest[..length].to_owned()), length)
-        };
+        let (token, length) =
+            if let Some(sign) = SIGNS.into_iter().find(|sign| rest.starts_with(sign)) {
+                (Token::Sign(sign), sign.len())
+            } else if first == '"' || first == '`' {
+                quoted(rest, first, offset)?
+            } else {
+                let length = rest.find(|c: char| !is_word(c)).unwrap_or(rest.len());
+                if length == 0 {
+                    return Err(syntax(
+                        offset,
+                        "a name, a value or an operator",
+                        format!("{first:?}"),
+                    ));
+                }
+                (Token::Word(rest[..length].to_owned()), length)
+            };
         tokens.push(Spanned { token, offset });
         offset += length;
     }
-    tokens.push(Spanned { token: Token::End, offset });
+    tokens.push(Spanned {
+        token: Token::End,
+        offset,
+    });
     Ok(tokens)
 }
 

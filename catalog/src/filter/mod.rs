@@ -166,14 +166,20 @@ struct Literal {
 /// Errors: [`FilterError`], with the position for what breaks the grammar.
 pub fn parse(expression: &str) -> Result<Filter, FilterError> {
     if expression.len() > FILTER_BYTES_MAX {
-        return Err(FilterError::TooLong { found: expression.len() });
+        return Err(FilterError::TooLong {
+            found: expression.len(),
+        });
     }
     parser::parse(lexer::tokens(expression)?).map(Filter)
 }
 
 fn pattern(text: &str) -> Result<Regex, FilterError> {
-    let built = regex::RegexBuilder::new(text).size_limit(PATTERN_BYTES_MAX).build();
-    built.map_err(|_| FilterError::Pattern { pattern: text.to_owned() })
+    let built = regex::RegexBuilder::new(text)
+        .size_limit(PATTERN_BYTES_MAX)
+        .build();
+    built.map_err(|_| FilterError::Pattern {
+        pattern: text.to_owned(),
+    })
 }
 
 impl Filter {
@@ -195,7 +201,9 @@ impl Filter {
 impl Expression {
     fn check(&self, kind: &dyn Fn(&[&str]) -> Option<Kind>) -> Result<(), FilterError> {
         match self {
-            Self::Or(parts) | Self::And(parts) => parts.iter().try_for_each(|part| part.check(kind)),
+            Self::Or(parts) | Self::And(parts) => {
+                parts.iter().try_for_each(|part| part.check(kind))
+            }
             Self::Not(part) => part.check(kind),
             Self::Match(part) => part.check(kind),
         }
@@ -215,22 +223,35 @@ impl Match {
     fn check(&self, kind: &dyn Fn(&[&str]) -> Option<Kind>) -> Result<(), FilterError> {
         let parts: Vec<&str> = self.selector.iter().map(String::as_str).collect();
         let selector = || self.selector.join(".");
-        let kind = kind(&parts).ok_or_else(|| FilterError::Selector { selector: selector() })?;
+        let kind = kind(&parts).ok_or_else(|| FilterError::Selector {
+            selector: selector(),
+        })?;
         let allowed = match &self.operator {
             Operator::Equal(_) => matches!(kind, Kind::Text | Kind::Number | Kind::Bool),
-            Operator::In(_) | Operator::Empty => matches!(kind, Kind::Text | Kind::List | Kind::Map),
+            Operator::In(_) | Operator::Empty => {
+                matches!(kind, Kind::Text | Kind::List | Kind::Map)
+            }
             Operator::Matches(_) => kind == Kind::Text,
         };
         if !allowed {
-            return Err(FilterError::Operator { selector: selector(), operator: self.operator_text() });
+            return Err(FilterError::Operator {
+                selector: selector(),
+                operator: self.operator_text(),
+            });
         }
-        let Operator::Equal(literal) = &self.operator else { return Ok(()) };
+        let Operator::Equal(literal) = &self.operator else {
+            return Ok(());
+        };
         let wanted = match kind {
             Kind::Number if literal.number.is_none() => "a number",
             Kind::Bool if literal.boolean.is_none() => "a boolean",
             _ => return Ok(()),
         };
-        Err(FilterError::Value { selector: selector(), value: literal.text.clone(), wanted })
+        Err(FilterError::Value {
+            selector: selector(),
+            value: literal.text.clone(),
+            wanted,
+        })
     }
 
     const fn operator_text(&self) -> &'static str {
@@ -253,7 +274,9 @@ impl Match {
         for (part, text) in parts.iter_mut().zip(&self.selector) {
             *part = text;
         }
-        record.any(&parts[..count], &mut |value| self.operator.holds(value) != self.negated)
+        record.any(&parts[..count], &mut |value| {
+            self.operator.holds(value) != self.negated
+        })
     }
 }
 

@@ -13,7 +13,11 @@ struct Parser {
 }
 
 pub(super) fn parse(tokens: Vec<Spanned>) -> Result<Expression, FilterError> {
-    let mut parser = Parser { tokens, at: 0, depth: 0 };
+    let mut parser = Parser {
+        tokens,
+        at: 0,
+        depth: 0,
+    };
     let expression = parser.or()?;
     match parser.peek() {
         Token::End => Ok(expression),
@@ -23,7 +27,9 @@ pub(super) fn parse(tokens: Vec<Spanned>) -> Result<Expression, FilterError> {
 
 impl Parser {
     fn peek(&self) -> &Token {
-        self.tokens.get(self.at).map_or(&Token::End, |spanned| &spanned.token)
+        self.tokens
+            .get(self.at)
+            .map_or(&Token::End, |spanned| &spanned.token)
     }
 
     fn offset(&self) -> usize {
@@ -62,7 +68,11 @@ impl Parser {
         while self.word("or") {
             parts.push(self.and()?);
         }
-        Ok(if parts.len() == 1 { parts.remove(0) } else { Expression::Or(parts) })
+        Ok(if parts.len() == 1 {
+            parts.remove(0)
+        } else {
+            Expression::Or(parts)
+        })
     }
 
     fn and(&mut self) -> Result<Expression, FilterError> {
@@ -70,7 +80,11 @@ impl Parser {
         while self.word("and") {
             parts.push(self.not()?);
         }
-        Ok(if parts.len() == 1 { parts.remove(0) } else { Expression::And(parts) })
+        Ok(if parts.len() == 1 {
+            parts.remove(0)
+        } else {
+            Expression::And(parts)
+        })
     }
 
     fn not(&mut self) -> Result<Expression, FilterError> {
@@ -86,7 +100,11 @@ impl Parser {
         }
         self.deeper(|parser| {
             let inner = parser.or()?;
-            if parser.sign(")") { Ok(inner) } else { Err(parser.wrong("\")\"")) }
+            if parser.sign(")") {
+                Ok(inner)
+            } else {
+                Err(parser.wrong("\")\""))
+            }
         })
     }
 
@@ -96,7 +114,10 @@ impl Parser {
     ) -> Result<Expression, FilterError> {
         if self.depth == FILTER_DEPTH_MAX {
             let offset = self.offset();
-            return Err(FilterError::TooDeep { column: offset + 1, offset });
+            return Err(FilterError::TooDeep {
+                column: offset + 1,
+                offset,
+            });
         }
         self.depth += 1;
         let expression = inner(self)?;
@@ -110,12 +131,20 @@ impl Parser {
         let negated = self.word("not");
         if self.word("in") {
             let selector = self.selector()?;
-            return Ok(Match { selector, operator: Operator::In(value), negated });
+            return Ok(Match {
+                selector,
+                operator: Operator::In(value),
+                negated,
+            });
         }
         self.at = start;
         let selector = self.selector()?;
         let (operator, negated) = self.operator()?;
-        Ok(Match { selector, operator, negated })
+        Ok(Match {
+            selector,
+            operator,
+            negated,
+        })
     }
 
     fn operator(&mut self) -> Result<(Operator, bool), FilterError> {
@@ -127,7 +156,11 @@ impl Parser {
         }
         if self.word("is") {
             let negated = self.word("not");
-            return if self.word("empty") { Ok((Operator::Empty, negated)) } else { Err(self.wrong("\"empty\"")) };
+            return if self.word("empty") {
+                Ok((Operator::Empty, negated))
+            } else {
+                Err(self.wrong("\"empty\""))
+            };
         }
         let negated = self.word("not");
         if self.word("contains") {
@@ -198,7 +231,10 @@ impl Parser {
 }
 
 fn pointer(text: &str) -> Vec<String> {
-    text[1..].split('/').map(|part| part.replace("~1", "/").replace("~0", "~")).collect()
+    text[1..]
+        .split('/')
+        .map(|part| part.replace("~1", "/").replace("~0", "~"))
+        .collect()
 }
 
 fn literal(text: String) -> Literal {
@@ -208,5 +244,9 @@ fn literal(text: String) -> Literal {
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
         _ => None,
     };
-    Literal { text, number, boolean }
+    Literal {
+        text,
+        number,
+        boolean,
+    }
 }

@@ -6,12 +6,24 @@ use super::{FILTER_DEPTH_MAX, FilterError, Selectable, parse};
 use crate::read::{Instance, InstanceHealth};
 
 fn node() -> Arc<Node> {
-    let meta = [("rack".to_owned(), "r2".to_owned()), ("consul-version".to_owned(), "1.22.0".to_owned())];
-    Arc::new(Node { id: "id-7".into(), name: "vm-7".into(), address: "10.0.0.7".into(), meta: meta.into(), ..Node::default() })
+    let meta = [
+        ("rack".to_owned(), "r2".to_owned()),
+        ("consul-version".to_owned(), "1.22.0".to_owned()),
+    ];
+    Arc::new(Node {
+        id: "id-7".into(),
+        name: "vm-7".into(),
+        address: "10.0.0.7".into(),
+        meta: meta.into(),
+        ..Node::default()
+    })
 }
 
 fn service() -> Arc<Service> {
-    let wan = ServiceAddress { address: "1.2.3.4".into(), port: 99 };
+    let wan = ServiceAddress {
+        address: "1.2.3.4".into(),
+        port: 99,
+    };
     Arc::new(Service {
         id: "web-1".into(),
         name: "web".into(),
@@ -25,13 +37,20 @@ fn service() -> Arc<Service> {
 }
 
 fn check_of(id: &str, status: &str) -> Arc<Check> {
-    Arc::new(Check { node: "vm-7".into(), id: id.into(), status: status.into(), ..Check::default() })
+    Arc::new(Check {
+        node: "vm-7".into(),
+        id: id.into(),
+        status: status.into(),
+        ..Check::default()
+    })
 }
 
 #[track_caller]
 fn check<T: Selectable>(record: &T, expression: &str, expected: bool) {
     let filter = parse(expression).unwrap_or_else(|error| panic!("{expression}: {error}"));
-    filter.check::<T>().unwrap_or_else(|error| panic!("{expression}: {error}"));
+    filter
+        .check::<T>()
+        .unwrap_or_else(|error| panic!("{expression}: {error}"));
     assert_eq!(filter.matches(record), expected, "{expression}");
 }
 
@@ -90,32 +109,98 @@ fn services_match_as_written() {
 fn each_form_has_its_own_selectors() {
     let (node, service) = (node(), service());
     let checks = [check_of("a", "passing"), check_of("b", "critical")];
-    check(&*node, "Node == vm-7 and Meta.rack == r2 and Meta[\"consul-version\"] == 1.22.0", true);
-    let flat = Instance { node: &node, service: &service };
-    check(&flat, "ServiceName == web and ServicePort == 8080 and NodeMeta.rack == r2 and Node == vm-7", true);
-    check(&flat, "ServiceTags contains v2 and ServiceMeta.version == 2 and Address == 10.0.0.7", true);
-    let health = InstanceHealth { node: &node, service: &service, checks: checks.iter().collect() };
-    check(&health, "Node.Node == vm-7 and Service.Tags contains v2 and Checks.Status == critical", true);
-    check(&health, "Checks.Status == warning or Checks is empty", false);
-    check(&*checks[1], "Status == critical and CheckID == b and ExposedPort == 0", true);
+    check(
+        &*node,
+        "Node == vm-7 and Meta.rack == r2 and Meta[\"consul-version\"] == 1.22.0",
+        true,
+    );
+    let flat = Instance {
+        node: &node,
+        service: &service,
+    };
+    check(
+        &flat,
+        "ServiceName == web and ServicePort == 8080 and NodeMeta.rack == r2 and Node == vm-7",
+        true,
+    );
+    check(
+        &flat,
+        "ServiceTags contains v2 and ServiceMeta.version == 2 and Address == 10.0.0.7",
+        true,
+    );
+    let health = InstanceHealth {
+        node: &node,
+        service: &service,
+        checks: checks.iter().collect(),
+    };
+    check(
+        &health,
+        "Node.Node == vm-7 and Service.Tags contains v2 and Checks.Status == critical",
+        true,
+    );
+    check(
+        &health,
+        "Checks.Status == warning or Checks is empty",
+        false,
+    );
+    check(
+        &*checks[1],
+        "Status == critical and CheckID == b and ExposedPort == 0",
+        true,
+    );
 }
 
 #[test]
 fn what_is_wrong_is_said() {
-    let error = |expression: &str| parse(expression).and_then(|filter| filter.check::<Service>()).unwrap_err().to_string();
+    let error = |expression: &str| {
+        parse(expression)
+            .and_then(|filter| filter.check::<Service>())
+            .unwrap_err()
+            .to_string()
+    };
     let cases = [
         ("Nope == 1", "Selector \"Nope\" is not valid"),
         ("Meta.a.b == 1", "Selector \"Meta.a.b\" is not valid"),
-        ("Port == http", "Failed to convert value \"http\" for selector \"Port\" to a number"),
-        ("Tags == v2", "Invalid match operator \"==\" for selector \"Tags\""),
-        ("Port is empty", "Invalid match operator \"is empty\" for selector \"Port\""),
-        ("Service ==", "1:11 (10): expected a name or a value, found the end"),
-        ("Service", "1:8 (7): expected one of ==, !=, in, contains, matches, is, found the end"),
-        ("Service == \"web", "1:12 (11): expected a closing quote, found the end"),
-        ("(Service == web", "1:16 (15): expected \")\", found the end"),
-        ("Service == web web", "1:16 (15): expected \"and\", \"or\" or the end, found \"web\""),
-        ("Service == $", "1:12 (11): expected a name, a value or an operator, found '$'"),
-        ("ID matches \"(\"", "Failed to compile regular expression \"(\""),
+        (
+            "Port == http",
+            "Failed to convert value \"http\" for selector \"Port\" to a number",
+        ),
+        (
+            "Tags == v2",
+            "Invalid match operator \"==\" for selector \"Tags\"",
+        ),
+        (
+            "Port is empty",
+            "Invalid match operator \"is empty\" for selector \"Port\"",
+        ),
+        (
+            "Service ==",
+            "1:11 (10): expected a name or a value, found the end",
+        ),
+        (
+            "Service",
+            "1:8 (7): expected one of ==, !=, in, contains, matches, is, found the end",
+        ),
+        (
+            "Service == \"web",
+            "1:12 (11): expected a closing quote, found the end",
+        ),
+        (
+            "(Service == web",
+            "1:16 (15): expected \")\", found the end",
+        ),
+        (
+            "Service == web web",
+            "1:16 (15): expected \"and\", \"or\" or the end, found \"web\"",
+        ),
+        (
+            "Service == $",
+            "1:12 (11): expected a name, a value or an operator, found '$'",
+        ),
+        (
+            "ID matches \"(\"",
+            "Failed to compile regular expression \"(\"",
+        ),
         ("", "1:1 (0): expected a name or a value, found the end"),
     ];
     for (expression, expected) in cases {
@@ -127,7 +212,16 @@ fn what_is_wrong_is_said() {
 fn limits_hold() {
     let nested = |depth: usize| format!("{}Service == web{}", "(".repeat(depth), ")".repeat(depth));
     check(&*service(), &nested(FILTER_DEPTH_MAX), true);
-    assert!(matches!(parse(&nested(FILTER_DEPTH_MAX + 1)), Err(FilterError::TooDeep { .. })));
-    assert!(matches!(parse(&"not ".repeat(1000)), Err(FilterError::TooDeep { .. })));
-    assert_eq!(parse(&"x".repeat(4097)).unwrap_err(), FilterError::TooLong { found: 4097 });
+    assert!(matches!(
+        parse(&nested(FILTER_DEPTH_MAX + 1)),
+        Err(FilterError::TooDeep { .. })
+    ));
+    assert!(matches!(
+        parse(&"not ".repeat(1000)),
+        Err(FilterError::TooDeep { .. })
+    ));
+    assert_eq!(
+        parse(&"x".repeat(4097)).unwrap_err(),
+        FilterError::TooLong { found: 4097 }
+    );
 }

@@ -50,22 +50,30 @@ impl<'a> Reader<'a> {
     }
 
     fn note_prefix(&self, prefix: &[u8]) -> impl Iterator<Item = (&'a Bytes, &'a Arc<KvEntry>)> {
-        self.trace.note(|| Topic::Prefix(Bytes::copy_from_slice(prefix)));
+        self.trace
+            .note(|| Topic::Prefix(Bytes::copy_from_slice(prefix)));
         under(&self.state.kv, prefix)
     }
 
     /// The last deletion that may have been of `key`.
     fn deleted_key(&self, key: &[u8]) -> u64 {
         let own = self.state.key_tombstones.get(key).copied().unwrap_or(0);
-        own.max(self.tree_above(key)).max(self.state.missing_floor())
+        own.max(self.tree_above(key))
+            .max(self.state.missing_floor())
     }
 
     /// The last deletion under `prefix`, or of a tree around it.
     fn deleted_under(&self, prefix: &[u8]) -> u64 {
-        let keys = under(&self.state.key_tombstones, prefix).map(|(_, index)| *index).max();
-        let trees = under(&self.state.tree_tombstones, prefix).map(|(_, index)| *index).max();
+        let keys = under(&self.state.key_tombstones, prefix)
+            .map(|(_, index)| *index)
+            .max();
+        let trees = under(&self.state.tree_tombstones, prefix)
+            .map(|(_, index)| *index)
+            .max();
         let below = keys.max(trees).unwrap_or(0);
-        below.max(self.tree_above(prefix)).max(self.state.missing_floor())
+        below
+            .max(self.tree_above(prefix))
+            .max(self.state.missing_floor())
     }
 
     fn tree_above(&self, key: &[u8]) -> u64 {
@@ -73,11 +81,17 @@ impl<'a> Reader<'a> {
         if trees.is_empty() {
             return 0;
         }
-        (0..=key.len()).filter_map(|length| trees.get(&key[..length]).copied()).max().unwrap_or(0)
+        (0..=key.len())
+            .filter_map(|length| trees.get(&key[..length]).copied())
+            .max()
+            .unwrap_or(0)
     }
 }
 
-fn under<'a, V>(table: &'a Table<Bytes, V>, prefix: &[u8]) -> impl Iterator<Item = (&'a Bytes, &'a V)> {
+fn under<'a, V>(
+    table: &'a Table<Bytes, V>,
+    prefix: &[u8],
+) -> impl Iterator<Item = (&'a Bytes, &'a V)> {
     let rows = table.range::<_, [u8]>((Bound::Included(prefix), Bound::Unbounded));
     rows.take_while(move |(key, _)| key.starts_with(prefix))
 }
@@ -86,6 +100,11 @@ fn cut_at(key: &Bytes, from: usize, separator: &[u8]) -> Bytes {
     if separator.is_empty() {
         return key.clone();
     }
-    let found = key[from..].windows(separator.len()).position(|window| window == separator);
-    found.map_or_else(|| key.clone(), |at| key.slice(..from + at + separator.len()))
+    let found = key[from..]
+        .windows(separator.len())
+        .position(|window| window == separator);
+    found.map_or_else(
+        || key.clone(),
+        |at| key.slice(..from + at + separator.len()),
+    )
 }

@@ -62,7 +62,10 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn answer<T>(&self, index: u64, rows: T) -> Answer<T> {
-        Answer { index: CatalogIndex(index.max(self.state.scalars.floor).max(1)), rows }
+        Answer {
+            index: CatalogIndex(index.max(self.state.scalars.floor).max(1)),
+            rows,
+        }
     }
 
     // ---- nodes --------------------------------------------------------------------------
@@ -71,13 +74,19 @@ impl<'a> Reader<'a> {
     #[must_use]
     pub fn nodes(&self) -> Answer<Vec<&'a Arc<Node>>> {
         self.trace.note_table(TableTopic::Nodes);
-        self.answer(self.state.scalars.tables.nodes, self.state.nodes.values().collect())
+        self.answer(
+            self.state.scalars.tables.nodes,
+            self.state.nodes.values().collect(),
+        )
     }
 
     /// One node by name, in any case. Scope: the node, its services and its checks.
     #[must_use]
     pub fn node(&self, name: &str) -> Answer<Option<&'a Arc<Node>>> {
-        self.answer(self.note_node(name), self.state.nodes.get(keys::fold(name).as_ref()))
+        self.answer(
+            self.note_node(name),
+            self.state.nodes.get(keys::fold(name).as_ref()),
+        )
     }
 
     /// One node by its id. Scope: the node; while there is none, the nodes table.
@@ -96,7 +105,12 @@ impl<'a> Reader<'a> {
         let index = self.note_node(node);
         let node = keys::fold(node);
         let rows = self.state.services.range(PairRef(&node, "")..);
-        self.answer(index, rows.take_while(|(key, _)| *key.0 == *node).map(|(_, row)| row).collect())
+        self.answer(
+            index,
+            rows.take_while(|(key, _)| *key.0 == *node)
+                .map(|(_, row)| row)
+                .collect(),
+        )
     }
 
     /// Nodes whose address is this one, by name. Scope: the nodes table.
@@ -104,7 +118,9 @@ impl<'a> Reader<'a> {
     pub fn nodes_by_address(&self, address: IpAddr) -> Answer<Vec<&'a Arc<Node>>> {
         self.trace.note_table(TableTopic::Nodes);
         let keys = self.state.node_addresses.range((address, "".into())..);
-        let rows = keys.take_while(|key| key.0 == address).filter_map(|key| self.state.nodes.get(&key.1));
+        let rows = keys
+            .take_while(|key| key.0 == address)
+            .filter_map(|key| self.state.nodes.get(&key.1));
         self.answer(self.state.scalars.tables.nodes, rows.collect())
     }
 
@@ -114,7 +130,9 @@ impl<'a> Reader<'a> {
         let state = self.state;
         let node = keys::fold(node);
         let scope = state.node_scopes.get(node.as_ref());
-        scope.or_else(|| state.extinct_nodes.get(node.as_ref())).map_or(state.missing_floor(), |index| *index)
+        scope
+            .or_else(|| state.extinct_nodes.get(node.as_ref()))
+            .map_or(state.missing_floor(), |index| *index)
     }
 
     // ---- services -----------------------------------------------------------------------
@@ -128,7 +146,10 @@ impl<'a> Reader<'a> {
 
     /// As [`Reader::services`], of the nodes that `on` accepts. Scope: services and nodes tables.
     #[must_use]
-    pub fn services_on(&self, on: impl Fn(&Node) -> bool) -> Answer<BTreeMap<&'a str, BTreeSet<&'a str>>> {
+    pub fn services_on(
+        &self,
+        on: impl Fn(&Node) -> bool,
+    ) -> Answer<BTreeMap<&'a str, BTreeSet<&'a str>>> {
         self.trace.note_table(TableTopic::Services);
         self.trace.note_table(TableTopic::Nodes);
         let tables = &self.state.scalars.tables;
@@ -139,7 +160,10 @@ impl<'a> Reader<'a> {
         let mut names: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for row in self.state.groups.values().flat_map(|group| group.values()) {
             if on(&row.node) {
-                names.entry(&row.service.name).or_default().extend(row.service.tags.iter().map(String::as_str));
+                names
+                    .entry(&row.service.name)
+                    .or_default()
+                    .extend(row.service.tags.iter().map(String::as_str));
             }
         }
         names
@@ -152,7 +176,10 @@ impl<'a> Reader<'a> {
         self.trace.note_table(TableTopic::Nodes);
         let tables = &self.state.scalars.tables;
         let rows = self.state.groups.values().flat_map(|group| group.values());
-        let rows = rows.map(|row| Instance { node: &row.node, service: &row.service });
+        let rows = rows.map(|row| Instance {
+            node: &row.node,
+            service: &row.service,
+        });
         self.answer(tables.services.max(tables.nodes), rows.collect())
     }
 
@@ -160,7 +187,10 @@ impl<'a> Reader<'a> {
     #[must_use]
     pub fn service_instances(&self, name: &str) -> Answer<Vec<Instance<'a>>> {
         let index = self.note_service(name);
-        let rows = self.group(name).map(|row| Instance { node: &row.node, service: &row.service });
+        let rows = self.group(name).map(|row| Instance {
+            node: &row.node,
+            service: &row.service,
+        });
         self.answer(index, rows.collect())
     }
 
@@ -178,7 +208,10 @@ impl<'a> Reader<'a> {
 
     fn group(&self, name: &str) -> impl Iterator<Item = &'a crate::state::InstanceRow> + use<'a> {
         let group = self.state.groups.get(keys::fold(name).as_ref());
-        group.into_iter().flat_map(|group| group.values()).map(|row| &**row)
+        group
+            .into_iter()
+            .flat_map(|group| group.values())
+            .map(|row| &**row)
     }
 
     /// The index a service's answers carry, without the rows. Notes the service's scope.
@@ -192,7 +225,9 @@ impl<'a> Reader<'a> {
         let state = self.state;
         let name = keys::fold(name);
         let scope = state.service_scopes.get(name.as_ref());
-        scope.or_else(|| state.extinct_services.get(name.as_ref())).map_or(state.missing_floor(), |index| *index)
+        scope
+            .or_else(|| state.extinct_services.get(name.as_ref()))
+            .map_or(state.missing_floor(), |index| *index)
     }
 
     /// Instances whose own address is this one. Scope: services and nodes tables.
@@ -200,10 +235,16 @@ impl<'a> Reader<'a> {
     pub fn services_by_address(&self, address: IpAddr) -> Answer<Vec<Instance<'a>>> {
         self.trace.note_table(TableTopic::Services);
         self.trace.note_table(TableTopic::Nodes);
-        let keys = self.state.service_addresses.range((address, "".into(), "".into())..);
+        let keys = self
+            .state
+            .service_addresses
+            .range((address, "".into(), "".into())..);
         let rows = keys.take_while(|key| key.0 == address).filter_map(|key| {
             let service = self.state.services.get(&PairRef(&key.1, &key.2))?;
-            Some(Instance { node: self.state.nodes.get(&key.1)?, service })
+            Some(Instance {
+                node: self.state.nodes.get(&key.1)?,
+                service,
+            })
         });
         let tables = &self.state.scalars.tables;
         self.answer(tables.services.max(tables.nodes), rows.collect())
@@ -217,14 +258,23 @@ impl<'a> Reader<'a> {
         let index = self.note_node(node);
         let node = keys::fold(node);
         let rows = self.state.checks.range(PairRef(&node, "")..);
-        self.answer(index, rows.take_while(|(key, _)| *key.0 == *node).map(|(_, row)| row).collect())
+        self.answer(
+            index,
+            rows.take_while(|(key, _)| *key.0 == *node)
+                .map(|(_, row)| row)
+                .collect(),
+        )
     }
 
     /// Checks bound to a service's instances, by node name and check id. Scope: the service.
     #[must_use]
     pub fn checks_of_service(&self, name: &str) -> Answer<Vec<&'a Arc<Check>>> {
         let index = self.note_service(name);
-        let rows = self.group(name).flat_map(|row| row.checks.iter().filter(|check| !check.service_id.is_empty()));
+        let rows = self.group(name).flat_map(|row| {
+            row.checks
+                .iter()
+                .filter(|check| !check.service_id.is_empty())
+        });
         self.answer(index, rows.collect())
     }
 
@@ -236,7 +286,10 @@ impl<'a> Reader<'a> {
         if status == "any" {
             return self.answer(index, self.state.checks.values().collect());
         }
-        let keys = self.state.checks_by_status.range(keys::TripleRef(status, "", "")..);
+        let keys = self
+            .state
+            .checks_by_status
+            .range(keys::TripleRef(status, "", "")..);
         let rows = keys
             .take_while(|key| *key.0 == *status)
             .filter_map(|key| self.state.checks.get(&PairRef(&key.1, &key.2)));
@@ -250,14 +303,20 @@ impl<'a> Reader<'a> {
     pub fn session(&self, id: &str) -> Answer<Option<&'a Arc<Session>>> {
         self.trace.note(|| Topic::Session(keys::name(id)));
         let row = self.state.sessions.get(keys::fold(id).as_ref());
-        self.answer(row.map_or(self.state.scalars.tables.sessions, |row| row.modify_index), row)
+        self.answer(
+            row.map_or(self.state.scalars.tables.sessions, |row| row.modify_index),
+            row,
+        )
     }
 
     /// Every session, by id. Scope: the sessions table.
     #[must_use]
     pub fn sessions(&self) -> Answer<Vec<&'a Arc<Session>>> {
         self.trace.note_table(TableTopic::Sessions);
-        self.answer(self.state.scalars.tables.sessions, self.state.sessions.values().collect())
+        self.answer(
+            self.state.scalars.tables.sessions,
+            self.state.sessions.values().collect(),
+        )
     }
 
     /// The sessions of one node, by id. Scope: the sessions table.
@@ -265,8 +324,13 @@ impl<'a> Reader<'a> {
     pub fn sessions_of_node(&self, node: &str) -> Answer<Vec<&'a Arc<Session>>> {
         self.trace.note_table(TableTopic::Sessions);
         let node = keys::name(node);
-        let keys = self.state.sessions_by_node.range(Pair(node.clone(), "".into())..);
-        let rows = keys.take_while(|key| key.0 == node).filter_map(|key| self.state.sessions.get(&key.1));
+        let keys = self
+            .state
+            .sessions_by_node
+            .range(Pair(node.clone(), "".into())..);
+        let rows = keys
+            .take_while(|key| key.0 == node)
+            .filter_map(|key| self.state.sessions.get(&key.1));
         self.answer(self.state.scalars.tables.sessions, rows.collect())
     }
 
@@ -276,7 +340,12 @@ impl<'a> Reader<'a> {
     #[must_use]
     pub fn autopilot(&self) -> Answer<AutopilotConfig> {
         self.trace.note_table(TableTopic::Operator);
-        let rows = self.state.autopilot.as_deref().cloned().unwrap_or_else(autopilot_defaults);
+        let rows = self
+            .state
+            .autopilot
+            .as_deref()
+            .cloned()
+            .unwrap_or_else(autopilot_defaults);
         self.answer(self.state.scalars.tables.operator, rows)
     }
 
@@ -292,6 +361,9 @@ impl<'a> Reader<'a> {
     #[must_use]
     pub fn server_keys(&self) -> Answer<Vec<&'a Arc<ServerKey>>> {
         self.trace.note_table(TableTopic::Operator);
-        self.answer(self.state.scalars.tables.operator, self.state.server_keys.values().collect())
+        self.answer(
+            self.state.scalars.tables.operator,
+            self.state.server_keys.values().collect(),
+        )
     }
 }

@@ -16,7 +16,9 @@ impl Reader<'_> {
     /// Runs a transaction of reading verbs only; a writing verb is an error of its operation.
     #[must_use]
     pub fn txn_read(&self, ops: &[v1::TxnOp]) -> v1::TxnOutcome {
-        run(ops, |op| step(self, op).unwrap_or_else(|| Err("a write needs the log".to_owned())))
+        run(ops, |op| {
+            step(self, op).unwrap_or_else(|| Err("a write needs the log".to_owned()))
+        })
     }
 }
 
@@ -52,13 +54,25 @@ pub(crate) fn step(reader: &Reader<'_>, op: &Op) -> Option<Step> {
 }
 
 fn read_key(reader: &Reader<'_>, op: &v1::KvCommand) -> Option<Step> {
-    let Some(wanted) = &op.entry else { return Some(Err("Missing key name".to_owned())) };
+    let Some(wanted) = &op.entry else {
+        return Some(Err("Missing key name".to_owned()));
+    };
     let get = || reader.kv_get(&wanted.key).rows;
     let missing = || Err(format!("key {:?} doesn't exist", shown(wanted)));
     Some(match op.verb() {
         KvVerb::Get => get().map_or_else(missing, |row| Ok(vec![key_result(row, true)])),
-        KvVerb::GetOrEmpty => Ok(vec![get().map_or_else(|| empty_result(wanted), |row| key_result(row, true))]),
-        KvVerb::GetTree => Ok(reader.kv_list(&wanted.key).rows.into_iter().map(|row| key_result(row, true)).collect()),
+        KvVerb::GetOrEmpty => {
+            Ok(vec![get().map_or_else(
+                || empty_result(wanted),
+                |row| key_result(row, true),
+            )])
+        }
+        KvVerb::GetTree => Ok(reader
+            .kv_list(&wanted.key)
+            .rows
+            .into_iter()
+            .map(|row| key_result(row, true))
+            .collect()),
         KvVerb::CheckIndex => get().map_or_else(missing, |row| check_index(wanted, row)),
         KvVerb::CheckSession => get().map_or_else(missing, |row| check_session(wanted, row)),
         KvVerb::CheckNotExists => match get() {
@@ -95,7 +109,11 @@ fn check_session(wanted: &KvEntry, row: &Arc<KvEntry>) -> Step {
 
 fn get_node(reader: &Reader<'_>, op: &v1::NodeOp) -> Step {
     let wanted = op.node.as_ref().ok_or("Missing node")?;
-    let row = if wanted.id.is_empty() { reader.node(&wanted.name) } else { reader.node_by_id(&wanted.id) };
+    let row = if wanted.id.is_empty() {
+        reader.node(&wanted.name)
+    } else {
+        reader.node_by_id(&wanted.id)
+    };
     match row.rows {
         Some(row) => Ok(vec![node_result(row)]),
         None => Err(format!("node {:?} doesn't exist", wanted.name)),
@@ -107,7 +125,10 @@ fn get_service(reader: &Reader<'_>, op: &v1::ServiceOp) -> Step {
     reader.note_node(&op.node);
     match find_service(reader.state, &op.node, wanted) {
         Some(row) => Ok(vec![service_result(&op.node, row)]),
-        None => Err(format!("service {:?} on node {:?} doesn't exist", wanted.id, op.node)),
+        None => Err(format!(
+            "service {:?} on node {:?} doesn't exist",
+            wanted.id, op.node
+        )),
     }
 }
 
@@ -116,7 +137,10 @@ fn get_check(reader: &Reader<'_>, op: &v1::CheckOp) -> Step {
     reader.note_node(&wanted.node);
     match find_check(reader.state, wanted) {
         Some(row) => Ok(vec![check_result(row)]),
-        None => Err(format!("check {:?} on node {:?} doesn't exist", wanted.id, wanted.node)),
+        None => Err(format!(
+            "check {:?} on node {:?} doesn't exist",
+            wanted.id, wanted.node
+        )),
     }
 }
 
@@ -125,17 +149,35 @@ pub(crate) fn find_node<'a>(state: &'a State, wanted: &v1::Node) -> Option<&'a A
     if wanted.id.is_empty() {
         return state.nodes.get(keys::fold(&wanted.name).as_ref());
     }
-    state.nodes.get(state.node_ids.get(keys::fold(&wanted.id).as_ref())?)
+    state
+        .nodes
+        .get(state.node_ids.get(keys::fold(&wanted.id).as_ref())?)
 }
 
-pub(crate) fn find_service<'a>(state: &'a State, node: &str, wanted: &v1::Service) -> Option<&'a Arc<v1::Service>> {
-    let id = if wanted.id.is_empty() { &wanted.name } else { &wanted.id };
-    state.services.get(&PairRef(&keys::fold(node), &keys::fold(id)))
+pub(crate) fn find_service<'a>(
+    state: &'a State,
+    node: &str,
+    wanted: &v1::Service,
+) -> Option<&'a Arc<v1::Service>> {
+    let id = if wanted.id.is_empty() {
+        &wanted.name
+    } else {
+        &wanted.id
+    };
+    state
+        .services
+        .get(&PairRef(&keys::fold(node), &keys::fold(id)))
 }
 
 pub(crate) fn find_check<'a>(state: &'a State, wanted: &v1::Check) -> Option<&'a Arc<v1::Check>> {
-    let id = if wanted.id.is_empty() { &wanted.name } else { &wanted.id };
-    state.checks.get(&PairRef(&keys::fold(&wanted.node), &keys::fold(id)))
+    let id = if wanted.id.is_empty() {
+        &wanted.name
+    } else {
+        &wanted.id
+    };
+    state
+        .checks
+        .get(&PairRef(&keys::fold(&wanted.node), &keys::fold(id)))
 }
 
 pub(crate) fn key_result(row: &Arc<KvEntry>, with_value: bool) -> v1::TxnResult {
@@ -147,7 +189,13 @@ pub(crate) fn key_result(row: &Arc<KvEntry>, with_value: bool) -> v1::TxnResult 
 }
 
 fn empty_result(wanted: &KvEntry) -> v1::TxnResult {
-    result(txn_result::Result::Kv(KvEntry { key: wanted.key.clone(), ..KvEntry::default() }), true)
+    result(
+        txn_result::Result::Kv(KvEntry {
+            key: wanted.key.clone(),
+            ..KvEntry::default()
+        }),
+        true,
+    )
 }
 
 pub(crate) fn node_result(row: &v1::Node) -> v1::TxnResult {
@@ -155,7 +203,10 @@ pub(crate) fn node_result(row: &v1::Node) -> v1::TxnResult {
 }
 
 pub(crate) fn service_result(node: &str, row: &v1::Service) -> v1::TxnResult {
-    let service = v1::NodeService { node: node.to_owned(), service: Some(row.clone()) };
+    let service = v1::NodeService {
+        node: node.to_owned(),
+        service: Some(row.clone()),
+    };
     result(txn_result::Result::Service(service), false)
 }
 
