@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn bytes_shorten_the_tail_down_to_the_margin() {
-        let usage = |average| LogUsage {
+        let usage = |average: u64| LogUsage {
             disk_bytes: 0,
             body_bytes: average * 100,
             entries: 100,
