@@ -121,8 +121,9 @@ fn main() {
     report("health_service, 100 instances", took, 10_000);
 
     let mut bytes = Vec::new();
-    let took =
-        timed(&mut || drop(snapshot::write(&state, &mut bytes).expect("a vector takes all")));
+    let took = timed(&mut || {
+        snapshot::write(&state, &mut bytes).expect("a vector takes all");
+    });
     report("snapshot write, 100k keys", took, 1);
     let took = timed(&mut || {
         drop(black_box(

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use weft_proto::v1;
 
 use crate::keys::{self, Name, Pair, PairRef, Triple, TripleRef};
-use crate::state::{Group, InstanceRow, State};
+use crate::state::{InstanceRow, State};
 use crate::topics::{TableTopic, Topic, Touched};
 
 /// One command being applied: the working state, what it touched, and the index it is given.
@@ -267,7 +267,7 @@ impl Change<'_> {
         state
             .groups
             .entry(name)
-            .or_insert_with(Group::new)
+            .or_default()
             .insert(Pair(node.clone(), id.clone()), row);
     }
 

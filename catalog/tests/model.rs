@@ -1,5 +1,9 @@
 //! Random commands against the catalog: a simple model, and the promises about indexes, topics,
 //! determinism and snapshots. A failure prints its seed.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, outside #[test] functions"
+)]
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

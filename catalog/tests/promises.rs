@@ -1,4 +1,8 @@
 //! What the catalog promises its callers, one story each.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, outside #[test] functions"
+)]
 
 use std::future::Future;
 use std::pin::pin;

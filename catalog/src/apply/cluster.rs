@@ -129,7 +129,7 @@ pub(crate) fn autopilot(change: &mut Change<'_>, command: &v1::AutopilotConfig) 
     let mut wanted = v1::AutopilotConfig {
         cas: false,
         expect_modify_index: 0,
-        ..command.clone()
+        ..*command
     };
     wanted.create_index = before
         .as_ref()

@@ -130,18 +130,14 @@ fn write_node(change: &mut Change<'_>, now: UnixMillis, op: &v1::NodeOp) -> Step
     let row = reads::find_node(change.state, wanted).cloned();
     let current = row.as_ref().map_or(0, |row| row.modify_index);
     match op.verb() {
-        CatalogVerb::Cas if current != wanted.modify_index => {
-            return Err(format!(
-                "failed to set node {:?}, index is stale",
-                wanted.name
-            ));
-        }
-        CatalogVerb::DeleteCas if current != wanted.modify_index => {
-            return Err(format!(
-                "failed to delete node {:?}, index is stale",
-                wanted.name
-            ));
-        }
+        CatalogVerb::Cas if current != wanted.modify_index => Err(format!(
+            "failed to set node {:?}, index is stale",
+            wanted.name
+        )),
+        CatalogVerb::DeleteCas if current != wanted.modify_index => Err(format!(
+            "failed to delete node {:?}, index is stale",
+            wanted.name
+        )),
         CatalogVerb::Set | CatalogVerb::Cas => {
             register::put_node(change, now, wanted).map_err(|refusal| refusal.message)?;
             let row = change.state.nodes.get(keys::fold(&wanted.name).as_ref());
