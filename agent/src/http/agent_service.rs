@@ -191,8 +191,7 @@ fn write_health(json: &mut Json, call: &Call, health: &ServiceHealth) {
             datacenter,
             |_| {},
         );
-        json.key("Checks")
-            .list(&health.checks, |json, check| records::check(json, check));
+        json.key("Checks").list(&health.checks, records::check);
     });
 }
 

@@ -53,7 +53,7 @@ pub struct HttpLimits {
     pub max_conns: usize,
     /// `limits.http_max_blocking_queries`: requests waiting for a change.
     pub max_blocking_queries: usize,
-    /// `limits.http_header_timeout`: from accept, or the last answer, to the end of a request's headers once begun.
+    /// `limits.http_header_timeout`: from the first byte of a request to the end of its head; and a TLS handshake.
     pub header_timeout: Duration,
     /// `limits.kv_max_value_size`, bytes.
     pub kv_max_value_bytes: u64,

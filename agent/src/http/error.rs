@@ -22,7 +22,8 @@ pub(super) struct Failure {
     pub(super) status: StatusCode,
     pub(super) text: Cow<'static, str>,
     pub(super) reason: Cow<'static, str>,
-    header: Option<(HeaderName, HeaderValue)>,
+    /// Boxed: few failures have one, and every handler carries the type.
+    header: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 /// Carries the reason id of a refusal (DESIGN F6).
@@ -61,7 +62,7 @@ impl Failure {
     /// 429 with the seconds to wait, for a bound that the named knob sets.
     pub(super) fn too_many(reason: &'static str, text: impl Into<Cow<'static, str>>) -> Self {
         let mut failure = Self::new(StatusCode::TOO_MANY_REQUESTS, reason, text);
-        failure.header = Some((RETRY_AFTER, HeaderValue::from_static("1")));
+        failure.header = Some(Box::new((RETRY_AFTER, HeaderValue::from_static("1"))));
         failure
     }
 
@@ -71,7 +72,7 @@ impl Failure {
         let mut failure = Self::new(StatusCode::METHOD_NOT_ALLOWED, "http.method", text);
         failure.header = HeaderValue::from_str(allowed)
             .ok()
-            .map(|value| (ALLOW, value));
+            .map(|value| Box::new((ALLOW, value)));
         failure
     }
 
@@ -109,7 +110,7 @@ impl Failure {
         let mut reply = Reply::text(body)
             .status(self.status)
             .with(WEFT_REASON, reason);
-        if let Some((name, value)) = self.header {
+        if let Some((name, value)) = self.header.map(|header| *header) {
             reply.headers.insert(name, value);
         }
         reply

@@ -19,6 +19,7 @@ mod call;
 mod catalog;
 mod config;
 mod error;
+mod head_timeout;
 mod health;
 mod kv;
 mod metrics;

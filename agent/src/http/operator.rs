@@ -27,8 +27,7 @@ pub(super) async fn raft_configuration(call: Call) -> Result<Reply, Failure> {
         .await?;
     Ok(Reply::written(|json| {
         json.object(|json| {
-            json.key("Servers")
-                .list(&peers.peers, |json, peer| write_peer(json, peer));
+            json.key("Servers").list(&peers.peers, write_peer);
             json.key("Index").number(peers.index);
         });
     }))

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::api::Api;
 use super::config::{Deps, HttpConfig, Listen, TlsSource};
+use super::head_timeout::{Answering, Watched};
 use super::metrics::Flight;
 
 /// Longest request head: request line and headers.
@@ -167,12 +168,12 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut clients = self.door.clients.lock();
         clients.total -= 1;
-        if let Some(client) = self.client {
-            if let Some(count) = clients.by_address.get_mut(&client) {
-                *count -= 1;
-                if *count == 0 {
-                    clients.by_address.remove(&client);
-                }
+        if let Some(client) = self.client
+            && let Some(count) = clients.by_address.get_mut(&client)
+        {
+            *count -= 1;
+            if *count == 0 {
+                clients.by_address.remove(&client);
             }
         }
     }
@@ -308,14 +309,20 @@ async fn serve_h1(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
 ) {
     let stopping = api.stopping.clone();
-    let header_timeout = api.config.limits.header_timeout;
+    let answering = Answering::default();
+    let stream = Watched::new(stream, answering.clone(), api.config.limits.header_timeout);
     let service = service_fn(move |request| {
         let api = Arc::clone(&api);
-        async move { Ok::<_, std::convert::Infallible>(api.answer(request).await) }
+        let guard = answering.begin();
+        async move {
+            let response = api.answer(request).await;
+            drop(guard);
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(header_timeout)
+        .header_read_timeout(None)
         .max_buf_size(HEADER_MAX_BYTES)
         .max_header_size(HEADER_MAX_BYTES)
         .title_case_headers(true)

@@ -92,6 +92,33 @@ async fn try_get(world: &World) -> Result<u16, ()> {
 }
 
 #[tokio::test]
+async fn a_head_in_pieces_has_little_time_and_an_idle_connection_all_it_wants() {
+    let timeout = std::time::Duration::from_millis(60);
+    let world = World::with(|config| config.limits.header_timeout = timeout).await;
+    let request = b"GET /v1/status/leader HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut idle = TcpStream::connect(world.address).await.unwrap();
+    let mut slow = TcpStream::connect(world.address).await.unwrap();
+    idle.write_all(request).await.unwrap();
+    assert!(idle.read(&mut [0; 4_096]).await.unwrap() > 0);
+    slow.write_all(&request[..20]).await.unwrap();
+    let mut rest = Vec::new();
+    let _ = slow.read_to_end(&mut rest).await;
+    assert!(
+        !String::from_utf8_lossy(&rest).starts_with("HTTP/1.1 200"),
+        "an unfinished head was answered"
+    );
+    tokio::time::sleep(timeout * 2).await;
+    idle.write_all(request).await.unwrap();
+    assert!(
+        idle.read(&mut [0; 4_096]).await.unwrap() > 0,
+        "the idle connection was closed"
+    );
+    let waited = world.get("/v1/kv/a?index=9&wait=150ms").await;
+    assert_eq!(waited.status, 404);
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_huge_head_is_refused_and_the_server_lives_on() {
     let world = World::start().await;
     let answer = world

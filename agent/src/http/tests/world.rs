@@ -60,9 +60,10 @@ impl TestBackend {
             command: Some(command),
             ..Default::default()
         };
+        // openraft counts entries from 0.
         let outcome = guard
             .0
-            .apply(LogIndex(index), &stamped)
+            .apply(LogIndex(index - 1), &stamped)
             .expect("a test writes known commands");
         let (state, touched) = guard.0.publish();
         self.state.store(state);
