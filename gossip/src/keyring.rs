@@ -43,7 +43,10 @@ impl GossipKey {
         Self::from_bytes(&Zeroizing::new(bytes))
     }
 
-    fn from_bytes(bytes: &[u8]) -> Result<Self, GossipError> {
+    /// A key from its 16, 24 or 32 bytes.
+    ///
+    /// Errors: [`GossipError::Key`] for any other length.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, GossipError> {
         let bad = |reason: String| GossipError::Key { reason };
         let algorithm = match bytes.len() {
             16 => &AES_128_GCM,

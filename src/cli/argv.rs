@@ -13,11 +13,12 @@ pub(crate) fn go_booleans(command: Command) -> Command {
         if !matches!(arg.get_action(), ArgAction::SetTrue) {
             return arg;
         }
+        let default = if arg.get_default_values().iter().any(|value| value == "true") { "true" } else { "false" };
         arg.action(ArgAction::Set)
             .num_args(0..=1)
             .require_equals(true)
             .default_missing_value("true")
-            .default_value("false")
+            .default_value(default)
             .value_parser(go_bool)
             .hide_default_value(true)
     });
@@ -48,7 +49,7 @@ pub(crate) fn normalise(command: &Command, argv: Vec<String>) -> Vec<String> {
             match current.find_subcommand(&word) {
                 Some(sub) => current = sub,
                 // What follows belongs to the child.
-                None if current.is_trailing_var_arg_set() => {
+                None if current.get_positionals().any(clap::Arg::is_trailing_var_arg_set) => {
                     out.extend(["--".to_owned(), word]);
                     break;
                 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::client::{Client, ClientArgs};
-use super::failure::{Done, Exit, Failure};
+use super::failure::{Done, Failure};
 use super::output::{self, Format, field, row};
 
 /// Ask the catalog for nodes, services and datacenters
@@ -116,7 +116,9 @@ async fn nodes(client: Client, args: &NodesArgs) -> Done {
         return output::json(&nodes.into());
     }
     if nodes.is_empty() {
-        return Err(Failure::new(Exit::Negative, "No nodes match the given query - try expanding your search."));
+        // Not a failure for Consul, so not for scripts.
+        eprintln!("No nodes match the given query - try expanding your search.");
+        return Ok(());
     }
     output::table(&if args.detailed { detailed(&nodes) } else { brief(&nodes) })
 }
@@ -163,9 +165,10 @@ async fn services(client: Client, args: &ServicesArgs) -> Done {
         rows.push(if args.tags { vec![name.clone(), tags.join(",")] } else { vec![name.clone()] });
     }
     if rows.is_empty() {
-        return Err(Failure::new(Exit::Negative, "No services match the given query - try expanding your search."));
+        eprintln!("No services match the given query - try expanding your search.");
+        return Ok(());
     }
-    output::table(&rows)
+    output::table_with_gap(&rows, 6)
 }
 
 /// Name → tags, as `/v1/catalog/services` has it.

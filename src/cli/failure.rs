@@ -76,6 +76,12 @@ impl Failure {
         Self { exit: code, word: "child", message: String::new(), hint: None }
     }
 
+    /// The same failure, said in a sentence about what was tried.
+    pub(crate) fn context(mut self, what: &str) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self

@@ -30,13 +30,13 @@ async fn join(client: Client, args: &JoinArgs) -> Done {
         let path = format!("/v1/agent/join/{}", super::segment(address)?);
         match client.put(&path, query, "").await {
             Ok(_) => joined += 1,
-            Err(failure) => {
-                eprintln!("Error joining address '{address}'");
-                reasons.push(failure);
-            }
+            Err(failure) => reasons.push(failure.context(&format!("Error joining address '{address}'"))),
         }
     }
     if joined > 0 {
+        for reason in reasons {
+            reason.report(client.format());
+        }
         return output::line(format!("Successfully joined cluster by contacting {joined} nodes."));
     }
     Err(reasons.pop().unwrap_or_else(|| Failure::new(Exit::Negative, "Failed to join any nodes.")))

@@ -212,6 +212,10 @@ fn details(pair: &Value, base64: bool) -> Done {
 
 async fn put(client: Client, args: &PutArgs) -> Done {
     let key = required(&args.key)?;
+    if args.key.starts_with('/') {
+        let message = format!("Error! Failed writing data: Invalid key. Key must not begin with a '/': {}", args.key);
+        return Err(Failure::new(Exit::Negative, message));
+    }
     if (args.acquire || args.release) && args.session.is_empty() {
         return Err(Failure::new(Exit::Negative, "Error! Missing -session (required with -acquire and -release)"));
     }
@@ -263,7 +267,7 @@ async fn delete(client: Client, args: &DeleteArgs) -> Done {
         required(key)?;
     }
     if args.cas && args.modify_index == 0 {
-        return Err(Failure::new(Exit::Negative, "Must specify -modify-index greater than 0 with -cas!"));
+        return Err(Failure::new(Exit::Negative, "Must specify -modify-index with -cas!"));
     }
     let index = args.modify_index.to_string();
     let mut query: Vec<(&str, &str)> = Vec::new();

@@ -16,10 +16,12 @@ use weft_proto::duration;
 
 use super::client::{Client, ClientArgs};
 use super::failure::{Done, Exit, Failure};
-use super::output::field;
+use super::output::{self, field};
 use child::Child;
 use contest::Contest;
 
+/// Consul's code for a failed child with `-child-exit-code`.
+const CHILD_FAILED: u8 = 2;
 /// Life of the session; renewed at half of it.
 const SESSION_TTL: Duration = Duration::from_secs(15);
 
@@ -27,7 +29,7 @@ const SESSION_TTL: Duration = Duration::from_secs(15);
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  weft lock backups/nightly ./backup.sh\n  weft lock -n=3 -try=10s workers/import ./import --all")]
 pub(crate) struct LockArgs {
-    /// End with the child's exit code
+    /// End with exit code 2 when the child fails; otherwise its failure is only reported
     #[arg(long)]
     child_exit_code: bool,
     /// How often a failing watch of the lock is tried again before it counts as lost
@@ -43,7 +45,7 @@ pub(crate) struct LockArgs {
     #[arg(long)]
     pass_stdin: bool,
     /// Run the child by a shell
-    #[arg(long, default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, default_value = "true")]
     shell: bool,
     /// Give up after this time; 0s tries for ever
     #[arg(long, value_name = "DURATION")]
@@ -65,9 +67,20 @@ pub(crate) fn run(args: LockArgs) -> Done {
     super::with_client(&args.client, |client| lock(client, &args))
 }
 
+impl LockArgs {
+    /// What stands behind the prefix, and behind `--` if that is there.
+    fn command(&self) -> &[String] {
+        let words = &self.words[1..];
+        if words.first().is_some_and(|word| word == "--") { &words[1..] } else { words }
+    }
+}
+
 async fn lock(client: Client, args: &LockArgs) -> Done {
     if args.limit == 0 {
         return Err(Failure::new(Exit::Negative, "Lock holder limit must be positive"));
+    }
+    if args.command().is_empty() {
+        return Err(Failure::usage("no command to run while holding the lock"));
     }
     let patience = args.r#try.as_deref().or(args.timeout.as_deref()).map(duration::parse).transpose();
     let patience = patience.map_err(|error| Failure::usage(format!("-try: {error}")))?.filter(|d| !d.is_zero());
@@ -83,7 +96,7 @@ async fn lock(client: Client, args: &LockArgs) -> Done {
 }
 
 async fn create_session(client: &Client, args: &LockArgs, prefix: &str) -> Result<String, Failure> {
-    let words = args.words[1..].join(" ");
+    let words = args.command().join(" ");
     let name = args.name.clone().unwrap_or_else(|| format!("Lock for '{words}' at '{prefix}'"));
     let body = json!({"Name": name, "TTL": duration::format(SESSION_TTL)});
     let answer = client.put("/v1/session/create", &[], body.to_string()).await?.json()?;
@@ -106,7 +119,11 @@ async fn keep_alive(client: &Client, session: &str) -> Failure {
 
 async fn hold(client: &Client, args: &LockArgs, prefix: &str, session: &str, patience: Option<Duration>) -> Done {
     let contest = Contest { client, prefix, session, limit: args.limit, retries: args.monitor_retry };
-    say(args, "Attempting lock acquisition");
+    say(args, &match args.limit {
+        1 => format!("Setting up lock at path: {prefix}/.lock"),
+        limit => format!("Setting up semaphore (limit {limit}) at prefix: {prefix}"),
+    })?;
+    say(args, "Attempting lock acquisition")?;
     tokio::select! {
         won = contest.win(patience) => won?,
         failure = keep_alive(client, session) => return Err(failure.hint("the session was lost before the lock was won")),
@@ -115,8 +132,8 @@ async fn hold(client: &Client, args: &LockArgs, prefix: &str, session: &str, pat
             return Err(Failure::new(Exit::Negative, format!("Shutdown triggered by {name} before the lock was won")));
         }
     }
-    say(args, "Starting handler implementation");
-    let mut child = match Child::start(&args.words[1..], args.shell, args.pass_stdin) {
+    say(args, "Starting handler")?;
+    let mut child = match Child::start(args.command(), args.shell, args.pass_stdin) {
         Ok(child) => child,
         Err(failure) => {
             contest.give_back().await;
@@ -128,8 +145,10 @@ async fn hold(client: &Client, args: &LockArgs, prefix: &str, session: &str, pat
         () = contest.lost() => lost(&mut child).await,
         _ = keep_alive(client, session) => lost(&mut child).await,
     };
-    say(args, "Releasing lock");
+    say(args, "Child terminated, releasing lock")?;
     contest.give_back().await;
+    let cleaned = contest.clean_up().await;
+    say(args, if cleaned { "Cleanup succeeded" } else { "Cleanup aborted, lock in use" })?;
     finish(done?, args.child_exit_code)
 }
 
@@ -139,16 +158,13 @@ async fn lost(child: &mut Child) -> Result<u8, Failure> {
     Err(Failure::new(Exit::Negative, "Lock lost"))
 }
 
-fn finish(code: u8, as_is: bool) -> Done {
-    match code {
-        0 => Ok(()),
-        _ if as_is => Err(Failure::silent(code)),
-        _ => Err(Failure::new(Exit::Negative, format!("Error! The command ended with exit code {code}"))),
+fn finish(code: u8, told: bool) -> Done {
+    if code != 0 {
+        eprintln!("Error running handler: exit status {code}");
     }
+    if code != 0 && told { Err(Failure::silent(CHILD_FAILED)) } else { Ok(()) }
 }
 
-fn say(args: &LockArgs, text: &str) {
-    if args.verbose {
-        eprintln!("{text}");
-    }
+fn say(args: &LockArgs, text: &str) -> Done {
+    if args.verbose { output::line(text) } else { Ok(()) }
 }

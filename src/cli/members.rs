@@ -106,7 +106,12 @@ fn detailed(members: &[Value]) -> Vec<Vec<String>> {
     let mut rows = vec![row(["Node", "Address", "Status", "Tags"])];
     for member in members {
         let tags = member["Tags"].as_object().into_iter().flatten();
-        let tags: Vec<String> = tags.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect();
+        // Servers are in every segment, which Consul shows as it does in the short form.
+        let shown = |name: &str, value: &Value| match (name, value.as_str().unwrap_or_default()) {
+            ("segment", "") => "<all>".to_owned(),
+            (_, text) => text.to_owned(),
+        };
+        let tags: Vec<String> = tags.map(|(name, value)| format!("{name}={}", shown(name, value))).collect();
         rows.push(vec![field(member, "Name"), address(member), status(member).into(), tags.join(",")]);
     }
     rows

@@ -131,7 +131,7 @@ async fn remove_peer(client: Client, args: &RemovePeerArgs) -> Done {
     let (name, value) = match (&args.id, &args.address) {
         (Some(id), None) => ("id", id),
         (None, Some(address)) => ("address", address),
-        _ => return Err(Failure::new(Exit::Negative, "Error removing peer: an address or an id is required, and not both")),
+        _ => return Err(Failure::new(Exit::Negative, "Error removing peer: an address or id is required for the peer to remove, and not both")),
     };
     client.call(Method::DELETE, "/v1/operator/raft/peer", &[(name, value)], Bytes::new()).await?;
     output::line(format!("Removed peer with {name} \"{value}\""))

@@ -43,10 +43,15 @@ pub(crate) fn json(value: &Value) -> Done {
 
 /// Writes rows with two spaces between columns; the last column is not padded.
 pub(crate) fn table(rows: &[Vec<String>]) -> Done {
-    bytes(aligned(rows).as_bytes())
+    table_with_gap(rows, 2)
 }
 
-fn aligned(rows: &[Vec<String>]) -> String {
+/// As [`table`], with another distance between columns.
+pub(crate) fn table_with_gap(rows: &[Vec<String>], gap: usize) -> Done {
+    bytes(aligned(rows, gap).as_bytes())
+}
+
+fn aligned(rows: &[Vec<String>], gap: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -54,7 +59,7 @@ fn aligned(rows: &[Vec<String>]) -> String {
     for row in rows {
         let last = row.len().saturating_sub(1);
         for (column, cell) in row.iter().enumerate() {
-            let padding = if column == last { 0 } else { widths[column] - cell.chars().count() + 2 };
+            let padding = if column == last { 0 } else { widths[column] - cell.chars().count() + gap };
             out.push_str(cell);
             out.extend(std::iter::repeat_n(' ', padding));
         }
@@ -84,7 +89,7 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [row(["Node", "ID", "Address"]), row(["a", "0123", "é"]), row(["long", "", "x"])];
-        assert_eq!(aligned(&rows), "Node  ID    Address\na     0123  é\nlong        x\n");
+        assert_eq!(aligned(&rows, 2), "Node  ID    Address\na     0123  é\nlong        x\n");
     }
 
     #[test]

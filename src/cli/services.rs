@@ -93,7 +93,7 @@ async fn register(client: Client, args: &RegisterArgs) -> Done {
 
 async fn deregister(client: Client, args: &DeregisterArgs) -> Done {
     let ids: Vec<String> = match (&args.id, args.files.is_empty()) {
-        (None, true) => return Err(Failure::new(Exit::Negative, "Service deregistration requires at least one argument or flag.")),
+        (None, true) => return Err(Failure::new(Exit::Negative, "Service deregistration requires at least one argument or -id.")),
         (Some(_), false) => return Err(Failure::new(Exit::Negative, "Service deregistration requires arguments or -id, not both.")),
         (Some(id), true) => vec![id.clone()],
         (None, false) => from_files(&args.files)?.iter().map(id_of).collect(),

@@ -151,7 +151,8 @@ impl Archive {
     /// Reads the whole archive and compares every file with `SHA256SUMS`.
     fn read(file: &Path) -> Result<Self, Failure> {
         let input = std::fs::File::open(file).map_err(|error| failed("opening", file, &error))?;
-        Self::read_from(input).map_err(|error| failed("verifying", file, &error))
+        Self::read_from(input)
+            .map_err(|error| Failure::new(Exit::Negative, format!("Error verifying snapshot: {}: {error}", file.display())))
     }
 
     fn read_from(input: impl Read) -> Result<Self, String> {
@@ -217,7 +218,7 @@ fn inspect(args: &InspectArgs) -> Done {
     }
     for name in ["ID", "Size", "Index", "Term", "Version"] {
         let text = if name == "Size" { archive.state_bytes.to_string() } else { field(meta, name) };
-        output::line(format!(" {name:<12} {text}"))?;
+        output::line(format!("{name:<12} {text}"))?;
     }
     Ok(())
 }

@@ -131,18 +131,29 @@ impl Operator for Local {
             ("known_datacenters", "1".into()),
         ]);
         let raft = own(vec![
-            ("state", status.role.to_string()),
+            ("state", role_name(status.role).into()),
             ("term", status.term.to_string()),
             ("last_log_index", status.last_log.to_string()),
             ("commit_index", status.committed.to_string()),
             ("applied_index", status.applied.to_string()),
-            ("last_snapshot_index", status.snapshot_index.to_string()),
+            ("last_snapshot_index", status.snapshot.to_string()),
             ("num_peers", status.members.iter().filter(|m| m.voter).count().saturating_sub(1).to_string()),
             ("last_contact", last_contact(is_leader, leader.is_some(), self.server.meta().last_contact)),
             ("latest_configuration_index", status.membership_index.to_string()),
             ("raft_id", self.server.raft_id().to_string()),
         ]);
         BTreeMap::from([("consul".to_owned(), consul), ("raft".to_owned(), raft)])
+    }
+}
+
+/// Consul's words for what a server is.
+fn role_name(role: weft_raft::Role) -> &'static str {
+    match role {
+        weft_raft::Role::Learner => "Learner",
+        weft_raft::Role::Follower => "Follower",
+        weft_raft::Role::Candidate => "Candidate",
+        weft_raft::Role::Leader => "Leader",
+        weft_raft::Role::Stopped => "Shutdown",
     }
 }
 

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use weft_agent::config::{self, RuntimeConfig};
+use weft_agent::http::Control;
 use weft_proto::clock::{Clock, SystemClock};
 
 use control::{Asked, Process};

@@ -62,7 +62,7 @@ pub(crate) fn node_id(config: &RuntimeConfig) -> anyhow::Result<String> {
         }
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
             let id = weft_proto::ids::mint();
-            weft_identity::files::write_durably(&path, format!("{id}\n").as_bytes(), 0o600).with_context(|| format!("cannot write {}", path.display()))?;
+            weft_identity::files::write(&path, format!("{id}\n").as_bytes(), 0o600).with_context(|| format!("cannot write {}", path.display()))?;
             Ok(id)
         }
         Err(cause) => Err(cause).with_context(|| format!("cannot read {}", path.display())),

@@ -52,7 +52,7 @@ impl Parts {
         );
         let data_dir = node::lock_data_dir(config.data_dir.as_deref())?;
         let id = node::node_id(&config)?;
-        let tls = Tls::load(&config)?;
+        let tls = Tls::load(&config, clock.clone())?;
         let seed = seed_of(&id, clock.as_ref());
         let registry = Arc::new(Mutex::new(Registry::default()));
         let public_key = match &config.data_dir {
@@ -63,7 +63,7 @@ impl Parts {
         let gossip = start_gossip(&config, &id, &server, clock.clone()).await?;
         server.attach_gossip(gossip.clone());
         let local = Local::open(local_config(&config, &id, seed), clock.clone())?;
-        local.replace_files(config.services.clone(), config.node_checks.clone()).await.context("services and checks of the configuration")?;
+        local.replace_files(config.services.clone(), config.node_checks.clone()).await.map_err(|causes| anyhow::anyhow!(all(&causes)))?;
         let glue = glue::Local { server: server.clone() };
         let backend = Arc::new(glue.clone());
         let running = local.start(backend.clone());
@@ -137,7 +137,7 @@ impl Parts {
         let old = self.config();
         let changes = config::changes(&old, &new);
         self.tls.reload().map_err(|cause| format!("{cause:#}"))?;
-        self.local.replace_files(new.services.clone(), new.node_checks.clone()).await.map_err(|cause| cause.to_string())?;
+        self.local.replace_files(new.services.clone(), new.node_checks.clone()).await.map_err(|causes| all(&causes))?;
         let mut record = self.local.node();
         record.meta = node::record(&new, &record.id).meta;
         self.local.set_node(record);
@@ -173,6 +173,11 @@ impl Parts {
         self.server.shutdown().await;
         self.gossip.shutdown().await;
     }
+}
+
+/// Every reason, for the user to mend in one go.
+fn all(causes: &[weft_agent::local::LocalError]) -> String {
+    causes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Dice differ between nodes and starts; nothing depends on their being secret.
@@ -233,7 +238,7 @@ async fn start_gossip(config: &RuntimeConfig, id: &str, server: &Server, clock: 
     gossip.rejoin_after_leave = config.join.rejoin_after_leave;
     gossip.known_path = config.data_dir.as_ref().map(|dir| dir.join("serf").join("local.snapshot"));
     if let Some(key) = &lan.key {
-        gossip.keyring = Some(Keyring::new(key.bytes().to_vec(), []).context("encrypt")?);
+        gossip.keyring = Some(Keyring::new(weft_gossip::GossipKey::from_bytes(key.bytes()).context("encrypt")?));
     }
     Ok(Arc::new(Gossip::start(gossip, clock).await?))
 }
@@ -295,13 +300,13 @@ fn dns_options(config: &RuntimeConfig) -> DnsOptions {
 fn http_config(config: &RuntimeConfig, tls: &Tls, seed: u64) -> anyhow::Result<HttpConfig> {
     let mode = config.unix_sockets.mode;
     let clear = config.network.http.iter().map(|address| match address {
-        runtime::ListenAddr::Tcp(address) => Listen::Tcp(*address),
+        runtime::ListenAddr::Ip(address) => Listen::Tcp(*address),
         runtime::ListenAddr::Unix(path) => Listen::Unix { path: path.clone(), mode },
     });
     let mut addresses: Vec<Listen> = clear.collect();
     for address in &config.network.https {
         match address {
-            runtime::ListenAddr::Tcp(address) => addresses.push(Listen::Tls(*address, tls.https()?)),
+            runtime::ListenAddr::Ip(address) => addresses.push(Listen::Tls(*address, tls.https()?)),
             runtime::ListenAddr::Unix(path) => anyhow::bail!("addresses.https: {} is a unix socket; give it to addresses.http instead", path.display()),
         }
     }

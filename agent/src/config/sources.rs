@@ -26,7 +26,7 @@ bind_addr = "127.0.0.1"
 log_level = "DEBUG"
 ui_config { enabled = true }
 ports { grpc = 8502 }
-gossip_lan { gossip_interval = "100ms" probe_interval = "100ms" probe_timeout = "100ms" suspicion_mult = 3 }
+gossip_lan { gossip_interval = "100ms" probe_interval = "100ms" probe_timeout = "50ms" suspicion_mult = 3 }
 "#;
 
 /// A setting from the command line.
@@ -119,19 +119,20 @@ fn directory(path: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 fn absorb_file(merged: &mut Merged, path: &Path, format: Option<Format>, named: bool) {
     let suffix = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    // A directory may hold other things; a file named by the user must be understood.
+    let text = if named || matches!(suffix, "hcl" | "json") || format.is_some() { read_bounded(path) } else { return };
     let format = match (suffix, format) {
         ("hcl", _) => Format::Hcl,
         ("json", _) => Format::Json,
         (_, Some(format)) => format,
-        // A directory may hold other things; a file named by the user must be understood.
-        (_, None) if !named => return,
+        (_, None) if text.is_err() => Format::Hcl,
         (_, None) => {
             let message = format!("{}: the suffix tells neither HCL nor JSON", path.display());
             merged.problems.push(Problem::new(Code::Unreadable, message).hint("add -config-format=hcl or -config-format=json"));
             return;
         }
     };
-    match read_bounded(path) {
+    match text {
         Ok(text) => absorb_text(merged, &Source::text(path.display().to_string(), text), format),
         Err(error) => merged.problems.push(unreadable(path, &error)),
     }

@@ -162,6 +162,22 @@ impl Contest<'_> {
         String::from_utf8_lossy(&document).contains(self.session)
     }
 
+    /// Removes the lock's key if nobody holds it or waits behind it; answers whether it is gone.
+    pub(super) async fn clean_up(&self) -> bool {
+        let Ok(seen) = self.watch("0").await else { return false };
+        let Some(pair) = seen.pair else { return true };
+        let held = match self.limit {
+            1 => !pair["Session"].is_null(),
+            _ => self.holders(Some(&pair)).await.map_or(true, |holders| !holders.is_empty()),
+        };
+        let index = field(&pair, "ModifyIndex");
+        let deleted = async {
+            let answer = self.client.call(Method::DELETE, &self.key(), &[("cas", &index)], Bytes::new()).await;
+            answer.is_ok_and(|answer| answer.text() == "true")
+        };
+        !held && deleted.await
+    }
+
     /// Lets go at once instead of by the session's end; failing that, the session's end does it.
     pub(super) async fn give_back(&self) {
         if self.limit == 1 {

@@ -1,0 +1,140 @@
+//! TLS of the server port and of HTTPS, from the configuration's files.
+//!
+//! Owns: one reloadable context per interface, and who may speak on the server port.
+//! Never: keeps key material itself; `identity` does.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::future::BoxFuture;
+use tokio::net::TcpStream;
+use weft_agent::config::RuntimeConfig;
+use weft_agent::config::runtime::{TlsOptions, TlsVersion};
+use weft_agent::http::TlsSource;
+use weft_identity::tls::{MinVersion, TlsContext, TlsMaterial};
+use weft_proto::clock::Clock;
+use weft_raft::RaftStream;
+use weft_server::RpcTls;
+
+/// The contexts that are configured.
+pub(crate) struct Tls {
+    rpc: Option<Arc<Rpc>>,
+    https: Option<Arc<TlsContext>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Tls {
+    /// Reads certificates and keys where they are named.
+    ///
+    /// Errors: as `identity` words them, with key, file and remedy.
+    pub(crate) fn load(config: &RuntimeConfig, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
+        let load = |options: &TlsOptions, alpn: &[&str], what: &str| -> anyhow::Result<Option<Arc<TlsContext>>> {
+            if !(options.has_certificate() || options.verify_outgoing && options.has_roots()) {
+                return Ok(None);
+            }
+            let context = TlsContext::load(material(config, options, alpn), clock.wall()).with_context(|| format!("tls.{what}"))?;
+            Ok(Some(Arc::new(context)))
+        };
+        let rpc = load(&config.tls.internal_rpc, &[], "internal_rpc")?.map(|context| {
+            Arc::new(Rpc { context, limit: config.limits.rpc_handshake_timeout, datacenter: config.datacenter.clone(), domain: domain(config) })
+        });
+        let https = if config.network.https.is_empty() { None } else { load(&config.tls.https, &["h2", "http/1.1"], "https")? };
+        Ok(Self { rpc, https, clock })
+    }
+
+    /// TLS of the server port, if any.
+    pub(crate) fn rpc(&self) -> Option<Arc<dyn RpcTls>> {
+        self.rpc.clone().map(|rpc| rpc as Arc<dyn RpcTls>)
+    }
+
+    /// Where the HTTPS listener gets its configuration at each handshake.
+    pub(crate) fn https(&self) -> anyhow::Result<TlsSource> {
+        let missing = "ports.https is on, but tls.https (or tls.defaults) names no cert_file and key_file; `weft tls cert create` makes them";
+        let context = self.https.clone().context(missing)?;
+        let first = context.server_config().context(missing)?;
+        // A reload that loses the certificate keeps the last one that worked.
+        Ok(Arc::new(move || context.server_config().unwrap_or_else(|| first.clone())))
+    }
+
+    /// Reads the files again; the old ones stay in use when that fails.
+    pub(crate) fn reload(&self) -> anyhow::Result<()> {
+        if let Some(rpc) = &self.rpc {
+            rpc.context.reload(self.clock.wall()).context("tls.internal_rpc")?;
+        }
+        if let Some(https) = &self.https {
+            https.reload(self.clock.wall()).context("tls.https")?;
+        }
+        Ok(())
+    }
+}
+
+fn domain(config: &RuntimeConfig) -> String {
+    config.domain.trim_matches('.').to_ascii_lowercase()
+}
+
+fn material(config: &RuntimeConfig, options: &TlsOptions, alpn: &[&str]) -> TlsMaterial {
+    TlsMaterial {
+        ca_file: options.ca_file.clone(),
+        ca_path: options.ca_path.clone(),
+        cert_file: options.cert_file.clone(),
+        key_file: options.key_file.clone(),
+        min_version: match options.min_version {
+            TlsVersion::V12 => MinVersion::Tls12,
+            TlsVersion::V13 => MinVersion::Tls13,
+        },
+        verify_incoming: options.verify_incoming,
+        verify_outgoing: options.verify_outgoing,
+        verify_server_hostname: options.verify_server_hostname,
+        verify_dialled_name: false,
+        datacenter: config.datacenter.clone(),
+        domain: domain(config),
+        alpn: alpn.iter().map(|protocol| (*protocol).to_owned()).collect(),
+    }
+}
+
+struct Rpc {
+    context: Arc<TlsContext>,
+    limit: Duration,
+    datacenter: String,
+    domain: String,
+}
+
+impl RpcTls for Rpc {
+    fn accept(&self, tcp: TcpStream) -> BoxFuture<'static, io::Result<Box<dyn RaftStream>>> {
+        let (context, limit) = (self.context.clone(), self.limit);
+        let (datacenter, domain) = (self.datacenter.clone(), self.domain.clone());
+        Box::pin(async move {
+            let peer = tcp.peer_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
+            let (stream, facts) = context.accept(tcp, &peer, limit).await.map_err(io::Error::other)?;
+            // Whoever speaks on this port may propose and vote: with verify_server_hostname only a
+            // server's certificate opens it, not any certificate of the CA.
+            let material = context.material();
+            if material.verify_incoming && material.verify_server_hostname && !facts.is_some_and(|facts| facts.is_server(&datacenter, &domain)) {
+                return Err(io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    format!("the caller's certificate lacks the name server.{datacenter}.{domain}; make one with `weft tls cert create -server`"),
+                ));
+            }
+            Ok(Box::new(stream) as Box<dyn RaftStream>)
+        })
+    }
+
+    fn connect(&self, tcp: TcpStream) -> BoxFuture<'static, io::Result<Box<dyn RaftStream>>> {
+        let (context, limit) = (self.context.clone(), self.limit);
+        Box::pin(async move {
+            let host = tcp.peer_addr()?.ip().to_string();
+            let (stream, _) = context.connect(tcp, &host, limit).await.map_err(io::Error::other)?;
+            Ok(Box::new(stream) as Box<dyn RaftStream>)
+        })
+    }
+
+    fn required(&self) -> bool {
+        self.context.material().verify_incoming
+    }
+
+    fn outgoing(&self) -> bool {
+        self.context.material().verify_outgoing
+    }
+}
