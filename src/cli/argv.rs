@@ -13,7 +13,11 @@ pub(crate) fn go_booleans(command: Command) -> Command {
         if !matches!(arg.get_action(), ArgAction::SetTrue) {
             return arg;
         }
-        let default = if arg.get_default_values().iter().any(|value| value == "true") { "true" } else { "false" };
+        let default = if arg.get_default_values().iter().any(|value| value == "true") {
+            "true"
+        } else {
+            "false"
+        };
         arg.action(ArgAction::Set)
             .num_args(0..=1)
             .require_equals(true)
@@ -49,7 +53,10 @@ pub(crate) fn normalise(command: &Command, argv: Vec<String>) -> Vec<String> {
             match current.find_subcommand(&word) {
                 Some(sub) => current = sub,
                 // What follows belongs to the child.
-                None if current.get_positionals().any(clap::Arg::is_trailing_var_arg_set) => {
+                None if current
+                    .get_positionals()
+                    .any(clap::Arg::is_trailing_var_arg_set) =>
+                {
                     out.extend(["--".to_owned(), word]);
                     break;
                 }
@@ -95,7 +102,11 @@ mod tests {
     fn command() -> Command {
         let kv = Command::new("kv").subcommand(
             Command::new("put")
-                .arg(Arg::new("recurse").long("recurse").action(ArgAction::SetTrue))
+                .arg(
+                    Arg::new("recurse")
+                        .long("recurse")
+                        .action(ArgAction::SetTrue),
+                )
                 .arg(Arg::new("token").long("token").alias("tok"))
                 .arg(Arg::new("words").num_args(0..)),
         );
@@ -114,9 +125,15 @@ mod tests {
     #[test]
     fn flags_get_two_dashes_and_nothing_else_changes() {
         check("weft kv put -recurse a b", "weft kv put --recurse a b");
-        check("weft kv put --recurse=false a", "weft kv put --recurse=false a");
+        check(
+            "weft kv put --recurse=false a",
+            "weft kv put --recurse=false a",
+        );
         check("weft kv put -token abc k v", "weft kv put --token=abc k v");
-        check("weft kv put -token -abc k v", "weft kv put --token=-abc k v");
+        check(
+            "weft kv put -token -abc k v",
+            "weft kv put --token=-abc k v",
+        );
         check("weft kv put -tok=x k", "weft kv put --tok=x k");
         check("weft kv put k -5", "weft kv put k -5");
         check("weft kv put k -value", "weft kv put k -value");
@@ -128,18 +145,34 @@ mod tests {
 
     #[test]
     fn a_childs_flags_are_its_own() {
-        check("weft lock -n 3 prefix ls -n 5", "weft lock --n=3 -- prefix ls -n 5");
-        check("weft lock -n=3 prefix -- ls", "weft lock --n=3 -- prefix -- ls");
+        check(
+            "weft lock -n 3 prefix ls -n 5",
+            "weft lock --n=3 -- prefix ls -n 5",
+        );
+        check(
+            "weft lock -n=3 prefix -- ls",
+            "weft lock --n=3 -- prefix -- ls",
+        );
     }
 
     #[test]
     fn on_off_flags_take_gos_words() {
-        for (word, expected) in [("--recurse", true), ("--recurse=1", true), ("--recurse=F", false)] {
-            let matches = command().try_get_matches_from(["weft", "kv", "put", word]).unwrap();
+        for (word, expected) in [
+            ("--recurse", true),
+            ("--recurse=1", true),
+            ("--recurse=F", false),
+        ] {
+            let matches = command()
+                .try_get_matches_from(["weft", "kv", "put", word])
+                .unwrap();
             let (_, kv) = matches.subcommand().unwrap();
             let (_, put) = kv.subcommand().unwrap();
             assert_eq!(put.get_one::<bool>("recurse"), Some(&expected), "{word}");
         }
-        assert!(command().try_get_matches_from(["weft", "kv", "put", "--recurse=maybe"]).is_err());
+        assert!(
+            command()
+                .try_get_matches_from(["weft", "kv", "put", "--recurse=maybe"])
+                .is_err()
+        );
     }
 }

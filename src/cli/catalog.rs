@@ -8,7 +8,9 @@ use super::output::{self, Format, field, row};
 
 /// Ask the catalog for nodes, services and datacenters
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weft catalog services -tags\n  weft catalog nodes -service=web")]
+#[command(
+    after_help = "Examples:\n  weft catalog services -tags\n  weft catalog nodes -service=web"
+)]
 pub(crate) struct CatalogArgs {
     #[command(subcommand)]
     what: What,
@@ -17,13 +19,19 @@ pub(crate) struct CatalogArgs {
 #[derive(clap::Subcommand)]
 enum What {
     /// List the datacenters known
-    #[command(after_help = "Examples:\n  weft catalog datacenters\n  weft catalog datacenters -o json")]
+    #[command(
+        after_help = "Examples:\n  weft catalog datacenters\n  weft catalog datacenters -o json"
+    )]
     Datacenters(DatacentersArgs),
     /// List nodes
-    #[command(after_help = "Examples:\n  weft catalog nodes -detailed\n  weft catalog nodes -service=web -node-meta=rack=r2")]
+    #[command(
+        after_help = "Examples:\n  weft catalog nodes -detailed\n  weft catalog nodes -service=web -node-meta=rack=r2"
+    )]
     Nodes(NodesArgs),
     /// List services
-    #[command(after_help = "Examples:\n  weft catalog services -tags\n  weft catalog services -node=vm-7")]
+    #[command(
+        after_help = "Examples:\n  weft catalog services -tags\n  weft catalog services -node=vm-7"
+    )]
     Services(ServicesArgs),
 }
 
@@ -81,7 +89,9 @@ pub(crate) fn run(args: CatalogArgs) -> Done {
 fn meta(pairs: &[String]) -> Result<Vec<String>, Failure> {
     let convert = |pair: &String| match pair.split_once('=') {
         Some((key, value)) => Ok(format!("{key}:{value}")),
-        None => Err(Failure::usage(format!("-node-meta {pair:?} is not key=value"))),
+        None => Err(Failure::usage(format!(
+            "-node-meta {pair:?} is not key=value"
+        ))),
     };
     pairs.iter().map(convert).collect()
 }
@@ -91,13 +101,21 @@ async fn datacenters(client: Client) -> Done {
     if client.format() == Format::Json {
         return output::json(&answer);
     }
-    let names: Vec<&str> = answer.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let names: Vec<&str> = answer
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     output::line(names.join("\n"))
 }
 
 async fn nodes(client: Client, args: &NodesArgs) -> Done {
     let pairs = meta(&args.node_meta)?;
-    let mut query: Vec<(&str, &str)> = pairs.iter().map(|pair| ("node-meta", pair.as_str())).collect();
+    let mut query: Vec<(&str, &str)> = pairs
+        .iter()
+        .map(|pair| ("node-meta", pair.as_str()))
+        .collect();
     query.extend(args.near.as_deref().map(|near| ("near", near)));
     query.extend(args.filter.as_deref().map(|filter| ("filter", filter)));
     let path = match &args.service {
@@ -120,22 +138,42 @@ async fn nodes(client: Client, args: &NodesArgs) -> Done {
         eprintln!("No nodes match the given query - try expanding your search.");
         return Ok(());
     }
-    output::table(&if args.detailed { detailed(&nodes) } else { brief(&nodes) })
+    output::table(&if args.detailed {
+        detailed(&nodes)
+    } else {
+        brief(&nodes)
+    })
 }
 
 fn brief(nodes: &[Value]) -> Vec<Vec<String>> {
     let mut rows = vec![row(["Node", "ID", "Address", "DC"])];
     for node in nodes {
         let id: String = field(node, "ID").chars().take(8).collect();
-        rows.push(vec![field(node, "Node"), id, field(node, "Address"), field(node, "Datacenter")]);
+        rows.push(vec![
+            field(node, "Node"),
+            id,
+            field(node, "Address"),
+            field(node, "Datacenter"),
+        ]);
     }
     rows
 }
 
 fn detailed(nodes: &[Value]) -> Vec<Vec<String>> {
-    let mut rows = vec![row(["Node", "ID", "Address", "DC", "TaggedAddresses", "Meta"])];
+    let mut rows = vec![row([
+        "Node",
+        "ID",
+        "Address",
+        "DC",
+        "TaggedAddresses",
+        "Meta",
+    ])];
     for node in nodes {
-        let meta = if node["NodeMeta"].is_object() { &node["NodeMeta"] } else { &node["Meta"] };
+        let meta = if node["NodeMeta"].is_object() {
+            &node["NodeMeta"]
+        } else {
+            &node["Meta"]
+        };
         let names = ["Node", "ID", "Address", "Datacenter"];
         let mut cells: Vec<String> = names.iter().map(|name| field(node, name)).collect();
         cells.extend([pairs(&node["TaggedAddresses"]), pairs(meta)]);
@@ -146,14 +184,23 @@ fn detailed(nodes: &[Value]) -> Vec<Vec<String>> {
 
 fn pairs(map: &Value) -> String {
     let all = map.as_object().into_iter().flatten();
-    all.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect::<Vec<_>>().join(", ")
+    all.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 async fn services(client: Client, args: &ServicesArgs) -> Done {
     let pairs = meta(&args.node_meta)?;
-    let query: Vec<(&str, &str)> = pairs.iter().map(|pair| ("node-meta", pair.as_str())).collect();
+    let query: Vec<(&str, &str)> = pairs
+        .iter()
+        .map(|pair| ("node-meta", pair.as_str()))
+        .collect();
     let services = match &args.node {
-        Some(node) => of_node(&client.get(&format!("/v1/catalog/node/{node}"), &query).await?),
+        Some(node) => of_node(
+            &client
+                .get(&format!("/v1/catalog/node/{node}"), &query)
+                .await?,
+        ),
         None => client.get("/v1/catalog/services", &query).await?,
     };
     if client.format() == Format::Json {
@@ -161,8 +208,17 @@ async fn services(client: Client, args: &ServicesArgs) -> Done {
     }
     let mut rows = Vec::new();
     for (name, tags) in services.as_object().into_iter().flatten() {
-        let tags: Vec<&str> = tags.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        rows.push(if args.tags { vec![name.clone(), tags.join(",")] } else { vec![name.clone()] });
+        let tags: Vec<&str> = tags
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        rows.push(if args.tags {
+            vec![name.clone(), tags.join(",")]
+        } else {
+            vec![name.clone()]
+        });
     }
     if rows.is_empty() {
         eprintln!("No services match the given query - try expanding your search.");
@@ -174,7 +230,12 @@ async fn services(client: Client, args: &ServicesArgs) -> Done {
 /// Name → tags, as `/v1/catalog/services` has it.
 fn of_node(answer: &Value) -> Value {
     let mut out: std::collections::BTreeMap<String, Vec<Value>> = std::collections::BTreeMap::new();
-    for service in answer["Services"].as_object().into_iter().flatten().map(|(_, service)| service) {
+    for service in answer["Services"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(_, service)| service)
+    {
         let tags = out.entry(field(service, "Service")).or_default();
         for tag in service["Tags"].as_array().into_iter().flatten() {
             if !tags.contains(tag) {

@@ -64,7 +64,12 @@ pub(crate) type Done = Result<(), Failure>;
 
 impl Failure {
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit: exit as u8, word: exit.word(), message: message.into(), hint: None }
+        Self {
+            exit: exit as u8,
+            word: exit.word(),
+            message: message.into(),
+            hint: None,
+        }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
@@ -73,7 +78,12 @@ impl Failure {
 
     /// Ends with a child's own code and says nothing.
     pub(crate) fn silent(code: u8) -> Self {
-        Self { exit: code, word: "child", message: String::new(), hint: None }
+        Self {
+            exit: code,
+            word: "child",
+            message: String::new(),
+            hint: None,
+        }
     }
 
     /// The same failure, said in a sentence about what was tried.

@@ -28,5 +28,9 @@ async fn force_leave(client: Client, args: &ForceLeaveArgs) -> Done {
     let mut query = Vec::new();
     query.extend(args.prune.then_some(("prune", "1")));
     query.extend(args.wan.then_some(("wan", "1")));
-    client.put(&format!("/v1/agent/force-leave/{node}"), &query, "").await.map(|_| ()).map_err(|failure| failure.context("Error force leaving"))
+    client
+        .put(&format!("/v1/agent/force-leave/{node}"), &query, "")
+        .await
+        .map(|_| ())
+        .map_err(|failure| failure.context("Error force leaving"))
 }

@@ -26,7 +26,10 @@ async fn show(client: Client) -> Done {
     for (section, values) in stats.as_object().into_iter().flatten() {
         text.push_str(&format!("{section}:\n"));
         for (name, value) in values.as_object().into_iter().flatten() {
-            text.push_str(&format!("\t{name} = {}\n", value.as_str().unwrap_or_default()));
+            text.push_str(&format!(
+                "\t{name} = {}\n",
+                value.as_str().unwrap_or_default()
+            ));
         }
     }
     output::bytes(text.as_bytes())

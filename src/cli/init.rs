@@ -11,7 +11,9 @@ use super::output;
 
 /// Make keys, certificates and configuration for a new cluster
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weft init\n  weft init -directory=out -server=s1=10.0.0.11 -server=s2=10.0.0.12 -server=s3=10.0.0.13")]
+#[command(
+    after_help = "Examples:\n  weft init\n  weft init -directory=out -server=s1=10.0.0.11 -server=s2=10.0.0.12 -server=s3=10.0.0.13"
+)]
 pub(crate) struct InitArgs {
     /// Directory to write to
     #[arg(long, default_value = "weft.d")]
@@ -43,8 +45,12 @@ pub(crate) struct InitArgs {
 }
 
 pub(crate) fn run(args: InitArgs) -> Done {
-    let directory = std::path::absolute(&args.directory)
-        .map_err(|error| Failure::new(Exit::Negative, format!("cannot use {}: {error}", args.directory.display())))?;
+    let directory = std::path::absolute(&args.directory).map_err(|error| {
+        Failure::new(
+            Exit::Negative,
+            format!("cannot use {}: {error}", args.directory.display()),
+        )
+    })?;
     let request = InitRequest {
         install_directory: args.install_directory.unwrap_or_else(|| directory.clone()),
         data_dir: args.data_dir,
@@ -64,30 +70,62 @@ pub(crate) fn run(args: InitArgs) -> Done {
 
 fn seats(servers: &[String]) -> Result<Vec<Seat>, Failure> {
     if servers.is_empty() {
-        return Ok(vec![Seat { name: super::agent::machine().host_name, address: None }]);
+        return Ok(vec![Seat {
+            name: super::agent::machine().host_name,
+            address: None,
+        }]);
     }
     let seat = |text: &String| match text.split_once('=') {
-        None => Ok(Seat { name: text.clone(), address: None }),
+        None => Ok(Seat {
+            name: text.clone(),
+            address: None,
+        }),
         Some((name, address)) => {
-            let address: IpAddr =
-                address.parse().map_err(|_| Failure::usage(format!("-server {text:?}: {address:?} is not an IP address")))?;
-            Ok(Seat { name: name.to_owned(), address: Some(address) })
+            let address: IpAddr = address.parse().map_err(|_| {
+                Failure::usage(format!(
+                    "-server {text:?}: {address:?} is not an IP address"
+                ))
+            })?;
+            Ok(Seat {
+                name: name.to_owned(),
+                address: Some(address),
+            })
         }
     };
     servers.iter().map(seat).collect()
 }
 
 fn tell(request: &InitRequest, summary: &InitSummary) -> Done {
-    output::line(format!("Wrote {} files; certificates are valid for {} days.", summary.files.len(), summary.days))?;
-    output::line(format!("  CA key   {}   keep it off the servers", summary.ca_key_file.display()))?;
+    output::line(format!(
+        "Wrote {} files; certificates are valid for {} days.",
+        summary.files.len(),
+        summary.days
+    ))?;
+    output::line(format!(
+        "  CA key   {}   keep it off the servers",
+        summary.ca_key_file.display()
+    ))?;
     output::line(format!("  CLI      {}", summary.cli.0.display()))?;
     for server in &summary.servers {
-        let (from, to) = (server.directory.display(), request.install_directory.display());
-        let copy = if server.directory == request.install_directory { String::new() } else { format!("   copy to {to} on {}", server.name) };
+        let (from, to) = (
+            server.directory.display(),
+            request.install_directory.display(),
+        );
+        let copy = if server.directory == request.install_directory {
+            String::new()
+        } else {
+            format!("   copy to {to} on {}", server.name)
+        };
         output::line(format!("  {:<8} {from}{copy}", server.name))?;
     }
     if !summary.without_address.is_empty() && summary.servers.len() > 1 {
-        output::line(format!("Complete retry_join: the addresses of {} are not known.", summary.without_address.join(", ")))?;
+        output::line(format!(
+            "Complete retry_join: the addresses of {} are not known.",
+            summary.without_address.join(", ")
+        ))?;
     }
-    output::line(format!("Next: weft agent -config-dir={}", request.install_directory.display()))
+    output::line(format!(
+        "Next: weft agent -config-dir={}",
+        request.install_directory.display()
+    ))
 }

@@ -6,7 +6,9 @@ use super::output;
 
 /// Make the agent join others
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weft join 10.0.0.11\n  weft join 10.0.0.11:8301 10.0.0.12:8301")]
+#[command(
+    after_help = "Examples:\n  weft join 10.0.0.11\n  weft join 10.0.0.11:8301 10.0.0.12:8301"
+)]
 pub(crate) struct JoinArgs {
     /// Join the pool of servers of all datacenters
     #[arg(long)]
@@ -30,14 +32,20 @@ async fn join(client: Client, args: &JoinArgs) -> Done {
         let path = format!("/v1/agent/join/{}", super::segment(address)?);
         match client.put(&path, query, "").await {
             Ok(_) => joined += 1,
-            Err(failure) => reasons.push(failure.context(&format!("Error joining address '{address}'"))),
+            Err(failure) => {
+                reasons.push(failure.context(&format!("Error joining address '{address}'")))
+            }
         }
     }
     if joined > 0 {
         for reason in reasons {
             reason.report(client.format());
         }
-        return output::line(format!("Successfully joined cluster by contacting {joined} nodes."));
+        return output::line(format!(
+            "Successfully joined cluster by contacting {joined} nodes."
+        ));
     }
-    Err(reasons.pop().unwrap_or_else(|| Failure::new(Exit::Negative, "Failed to join any nodes.")))
+    Err(reasons
+        .pop()
+        .unwrap_or_else(|| Failure::new(Exit::Negative, "Failed to join any nodes.")))
 }

@@ -13,13 +13,20 @@ const KEY_BYTES: usize = 32;
 
 /// Make a gossip key for `encrypt`
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weft keygen\n  weft agent -encrypt=\"$(weft keygen)\" -data-dir=/var/lib/weft")]
+#[command(
+    after_help = "Examples:\n  weft keygen\n  weft agent -encrypt=\"$(weft keygen)\" -data-dir=/var/lib/weft"
+)]
 pub(crate) struct KeygenArgs {}
 
 pub(crate) fn run(_args: KeygenArgs) -> Done {
     let mut key = [0_u8; KEY_BYTES];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut key))
-        .map_err(|error| Failure::new(Exit::Negative, format!("the system gives no randomness: {error}")))?;
+        .map_err(|error| {
+            Failure::new(
+                Exit::Negative,
+                format!("the system gives no randomness: {error}"),
+            )
+        })?;
     output::line(STANDARD.encode(key))
 }

@@ -29,7 +29,9 @@ enum What {
     #[command(after_help = "Examples:\n  weft kv get color\n  weft kv get -keys -separator=/ app/")]
     Get(GetArgs),
     /// Write a key
-    #[command(after_help = "Examples:\n  weft kv put color red\n  weft kv put -cas -modify-index=42 color @value.txt")]
+    #[command(
+        after_help = "Examples:\n  weft kv put color red\n  weft kv put -cas -modify-index=42 color @value.txt"
+    )]
     Put(PutArgs),
 }
 
@@ -51,7 +53,11 @@ struct GetArgs {
     #[arg(long, default_value = "/", hide_default_value = true)]
     separator: String,
     /// Key or prefix
-    #[arg(default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    #[arg(
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
     key: String,
     #[command(flatten)]
     client: ClientArgs,
@@ -84,7 +90,11 @@ struct PutArgs {
     #[arg(allow_hyphen_values = true)]
     key: String,
     /// Value; @file reads a file, - reads standard input
-    #[arg(default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    #[arg(
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
     value: String,
     #[command(flatten)]
     client: ClientArgs,
@@ -102,7 +112,11 @@ struct DeleteArgs {
     #[arg(long)]
     recurse: bool,
     /// Key or prefix
-    #[arg(default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    #[arg(
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
     key: String,
     #[command(flatten)]
     client: ClientArgs,
@@ -123,7 +137,11 @@ fn bare(key: &str) -> &str {
 
 fn required(key: &str) -> Result<&str, Failure> {
     let key = bare(key);
-    if key.is_empty() { Err(Failure::new(Exit::Negative, "Error! Missing KEY argument")) } else { Ok(key) }
+    if key.is_empty() {
+        Err(Failure::new(Exit::Negative, "Error! Missing KEY argument"))
+    } else {
+        Ok(key)
+    }
 }
 
 async fn get(client: Client, args: &GetArgs) -> Done {
@@ -134,13 +152,26 @@ async fn get(client: Client, args: &GetArgs) -> Done {
     if !args.recurse {
         required(key)?;
     }
-    let query: &[(&str, &str)] = if args.recurse { &[("recurse", "")] } else { &[] };
-    let answer = client.send(Method::GET, &format!("/v1/kv/{key}"), query, Bytes::new()).await?;
+    let query: &[(&str, &str)] = if args.recurse {
+        &[("recurse", "")]
+    } else {
+        &[]
+    };
+    let answer = client
+        .send(Method::GET, &format!("/v1/kv/{key}"), query, Bytes::new())
+        .await?;
     if answer.status == StatusCode::NOT_FOUND && args.recurse {
-        return if client.format() == Format::Json { output::line("[]") } else { Ok(()) };
+        return if client.format() == Format::Json {
+            output::line("[]")
+        } else {
+            Ok(())
+        };
     }
     if answer.status == StatusCode::NOT_FOUND {
-        return Err(Failure::new(Exit::Negative, format!("Error! No key exists at: {key}")));
+        return Err(Failure::new(
+            Exit::Negative,
+            format!("Error! No key exists at: {key}"),
+        ));
     }
     if !answer.status.is_success() {
         return Err(answer.failure());
@@ -172,7 +203,14 @@ async fn get(client: Client, args: &GetArgs) -> Done {
 
 async fn keys(client: Client, prefix: &str, separator: &str) -> Done {
     let query = [("keys", ""), ("separator", separator)];
-    let answer = client.send(Method::GET, &format!("/v1/kv/{prefix}"), &query, Bytes::new()).await?;
+    let answer = client
+        .send(
+            Method::GET,
+            &format!("/v1/kv/{prefix}"),
+            &query,
+            Bytes::new(),
+        )
+        .await?;
     let keys = match answer.status {
         StatusCode::NOT_FOUND => Value::Array(Vec::new()),
         status if status.is_success() => answer.json()?,
@@ -181,7 +219,11 @@ async fn keys(client: Client, prefix: &str, separator: &str) -> Done {
     if client.format() == Format::Json {
         return output::json(&keys);
     }
-    keys.as_array().into_iter().flatten().filter_map(Value::as_str).try_for_each(output::line)
+    keys.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .try_for_each(output::line)
 }
 
 /// A pair's value: as it is, or still in base64.
@@ -190,12 +232,21 @@ fn value(pair: &Value, base64: bool) -> Result<Vec<u8>, Failure> {
     if base64 {
         return Ok(text.into_bytes());
     }
-    STANDARD.decode(&text).map_err(|_| Failure::new(Exit::Internal, "the agent's answer holds a value that is not base64"))
+    STANDARD.decode(&text).map_err(|_| {
+        Failure::new(
+            Exit::Internal,
+            "the agent's answer holds a value that is not base64",
+        )
+    })
 }
 
 fn details(pair: &Value, base64: bool) -> Done {
     let session = field(pair, "Session");
-    let session = if session.is_empty() { "-" } else { session.as_str() };
+    let session = if session.is_empty() {
+        "-"
+    } else {
+        session.as_str()
+    };
     let text = |name: &str| field(pair, name);
     let rows = [
         row(["CreateIndex", &text("CreateIndex")]),
@@ -207,17 +258,24 @@ fn details(pair: &Value, base64: bool) -> Done {
         row(["Value", &String::from_utf8_lossy(&value(pair, base64)?)]),
     ];
     // Consul sets the values in a fixed column.
-    rows.iter().try_for_each(|row| output::line(format!("{:<16} {}", row[0], row[1]).trim_end()))
+    rows.iter()
+        .try_for_each(|row| output::line(format!("{:<16} {}", row[0], row[1]).trim_end()))
 }
 
 async fn put(client: Client, args: &PutArgs) -> Done {
     let key = required(&args.key)?;
     if args.key.starts_with('/') {
-        let message = format!("Error! Failed writing data: Invalid key. Key must not begin with a '/': {}", args.key);
+        let message = format!(
+            "Error! Failed writing data: Invalid key. Key must not begin with a '/': {}",
+            args.key
+        );
         return Err(Failure::new(Exit::Negative, message));
     }
     if (args.acquire || args.release) && args.session.is_empty() {
-        return Err(Failure::new(Exit::Negative, "Error! Missing -session (required with -acquire and -release)"));
+        return Err(Failure::new(
+            Exit::Negative,
+            "Error! Missing -session (required with -acquire and -release)",
+        ));
     }
     let data = data(&args.value)?;
     let data = if args.base64 { decoded(&data)? } else { data };
@@ -227,7 +285,11 @@ async fn put(client: Client, args: &PutArgs) -> Done {
     query.extend(args.cas.then_some(("cas", index.as_str())));
     query.extend(args.acquire.then_some(("acquire", args.session.as_str())));
     query.extend(args.release.then_some(("release", args.session.as_str())));
-    let done = client.put(&format!("/v1/kv/{key}"), &query, data).await?.text() == "true";
+    let done = client
+        .put(&format!("/v1/kv/{key}"), &query, data)
+        .await?
+        .text()
+        == "true";
     let said = match (done, args.cas, args.acquire, args.release) {
         (true, _, true, _) => format!("Success! Lock acquired on: {key}"),
         (true, _, _, true) => format!("Success! Lock released on: {key}"),
@@ -237,15 +299,27 @@ async fn put(client: Client, args: &PutArgs) -> Done {
         (false, _, _, true) => "Error! Did not release lock".into(),
         (false, ..) => format!("Error! Did not write to {key}"),
     };
-    if done { output::line(said) } else { Err(Failure::new(Exit::Negative, said)) }
+    if done {
+        output::line(said)
+    } else {
+        Err(Failure::new(Exit::Negative, said))
+    }
 }
 
 /// The value itself, a file's content, or standard input.
 fn data(text: &str) -> Result<Vec<u8>, Failure> {
-    let unreadable = |what: &str, error: std::io::Error| Failure::new(Exit::Negative, format!("Error! cannot read {what}: {error}"));
+    let unreadable = |what: &str, error: std::io::Error| {
+        Failure::new(
+            Exit::Negative,
+            format!("Error! cannot read {what}: {error}"),
+        )
+    };
     if text == "-" {
         let mut all = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut all).map_err(|error| unreadable("standard input", error))?;
+        std::io::stdin()
+            .lock()
+            .read_to_end(&mut all)
+            .map_err(|error| unreadable("standard input", error))?;
         return Ok(all);
     }
     match text.strip_prefix('@') {
@@ -255,28 +329,53 @@ fn data(text: &str) -> Result<Vec<u8>, Failure> {
 }
 
 fn decoded(data: &[u8]) -> Result<Vec<u8>, Failure> {
-    STANDARD.decode(data.trim_ascii()).map_err(|error| Failure::new(Exit::Negative, format!("Error! Cannot base 64 decode data: {error}")))
+    STANDARD.decode(data.trim_ascii()).map_err(|error| {
+        Failure::new(
+            Exit::Negative,
+            format!("Error! Cannot base 64 decode data: {error}"),
+        )
+    })
 }
 
 async fn delete(client: Client, args: &DeleteArgs) -> Done {
     let key = bare(&args.key);
     if args.recurse && args.cas {
-        return Err(Failure::new(Exit::Negative, "Cannot specify both -cas and -recurse!"));
+        return Err(Failure::new(
+            Exit::Negative,
+            "Cannot specify both -cas and -recurse!",
+        ));
     }
     if !args.recurse {
         required(key)?;
     }
     if args.cas && args.modify_index == 0 {
-        return Err(Failure::new(Exit::Negative, "Must specify -modify-index with -cas!"));
+        return Err(Failure::new(
+            Exit::Negative,
+            "Must specify -modify-index with -cas!",
+        ));
     }
     let index = args.modify_index.to_string();
     let mut query: Vec<(&str, &str)> = Vec::new();
     query.extend(args.recurse.then_some(("recurse", "")));
     query.extend(args.cas.then_some(("cas", index.as_str())));
-    let answer = client.call(Method::DELETE, &format!("/v1/kv/{key}"), &query, Bytes::new()).await?;
+    let answer = client
+        .call(
+            Method::DELETE,
+            &format!("/v1/kv/{key}"),
+            &query,
+            Bytes::new(),
+        )
+        .await?;
     if args.cas && answer.text() != "true" {
-        return Err(Failure::new(Exit::Negative, format!("Error! Did not delete key {key}: CAS failed")));
+        return Err(Failure::new(
+            Exit::Negative,
+            format!("Error! Did not delete key {key}: CAS failed"),
+        ));
     }
-    let what = if args.recurse { "Deleted keys with prefix" } else { "Deleted key" };
+    let what = if args.recurse {
+        "Deleted keys with prefix"
+    } else {
+        "Deleted key"
+    };
     output::line(format!("Success! {what}: {key}"))
 }

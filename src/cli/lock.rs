@@ -27,7 +27,9 @@ const SESSION_TTL: Duration = Duration::from_secs(15);
 
 /// Run a command while holding a lock
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weft lock backups/nightly ./backup.sh\n  weft lock -n=3 -try=10s workers/import ./import --all")]
+#[command(
+    after_help = "Examples:\n  weft lock backups/nightly ./backup.sh\n  weft lock -n=3 -try=10s workers/import ./import --all"
+)]
 pub(crate) struct LockArgs {
     /// End with exit code 2 when the child fails; otherwise its failure is only reported
     #[arg(long)]
@@ -71,19 +73,33 @@ impl LockArgs {
     /// What stands behind the prefix, and behind `--` if that is there.
     fn command(&self) -> &[String] {
         let words = &self.words[1..];
-        if words.first().is_some_and(|word| word == "--") { &words[1..] } else { words }
+        if words.first().is_some_and(|word| word == "--") {
+            &words[1..]
+        } else {
+            words
+        }
     }
 }
 
 async fn lock(client: Client, args: &LockArgs) -> Done {
     if args.limit == 0 {
-        return Err(Failure::new(Exit::Negative, "Lock holder limit must be positive"));
+        return Err(Failure::new(
+            Exit::Negative,
+            "Lock holder limit must be positive",
+        ));
     }
     if args.command().is_empty() {
         return Err(Failure::usage("no command to run while holding the lock"));
     }
-    let patience = args.r#try.as_deref().or(args.timeout.as_deref()).map(duration::parse).transpose();
-    let patience = patience.map_err(|error| Failure::usage(format!("-try: {error}")))?.filter(|d| !d.is_zero());
+    let patience = args
+        .r#try
+        .as_deref()
+        .or(args.timeout.as_deref())
+        .map(duration::parse)
+        .transpose();
+    let patience = patience
+        .map_err(|error| Failure::usage(format!("-try: {error}")))?
+        .filter(|d| !d.is_zero());
     let prefix = args.words[0].trim_matches('/');
     if prefix.is_empty() {
         return Err(Failure::usage("the prefix must not be empty"));
@@ -91,15 +107,23 @@ async fn lock(client: Client, args: &LockArgs) -> Done {
     let session = create_session(&client, args, prefix).await?;
     let result = hold(&client, args, prefix, &session, patience).await;
     // The session's end is the lock's end, whatever happened before.
-    let destroyed = client.put(&format!("/v1/session/destroy/{session}"), &[], "").await;
+    let destroyed = client
+        .put(&format!("/v1/session/destroy/{session}"), &[], "")
+        .await;
     result.and(destroyed.map(|_| ()))
 }
 
 async fn create_session(client: &Client, args: &LockArgs, prefix: &str) -> Result<String, Failure> {
     let words = args.command().join(" ");
-    let name = args.name.clone().unwrap_or_else(|| format!("Lock for '{words}' at '{prefix}'"));
+    let name = args
+        .name
+        .clone()
+        .unwrap_or_else(|| format!("Lock for '{words}' at '{prefix}'"));
     let body = json!({"Name": name, "TTL": duration::format(SESSION_TTL)});
-    let answer = client.put("/v1/session/create", &[], body.to_string()).await?.json()?;
+    let answer = client
+        .put("/v1/session/create", &[], body.to_string())
+        .await?
+        .json()?;
     Ok(field(&answer, "ID"))
 }
 
@@ -108,7 +132,10 @@ async fn keep_alive(client: &Client, session: &str) -> Failure {
     let mut deadline = Instant::now() + SESSION_TTL;
     loop {
         tokio::time::sleep(SESSION_TTL / 2).await;
-        match client.put(&format!("/v1/session/renew/{session}"), &[], "").await {
+        match client
+            .put(&format!("/v1/session/renew/{session}"), &[], "")
+            .await
+        {
             Ok(_) => deadline = Instant::now() + SESSION_TTL,
             // Servers may be electing a leader; the session lives on meanwhile.
             Err(_) if Instant::now() < deadline => {}
@@ -117,12 +144,27 @@ async fn keep_alive(client: &Client, session: &str) -> Failure {
     }
 }
 
-async fn hold(client: &Client, args: &LockArgs, prefix: &str, session: &str, patience: Option<Duration>) -> Done {
-    let contest = Contest { client, prefix, session, limit: args.limit, retries: args.monitor_retry };
-    say(args, &match args.limit {
-        1 => format!("Setting up lock at path: {prefix}/.lock"),
-        limit => format!("Setting up semaphore (limit {limit}) at prefix: {prefix}"),
-    })?;
+async fn hold(
+    client: &Client,
+    args: &LockArgs,
+    prefix: &str,
+    session: &str,
+    patience: Option<Duration>,
+) -> Done {
+    let contest = Contest {
+        client,
+        prefix,
+        session,
+        limit: args.limit,
+        retries: args.monitor_retry,
+    };
+    say(
+        args,
+        &match args.limit {
+            1 => format!("Setting up lock at path: {prefix}/.lock"),
+            limit => format!("Setting up semaphore (limit {limit}) at prefix: {prefix}"),
+        },
+    )?;
     say(args, "Attempting lock acquisition")?;
     tokio::select! {
         won = contest.win(patience) => won?,
@@ -148,7 +190,14 @@ async fn hold(client: &Client, args: &LockArgs, prefix: &str, session: &str, pat
     say(args, "Child terminated, releasing lock")?;
     contest.give_back().await;
     let cleaned = contest.clean_up().await;
-    say(args, if cleaned { "Cleanup succeeded" } else { "Cleanup aborted, lock in use" })?;
+    say(
+        args,
+        if cleaned {
+            "Cleanup succeeded"
+        } else {
+            "Cleanup aborted, lock in use"
+        },
+    )?;
     finish(done?, args.child_exit_code)
 }
 
@@ -162,9 +211,17 @@ fn finish(code: u8, told: bool) -> Done {
     if code != 0 {
         eprintln!("Error running handler: exit status {code}");
     }
-    if code != 0 && told { Err(Failure::silent(CHILD_FAILED)) } else { Ok(()) }
+    if code != 0 && told {
+        Err(Failure::silent(CHILD_FAILED))
+    } else {
+        Ok(())
+    }
 }
 
 fn say(args: &LockArgs, text: &str) -> Done {
-    if args.verbose { output::line(text) } else { Ok(()) }
+    if args.verbose {
+        output::line(text)
+    } else {
+        Ok(())
+    }
 }

@@ -8,7 +8,9 @@ use super::output::{self, Format, field, row};
 
 /// List the members of the cluster
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weft members\n  weft members -status='^(failed|left)$' -detailed")]
+#[command(
+    after_help = "Examples:\n  weft members\n  weft members -status='^(failed|left)$' -detailed"
+)]
 pub(crate) struct MembersArgs {
     /// Show every tag
     #[arg(long)]
@@ -48,14 +50,23 @@ async fn list(client: Client, args: &MembersArgs) -> Done {
     if members.is_empty() {
         return Err(Failure::new(Exit::Usage, "No members match"));
     }
-    output::table(&if args.detailed { detailed(&members) } else { standard(&members) })
+    output::table(&if args.detailed {
+        detailed(&members)
+    } else {
+        standard(&members)
+    })
 }
 
 /// The statuses a pattern of alternatives names. `.*` is all of them.
 fn wanted(pattern: &str, status: &str) -> bool {
     let inner = pattern.trim_start_matches('^').trim_end_matches('$');
-    let inner = inner.strip_prefix('(').and_then(|p| p.strip_suffix(')')).unwrap_or(inner);
-    inner.split('|').any(|word| word == ".*" || word.trim_matches(['^', '$']) == status)
+    let inner = inner
+        .strip_prefix('(')
+        .and_then(|p| p.strip_suffix(')'))
+        .unwrap_or(inner);
+    inner
+        .split('|')
+        .any(|word| word == ".*" || word.trim_matches(['^', '$']) == status)
 }
 
 fn status(member: &Value) -> &'static str {
@@ -70,7 +81,11 @@ fn status(member: &Value) -> &'static str {
 
 fn address(member: &Value) -> String {
     let (host, port) = (field(member, "Addr"), field(member, "Port"));
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }
 
 fn tag(member: &Value, name: &str) -> String {
@@ -79,13 +94,27 @@ fn tag(member: &Value, name: &str) -> String {
 
 /// Consul's columns.
 fn standard(members: &[Value]) -> Vec<Vec<String>> {
-    let mut rows = vec![row(["Node", "Address", "Status", "Type", "Build", "Protocol", "DC", "Partition", "Segment"])];
+    let mut rows = vec![row([
+        "Node",
+        "Address",
+        "Status",
+        "Type",
+        "Build",
+        "Protocol",
+        "DC",
+        "Partition",
+        "Segment",
+    ])];
     for member in members {
         let server = tag(member, "role") == "consul";
         let build = tag(member, "build");
         let named = |name: &str, default: &str| {
             let text = tag(member, name);
-            if text.is_empty() { default.to_owned() } else { text }
+            if text.is_empty() {
+                default.to_owned()
+            } else {
+                text
+            }
         };
         rows.push(vec![
             field(member, "Name"),
@@ -111,8 +140,15 @@ fn detailed(members: &[Value]) -> Vec<Vec<String>> {
             ("segment", "") => "<all>".to_owned(),
             (_, text) => text.to_owned(),
         };
-        let tags: Vec<String> = tags.map(|(name, value)| format!("{name}={}", shown(name, value))).collect();
-        rows.push(vec![field(member, "Name"), address(member), status(member).into(), tags.join(",")]);
+        let tags: Vec<String> = tags
+            .map(|(name, value)| format!("{name}={}", shown(name, value)))
+            .collect();
+        rows.push(vec![
+            field(member, "Name"),
+            address(member),
+            status(member).into(),
+            tags.join(","),
+        ]);
     }
     rows
 }
@@ -123,7 +159,9 @@ mod tests {
 
     #[test]
     fn status_patterns_are_alternatives() {
-        assert!(wanted(".*", "alive") && wanted("alive", "alive") && wanted("^(failed|left)$", "left"));
+        assert!(
+            wanted(".*", "alive") && wanted("alive", "alive") && wanted("^(failed|left)$", "left")
+        );
         assert!(!wanted("failed|left", "alive") && !wanted("aliv", "alive"));
     }
 }

@@ -84,10 +84,22 @@ fn command() -> clap::Command {
 
 /// Reads argv and does what it asks for, but for running an agent.
 pub(crate) fn main(argv: impl Iterator<Item = std::ffi::OsString>) -> Asked {
-    let argv: Vec<String> = argv.map(|word| word.to_string_lossy().into_owned()).collect();
-    let wants_json = argv.iter().any(|word| matches!(word.as_str(), "-o=json" | "-format=json" | "--format=json" | "--output=json"))
-        || argv.windows(2).any(|pair| matches!(pair[0].as_str(), "-o" | "--output" | "-format") && pair[1] == "json");
-    let format = if wants_json { Format::Json } else { Format::Table };
+    let argv: Vec<String> = argv
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let wants_json = argv.iter().any(|word| {
+        matches!(
+            word.as_str(),
+            "-o=json" | "-format=json" | "--format=json" | "--output=json"
+        )
+    }) || argv
+        .windows(2)
+        .any(|pair| matches!(pair[0].as_str(), "-o" | "--output" | "-format") && pair[1] == "json");
+    let format = if wants_json {
+        Format::Json
+    } else {
+        Format::Table
+    };
     match parse(argv) {
         Ok(Verb::Agent(args)) => match agent::start(args) {
             Ok(start) => Asked::Agent(Box::new(start)),
@@ -98,7 +110,9 @@ pub(crate) fn main(argv: impl Iterator<Item = std::ffi::OsString>) -> Asked {
             // Help and version are data.
             Asked::Done(finish(output::bytes(error.to_string().as_bytes()), format))
         }
-        Err(error) if format == Format::Json => Asked::Done(Failure::usage(error.to_string()).report(format)),
+        Err(error) if format == Format::Json => {
+            Asked::Done(Failure::usage(error.to_string()).report(format))
+        }
         Err(error) => {
             eprint!("{error}");
             Asked::Done(ExitCode::from(Exit::Usage as u8))
@@ -160,5 +174,9 @@ where
 
 /// One line of an HTTP API path: the segments behind a prefix, each escaped by the client.
 fn segment(text: &str) -> Result<&str, Failure> {
-    if text.is_empty() { Err(Failure::usage("a name must not be empty")) } else { Ok(text) }
+    if text.is_empty() {
+        Err(Failure::usage("a name must not be empty"))
+    } else {
+        Ok(text)
+    }
 }

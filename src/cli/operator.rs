@@ -10,7 +10,9 @@ use super::output::{self, Format, field, row};
 
 /// Look after the servers
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weft operator raft list-peers\n  weft operator autopilot set-config -cleanup-dead-servers=false")]
+#[command(
+    after_help = "Examples:\n  weft operator raft list-peers\n  weft operator autopilot set-config -cleanup-dead-servers=false"
+)]
 pub(crate) struct OperatorArgs {
     #[command(subcommand)]
     what: What,
@@ -19,23 +21,35 @@ pub(crate) struct OperatorArgs {
 #[derive(clap::Subcommand)]
 enum What {
     /// Look after Raft's membership
-    #[command(subcommand, after_help = "Examples:\n  weft operator raft list-peers -stale\n  weft operator raft transfer-leader")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  weft operator raft list-peers -stale\n  weft operator raft transfer-leader"
+    )]
     Raft(Raft),
     /// Look after what the leader does by itself
-    #[command(subcommand, after_help = "Examples:\n  weft operator autopilot get-config\n  weft operator autopilot set-config -min-quorum=3")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  weft operator autopilot get-config\n  weft operator autopilot set-config -min-quorum=3"
+    )]
     Autopilot(Autopilot),
 }
 
 #[derive(clap::Subcommand)]
 enum Raft {
     /// List the servers
-    #[command(after_help = "Examples:\n  weft operator raft list-peers\n  weft operator raft list-peers -stale")]
+    #[command(
+        after_help = "Examples:\n  weft operator raft list-peers\n  weft operator raft list-peers -stale"
+    )]
     ListPeers(ListPeersArgs),
     /// Remove a server that will not come back
-    #[command(after_help = "Examples:\n  weft operator raft remove-peer -id=3c1b…\n  weft operator raft remove-peer -address=10.0.0.3:8300")]
+    #[command(
+        after_help = "Examples:\n  weft operator raft remove-peer -id=3c1b…\n  weft operator raft remove-peer -address=10.0.0.3:8300"
+    )]
     RemovePeer(RemovePeerArgs),
     /// Hand leadership to another server
-    #[command(after_help = "Examples:\n  weft operator raft transfer-leader\n  weft operator raft transfer-leader -id=3c1b…")]
+    #[command(
+        after_help = "Examples:\n  weft operator raft transfer-leader\n  weft operator raft transfer-leader -id=3c1b…"
+    )]
     TransferLeader(TransferLeaderArgs),
 }
 
@@ -69,10 +83,14 @@ struct TransferLeaderArgs {
 #[derive(clap::Subcommand)]
 enum Autopilot {
     /// Show the settings
-    #[command(after_help = "Examples:\n  weft operator autopilot get-config\n  weft operator autopilot get-config -o json")]
+    #[command(
+        after_help = "Examples:\n  weft operator autopilot get-config\n  weft operator autopilot get-config -o json"
+    )]
     GetConfig(GetConfigArgs),
     /// Change settings; those not named stay
-    #[command(after_help = "Examples:\n  weft operator autopilot set-config -min-quorum=3\n  weft operator autopilot set-config -last-contact-threshold=300ms")]
+    #[command(
+        after_help = "Examples:\n  weft operator autopilot set-config -min-quorum=3\n  weft operator autopilot set-config -last-contact-threshold=300ms"
+    )]
     SetConfig(SetConfigArgs),
 }
 
@@ -106,10 +124,16 @@ struct SetConfigArgs {
 pub(crate) fn run(args: OperatorArgs) -> Done {
     match args.what {
         What::Raft(Raft::ListPeers(args)) => super::with_client(&args.client, list_peers),
-        What::Raft(Raft::RemovePeer(args)) => super::with_client(&args.client, |client| remove_peer(client, &args)),
-        What::Raft(Raft::TransferLeader(args)) => super::with_client(&args.client, |client| transfer(client, &args)),
+        What::Raft(Raft::RemovePeer(args)) => {
+            super::with_client(&args.client, |client| remove_peer(client, &args))
+        }
+        What::Raft(Raft::TransferLeader(args)) => {
+            super::with_client(&args.client, |client| transfer(client, &args))
+        }
         What::Autopilot(Autopilot::GetConfig(args)) => super::with_client(&args.client, get_config),
-        What::Autopilot(Autopilot::SetConfig(args)) => super::with_client(&args.client, |client| set_config(client, &args)),
+        What::Autopilot(Autopilot::SetConfig(args)) => {
+            super::with_client(&args.client, |client| set_config(client, &args))
+        }
     }
 }
 
@@ -118,11 +142,33 @@ async fn list_peers(client: Client) -> Done {
     if client.format() == Format::Json {
         return output::json(&answer);
     }
-    let mut rows = vec![row(["Node", "ID", "Address", "State", "Voter", "RaftProtocol"])];
+    let mut rows = vec![row([
+        "Node",
+        "ID",
+        "Address",
+        "State",
+        "Voter",
+        "RaftProtocol",
+    ])];
     for server in answer["Servers"].as_array().into_iter().flatten() {
-        let text = |name: &str| Some(field(server, name)).filter(|t| !t.is_empty()).unwrap_or_else(|| "unknown".into());
-        let state = if server["Leader"] == true { "leader" } else { "follower" };
-        rows.push(vec![text("Node"), text("ID"), text("Address"), state.into(), text("Voter"), text("ProtocolVersion")]);
+        let text = |name: &str| {
+            Some(field(server, name))
+                .filter(|t| !t.is_empty())
+                .unwrap_or_else(|| "unknown".into())
+        };
+        let state = if server["Leader"] == true {
+            "leader"
+        } else {
+            "follower"
+        };
+        rows.push(vec![
+            text("Node"),
+            text("ID"),
+            text("Address"),
+            state.into(),
+            text("Voter"),
+            text("ProtocolVersion"),
+        ]);
     }
     output::table(&rows)
 }
@@ -131,17 +177,40 @@ async fn remove_peer(client: Client, args: &RemovePeerArgs) -> Done {
     let (name, value) = match (&args.id, &args.address) {
         (Some(id), None) => ("id", id),
         (None, Some(address)) => ("address", address),
-        _ => return Err(Failure::new(Exit::Negative, "Error removing peer: an address or id is required for the peer to remove, and not both")),
+        _ => {
+            return Err(Failure::new(
+                Exit::Negative,
+                "Error removing peer: an address or id is required for the peer to remove, and not both",
+            ));
+        }
     };
-    client.call(Method::DELETE, "/v1/operator/raft/peer", &[(name, value)], Bytes::new()).await?;
+    client
+        .call(
+            Method::DELETE,
+            "/v1/operator/raft/peer",
+            &[(name, value)],
+            Bytes::new(),
+        )
+        .await?;
     output::line(format!("Removed peer with {name} \"{value}\""))
 }
 
 async fn transfer(client: Client, args: &TransferLeaderArgs) -> Done {
     let query: Vec<(&str, &str)> = args.id.iter().map(|id| ("id", id.as_str())).collect();
-    let answer = client.call(Method::POST, "/v1/operator/raft/transfer-leader", &query, Bytes::new()).await?.json()?;
+    let answer = client
+        .call(
+            Method::POST,
+            "/v1/operator/raft/transfer-leader",
+            &query,
+            Bytes::new(),
+        )
+        .await?
+        .json()?;
     if answer["Success"] == false {
-        return Err(Failure::new(Exit::Negative, "Leadership was not transferred"));
+        return Err(Failure::new(
+            Exit::Negative,
+            "Leadership was not transferred",
+        ));
     }
     output::line("Success")
 }
@@ -169,7 +238,10 @@ async fn get_config(client: Client) -> Done {
         };
         // Durations are shown bare, as Consul does.
         let bare = name.ends_with("Threshold") || name.ends_with("Time");
-        output::line(format!("{name} = {}", if bare { text.trim_matches('"') } else { &text }))?;
+        output::line(format!(
+            "{name} = {}",
+            if bare { text.trim_matches('"') } else { &text }
+        ))?;
     }
     Ok(())
 }
@@ -178,21 +250,35 @@ async fn set_config(client: Client, args: &SetConfigArgs) -> Done {
     let mut config = client.get(AUTOPILOT, &[]).await?;
     let index = field(&config, "ModifyIndex");
     let changes = [
-        ("CleanupDeadServers", args.cleanup_dead_servers.map(|v| json!(v))),
-        ("LastContactThreshold", args.last_contact_threshold.as_ref().map(|v| json!(v))),
+        (
+            "CleanupDeadServers",
+            args.cleanup_dead_servers.map(|v| json!(v)),
+        ),
+        (
+            "LastContactThreshold",
+            args.last_contact_threshold.as_ref().map(|v| json!(v)),
+        ),
         ("MaxTrailingLogs", args.max_trailing_logs.map(|v| json!(v))),
         ("MinQuorum", args.min_quorum.map(|v| json!(v))),
-        ("ServerStabilizationTime", args.server_stabilization_time.as_ref().map(|v| json!(v))),
+        (
+            "ServerStabilizationTime",
+            args.server_stabilization_time.as_ref().map(|v| json!(v)),
+        ),
     ];
     for (name, value) in changes {
         if let Some(value) = value {
             config[name] = value;
         }
     }
-    let answer = client.put(AUTOPILOT, &[("cas", &index)], config.to_string()).await?;
+    let answer = client
+        .put(AUTOPILOT, &[("cas", &index)], config.to_string())
+        .await?;
     if answer.text() == "true" {
         output::line("Configuration updated!")
     } else {
-        Err(Failure::new(Exit::Negative, "Configuration could not be atomically updated, please try again"))
+        Err(Failure::new(
+            Exit::Negative,
+            "Configuration could not be atomically updated, please try again",
+        ))
     }
 }

@@ -26,7 +26,10 @@ pub(crate) fn bytes(data: &[u8]) -> Done {
     match written {
         // The reader has seen enough; that is not our failure.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(Failure::new(Exit::Negative, format!("cannot write to standard output: {error}"))),
+        Err(error) => Err(Failure::new(
+            Exit::Negative,
+            format!("cannot write to standard output: {error}"),
+        )),
         Ok(()) => Ok(()),
     }
 }
@@ -53,13 +56,23 @@ pub(crate) fn table_with_gap(rows: &[Vec<String>], gap: usize) -> Done {
 
 fn aligned(rows: &[Vec<String>], gap: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|c| c.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for row in rows {
         let last = row.len().saturating_sub(1);
         for (column, cell) in row.iter().enumerate() {
-            let padding = if column == last { 0 } else { widths[column] - cell.chars().count() + gap };
+            let padding = if column == last {
+                0
+            } else {
+                widths[column] - cell.chars().count() + gap
+            };
             out.push_str(cell);
             out.extend(std::iter::repeat_n(' ', padding));
         }
@@ -88,13 +101,23 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let rows = [row(["Node", "ID", "Address"]), row(["a", "0123", "é"]), row(["long", "", "x"])];
-        assert_eq!(aligned(&rows, 2), "Node  ID    Address\na     0123  é\nlong        x\n");
+        let rows = [
+            row(["Node", "ID", "Address"]),
+            row(["a", "0123", "é"]),
+            row(["long", "", "x"]),
+        ];
+        assert_eq!(
+            aligned(&rows, 2),
+            "Node  ID    Address\na     0123  é\nlong        x\n"
+        );
     }
 
     #[test]
     fn fields_read_as_people_expect() {
         let value = serde_json::json!({"a": "x", "b": 3, "c": null});
-        assert_eq!(["a", "b", "c", "d"].map(|name| field(&value, name)), ["x", "3", "", ""]);
+        assert_eq!(
+            ["a", "b", "c", "d"].map(|name| field(&value, name)),
+            ["x", "3", "", ""]
+        );
     }
 }

@@ -25,7 +25,14 @@ impl Progress {
     /// `total` in bytes, when it is known.
     pub(crate) fn new(what: &'static str, total: Option<u64>) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| bar(what, total));
-        Self { what, total, done: 0, bar, clock: SystemClock::new(), next_line: LINE_EVERY }
+        Self {
+            what,
+            total,
+            done: 0,
+            bar,
+            clock: SystemClock::new(),
+            next_line: LINE_EVERY,
+        }
     }
 
     /// `bytes` more are done.
@@ -39,8 +46,16 @@ impl Progress {
         if now >= self.next_line {
             self.next_line = now + LINE_EVERY;
             let rate = self.done as f64 / now.as_secs_f64().max(0.001);
-            let of = self.total.map(|total| format!(" of {}", HumanBytes(total))).unwrap_or_default();
-            eprintln!("{}: {}{of}, {:.1} MiB/s", self.what, HumanBytes(self.done), rate / 1_048_576.0);
+            let of = self
+                .total
+                .map(|total| format!(" of {}", HumanBytes(total)))
+                .unwrap_or_default();
+            eprintln!(
+                "{}: {}{of}, {:.1} MiB/s",
+                self.what,
+                HumanBytes(self.done),
+                rate / 1_048_576.0
+            );
         }
     }
 
@@ -57,7 +72,9 @@ fn bar(what: &'static str, total: Option<u64>) -> ProgressBar {
         Some(_) => "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
         None => "{msg} {spinner} {bytes} {bytes_per_sec}",
     };
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
-    bar.with_style(style.progress_chars("=> ")).with_message(what)
+    bar.with_style(style.progress_chars("=> "))
+        .with_message(what)
 }

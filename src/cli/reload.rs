@@ -6,7 +6,9 @@ use super::output;
 
 /// Make the agent read its configuration again
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weft reload\n  weft reload -http-addr=unix:///run/weft/weft.sock")]
+#[command(
+    after_help = "Examples:\n  weft reload\n  weft reload -http-addr=unix:///run/weft/weft.sock"
+)]
 pub(crate) struct ReloadArgs {
     #[command(flatten)]
     client: ClientArgs,

@@ -12,7 +12,9 @@ use super::output::{self, field};
 
 /// Register and deregister services of this agent
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weft services register web.hcl\n  weft services deregister -id=web")]
+#[command(
+    after_help = "Examples:\n  weft services register web.hcl\n  weft services deregister -id=web"
+)]
 pub(crate) struct ServicesArgs {
     #[command(subcommand)]
     what: What,
@@ -21,10 +23,14 @@ pub(crate) struct ServicesArgs {
 #[derive(clap::Subcommand)]
 enum What {
     /// Deregister services named by files or by -id
-    #[command(after_help = "Examples:\n  weft services deregister -id=web-1\n  weft services deregister web.hcl")]
+    #[command(
+        after_help = "Examples:\n  weft services deregister -id=web-1\n  weft services deregister web.hcl"
+    )]
     Deregister(DeregisterArgs),
     /// Register services from files or flags
-    #[command(after_help = "Examples:\n  weft services register -name=web -port=8080 -tag=v2\n  weft services register web.hcl db.json")]
+    #[command(
+        after_help = "Examples:\n  weft services register -name=web -port=8080 -tag=v2\n  weft services register web.hcl db.json"
+    )]
     Register(RegisterArgs),
 }
 
@@ -74,18 +80,27 @@ struct DeregisterArgs {
 pub(crate) fn run(args: ServicesArgs) -> Done {
     match args.what {
         What::Register(args) => super::with_client(&args.client, |client| register(client, &args)),
-        What::Deregister(args) => super::with_client(&args.client, |client| deregister(client, &args)),
+        What::Deregister(args) => {
+            super::with_client(&args.client, |client| deregister(client, &args))
+        }
     }
 }
 
 async fn register(client: Client, args: &RegisterArgs) -> Done {
     let services = match (args.files.is_empty(), &args.name) {
-        (true, None) => return Err(Failure::new(Exit::Negative, "Service registration requires at least one argument or flags.")),
+        (true, None) => {
+            return Err(Failure::new(
+                Exit::Negative,
+                "Service registration requires at least one argument or flags.",
+            ));
+        }
         (true, Some(name)) => vec![from_flags(name, args)?],
         (false, _) => from_files(&args.files)?,
     };
     for service in services {
-        client.put("/v1/agent/service/register", &[], service.to_string()).await?;
+        client
+            .put("/v1/agent/service/register", &[], service.to_string())
+            .await?;
         output::line(format!("Registered service: {}", name_of(&service)))?;
     }
     Ok(())
@@ -93,13 +108,29 @@ async fn register(client: Client, args: &RegisterArgs) -> Done {
 
 async fn deregister(client: Client, args: &DeregisterArgs) -> Done {
     let ids: Vec<String> = match (&args.id, args.files.is_empty()) {
-        (None, true) => return Err(Failure::new(Exit::Negative, "Service deregistration requires at least one argument or -id.")),
-        (Some(_), false) => return Err(Failure::new(Exit::Negative, "Service deregistration requires arguments or -id, not both.")),
+        (None, true) => {
+            return Err(Failure::new(
+                Exit::Negative,
+                "Service deregistration requires at least one argument or -id.",
+            ));
+        }
+        (Some(_), false) => {
+            return Err(Failure::new(
+                Exit::Negative,
+                "Service deregistration requires arguments or -id, not both.",
+            ));
+        }
         (Some(id), true) => vec![id.clone()],
         (None, false) => from_files(&args.files)?.iter().map(id_of).collect(),
     };
     for id in ids {
-        client.put(&format!("/v1/agent/service/deregister/{}", super::segment(&id)?), &[], "").await?;
+        client
+            .put(
+                &format!("/v1/agent/service/deregister/{}", super::segment(&id)?),
+                &[],
+                "",
+            )
+            .await?;
         output::line(format!("Deregistered service: {id}"))?;
     }
     Ok(())
@@ -108,15 +139,22 @@ async fn deregister(client: Client, args: &DeregisterArgs) -> Done {
 /// The value of `name` in any spelling: `Name`, `name`.
 fn any_case<'v>(service: &'v Value, name: &str) -> Option<&'v Value> {
     let map = service.as_object()?;
-    map.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    map.iter()
+        .find(|(key, _)| key.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value)
 }
 
 fn name_of(service: &Value) -> String {
-    any_case(service, "name").and_then(Value::as_str).unwrap_or_default().to_owned()
+    any_case(service, "name")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn id_of(service: &Value) -> String {
-    let id = any_case(service, "id").and_then(Value::as_str).filter(|id| !id.is_empty());
+    let id = any_case(service, "id")
+        .and_then(Value::as_str)
+        .filter(|id| !id.is_empty());
     id.map_or_else(|| name_of(service), str::to_owned)
 }
 
@@ -128,13 +166,18 @@ fn from_flags(name: &str, args: &RegisterArgs) -> Result<Value, Failure> {
         }
     };
     set("ID", args.id.as_ref().map(|id| json!(id)));
-    set("Address", args.address.as_ref().map(|address| json!(address)));
+    set(
+        "Address",
+        args.address.as_ref().map(|address| json!(address)),
+    );
     set("Kind", args.kind.as_ref().map(|kind| json!(kind)));
     set("Port", args.port.map(|port| json!(port)));
     set("Tags", (!args.tag.is_empty()).then(|| json!(args.tag)));
     let mut meta = Map::new();
     for pair in &args.meta {
-        let (key, value) = pair.split_once('=').ok_or_else(|| Failure::usage(format!("-meta {pair:?} is not key=value")))?;
+        let (key, value) = pair
+            .split_once('=')
+            .ok_or_else(|| Failure::usage(format!("-meta {pair:?} is not key=value")))?;
         meta.insert(key.to_owned(), json!(value));
     }
     set("Meta", (!meta.is_empty()).then_some(meta.into()));
@@ -147,7 +190,10 @@ fn from_flags(name: &str, args: &RegisterArgs) -> Result<Value, Failure> {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         tagged.insert(tag.to_owned(), json!({"Address": host, "Port": port}));
     }
-    set("TaggedAddresses", (!tagged.is_empty()).then_some(tagged.into()));
+    set(
+        "TaggedAddresses",
+        (!tagged.is_empty()).then_some(tagged.into()),
+    );
     Ok(Value::Object(service))
 }
 
@@ -156,27 +202,42 @@ fn from_files(files: &[PathBuf]) -> Result<Vec<Value>, Failure> {
     let mut out = Vec::new();
     for path in files {
         let shown = path.display();
-        let text = std::fs::read_to_string(path).map_err(|error| Failure::new(Exit::Negative, format!("cannot read {shown}: {error}")))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Failure::new(Exit::Negative, format!("cannot read {shown}: {error}"))
+        })?;
         let json = path.extension().is_some_and(|suffix| suffix == "json");
         let source: Arc<Source> = Source::text(shown.to_string(), text);
-        let tree = hcl::read(&source, if json { Format::Json } else { Format::Hcl }).map_err(|error| {
-            let (line, column) = error.span.line_column();
-            Failure::new(Exit::Negative, format!("{shown}:{line}:{column} {error}"))
-        })?;
+        let tree =
+            hcl::read(&source, if json { Format::Json } else { Format::Hcl }).map_err(|error| {
+                let (line, column) = error.span.line_column();
+                Failure::new(Exit::Negative, format!("{shown}:{line}:{column} {error}"))
+            })?;
         let tree = tree.to_json();
         let before = out.len();
-        for value in ["service", "services"].iter().filter_map(|key| tree.get(key)) {
+        for value in ["service", "services"]
+            .iter()
+            .filter_map(|key| tree.get(key))
+        {
             match value {
                 Value::Array(items) => out.extend(items.iter().cloned()),
                 one => out.push(one.clone()),
             }
         }
         if out.len() == before {
-            return Err(Failure::new(Exit::Negative, format!("{shown} defines no service")));
+            return Err(Failure::new(
+                Exit::Negative,
+                format!("{shown} defines no service"),
+            ));
         }
     }
     if let Some(nameless) = out.iter().find(|service| name_of(service).is_empty()) {
-        return Err(Failure::new(Exit::Negative, format!("a service has no name: {}", field(&json!({"s": nameless}), "s"))));
+        return Err(Failure::new(
+            Exit::Negative,
+            format!(
+                "a service has no name: {}",
+                field(&json!({"s": nameless}), "s")
+            ),
+        ));
     }
     Ok(out)
 }

@@ -10,7 +10,9 @@ use super::output::{self, Format, field, row};
 
 /// Create, renew and destroy sessions, which hold locks
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weft session create -name=backup -ttl=30s\n  weft session list")]
+#[command(
+    after_help = "Examples:\n  weft session create -name=backup -ttl=30s\n  weft session list"
+)]
 pub(crate) struct SessionArgs {
     #[command(subcommand)]
     what: What,
@@ -19,19 +21,27 @@ pub(crate) struct SessionArgs {
 #[derive(clap::Subcommand)]
 enum What {
     /// Create a session and print its id
-    #[command(after_help = "Examples:\n  weft session create -name=backup -ttl=30s\n  weft kv put -acquire -session=\"$(weft session create -ttl=30s)\" lock me")]
+    #[command(
+        after_help = "Examples:\n  weft session create -name=backup -ttl=30s\n  weft kv put -acquire -session=\"$(weft session create -ttl=30s)\" lock me"
+    )]
     Create(CreateArgs),
     /// Destroy a session and let its locks go
-    #[command(after_help = "Examples:\n  weft session destroy 7a1c…\n  weft session destroy -o json 7a1c…")]
+    #[command(
+        after_help = "Examples:\n  weft session destroy 7a1c…\n  weft session destroy -o json 7a1c…"
+    )]
     Destroy(IdArgs),
     /// Show one session
-    #[command(after_help = "Examples:\n  weft session info 7a1c…\n  weft session info -stale 7a1c…")]
+    #[command(
+        after_help = "Examples:\n  weft session info 7a1c…\n  weft session info -stale 7a1c…"
+    )]
     Info(IdArgs),
     /// List sessions
     #[command(after_help = "Examples:\n  weft session list\n  weft session list -node=vm-7")]
     List(ListArgs),
     /// Renew a session's TTL
-    #[command(after_help = "Examples:\n  weft session renew 7a1c…\n  weft session renew -o json 7a1c…")]
+    #[command(
+        after_help = "Examples:\n  weft session renew 7a1c…\n  weft session renew -o json 7a1c…"
+    )]
     Renew(IdArgs),
 }
 
@@ -107,15 +117,32 @@ async fn create(client: Client, args: &CreateArgs) -> Done {
         body.insert("NodeChecks".into(), json!(args.node_check));
     }
     if !args.service_check.is_empty() {
-        let checks: Vec<Value> = args.service_check.iter().map(|id| json!({"ID": id})).collect();
+        let checks: Vec<Value> = args
+            .service_check
+            .iter()
+            .map(|id| json!({"ID": id}))
+            .collect();
         body.insert("ServiceChecks".into(), checks.into());
     }
-    let answer = client.put("/v1/session/create", &[], Value::Object(body).to_string()).await?.json()?;
-    if client.format() == Format::Json { output::json(&answer) } else { output::line(field(&answer, "ID")) }
+    let answer = client
+        .put("/v1/session/create", &[], Value::Object(body).to_string())
+        .await?
+        .json()?;
+    if client.format() == Format::Json {
+        output::json(&answer)
+    } else {
+        output::line(field(&answer, "ID"))
+    }
 }
 
 async fn destroy(client: Client, id: &str) -> Done {
-    let answer = client.put(&format!("/v1/session/destroy/{}", super::segment(id)?), &[], "").await?;
+    let answer = client
+        .put(
+            &format!("/v1/session/destroy/{}", super::segment(id)?),
+            &[],
+            "",
+        )
+        .await?;
     if client.format() == Format::Json {
         return output::json(&answer.json()?);
     }
@@ -127,9 +154,17 @@ fn missing(id: &str) -> Failure {
 }
 
 async fn info(client: Client, id: &str) -> Done {
-    let answer = client.get(&format!("/v1/session/info/{}", super::segment(id)?), &[]).await?;
-    let Some(session) = answer.get(0) else { return Err(missing(id)) };
-    if client.format() == Format::Json { output::json(session) } else { show(session) }
+    let answer = client
+        .get(&format!("/v1/session/info/{}", super::segment(id)?), &[])
+        .await?;
+    let Some(session) = answer.get(0) else {
+        return Err(missing(id));
+    };
+    if client.format() == Format::Json {
+        output::json(session)
+    } else {
+        show(session)
+    }
 }
 
 async fn renew(client: Client, id: &str) -> Done {
@@ -139,12 +174,18 @@ async fn renew(client: Client, id: &str) -> Done {
         StatusCode::NOT_FOUND => Err(missing(id)),
         status if !status.is_success() => Err(answer.failure()),
         _ if client.format() == Format::Json => output::json(&answer.json()?[0]),
-        _ => output::line(format!("Renewed session: {id}, TTL {}", field(&answer.json()?[0], "TTL"))),
+        _ => output::line(format!(
+            "Renewed session: {id}, TTL {}",
+            field(&answer.json()?[0], "TTL")
+        )),
     }
 }
 
 async fn list(client: Client, args: &ListArgs) -> Done {
-    let path = args.node.as_ref().map_or_else(|| "/v1/session/list".to_owned(), |node| format!("/v1/session/node/{node}"));
+    let path = args.node.as_ref().map_or_else(
+        || "/v1/session/list".to_owned(),
+        |node| format!("/v1/session/node/{node}"),
+    );
     let answer = client.get(&path, &[]).await?;
     if client.format() == Format::Json {
         return output::json(&answer);
@@ -152,13 +193,30 @@ async fn list(client: Client, args: &ListArgs) -> Done {
     let mut rows = vec![row(["ID", "Name", "Node", "TTL", "Behavior", "LockDelay"])];
     for session in answer.as_array().into_iter().flatten() {
         let text = |name: &str| field(session, name);
-        rows.push(vec![text("ID"), dash(text("Name")), text("Node"), dash(text("TTL")), text("Behavior"), delay(session)]);
+        rows.push(vec![
+            text("ID"),
+            dash(text("Name")),
+            text("Node"),
+            dash(text("TTL")),
+            text("Behavior"),
+            delay(session),
+        ]);
     }
     output::table(&rows)
 }
 
 fn show(session: &Value) -> Done {
-    for name in ["ID", "Name", "Node", "TTL", "Behavior", "NodeChecks", "ServiceChecks", "CreateIndex", "ModifyIndex"] {
+    for name in [
+        "ID",
+        "Name",
+        "Node",
+        "TTL",
+        "Behavior",
+        "NodeChecks",
+        "ServiceChecks",
+        "CreateIndex",
+        "ModifyIndex",
+    ] {
         output::line(format!("{name:<16} {}", dash(field(session, name))))?;
     }
     output::line(format!("{:<16} {}", "LockDelay", delay(session)))

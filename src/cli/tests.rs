@@ -44,7 +44,16 @@ fn consuls_own_lines_are_understood() {
             panic!("{line}\n{error}");
         }
     }
-    for line in ["weft", "weft nonsense", "weft kv", "weft kv put", "weft agent -nonsense", "weft lock p", "weft members -format=xml", "weft agent extra"] {
+    for line in [
+        "weft",
+        "weft nonsense",
+        "weft kv",
+        "weft kv put",
+        "weft agent -nonsense",
+        "weft lock p",
+        "weft members -format=xml",
+        "weft agent extra",
+    ] {
         assert!(parsed(line).is_err(), "{line}");
     }
 }
@@ -52,9 +61,14 @@ fn consuls_own_lines_are_understood() {
 #[test]
 fn agent_flags_become_settings_in_order() {
     let line = "weft agent -config-dir=1 -config-file 2 -config-dir 3 -retry-join=a -retry-join b -http-port -1 -server=false -dev -encrypt -x";
-    let Ok(Verb::Agent(args)) = parsed(line) else { panic!("{line}") };
+    let Ok(Verb::Agent(args)) = parsed(line) else {
+        panic!("{line}")
+    };
     let debug = format!("{args:?}");
-    assert!(debug.contains(r#"dev: true, paths: ["1", "2", "3"]"#), "{debug}");
+    assert!(
+        debug.contains(r#"dev: true, paths: ["1", "2", "3"]"#),
+        "{debug}"
+    );
     for expected in [
         r#"Flag { name: "-retry-join", key: "retry_join", value: "a" }, Flag { name: "-retry-join", key: "retry_join", value: "b" }"#,
         r#"Flag { name: "-http-port", key: "ports.http", value: "-1" }"#,
@@ -63,17 +77,40 @@ fn agent_flags_become_settings_in_order() {
     ] {
         assert!(debug.contains(expected), "{expected}\n{debug}");
     }
-    assert!(!debug.contains("-bootstrap"), "a switch that was not named must not set anything: {debug}");
+    assert!(
+        !debug.contains("-bootstrap"),
+        "a switch that was not named must not set anything: {debug}"
+    );
 }
 
 #[test]
 fn every_agent_flag_sets_a_known_key() {
-    let argv = |extra: &[String]| ["weft", "agent"].iter().map(|s| (*s).to_owned()).chain(extra.iter().cloned()).collect::<Vec<_>>();
+    let argv = |extra: &[String]| {
+        ["weft", "agent"]
+            .iter()
+            .map(|s| (*s).to_owned())
+            .chain(extra.iter().cloned())
+            .collect::<Vec<_>>()
+    };
     let agent = command();
     let agent = agent.find_subcommand("agent").unwrap();
-    for arg in agent.get_arguments().filter_map(clap::Arg::get_long).filter(|l| !matches!(*l, "help" | "config-file" | "config-dir" | "config-format" | "hcl" | "dev")) {
-        let Ok(Verb::Agent(args)) = parse(argv(&[format!("-{arg}=1")])) else { panic!("{arg}") };
-        let text = agent::start(args).err().map(|failure| format!("{failure:?}")).unwrap_or_default();
+    for arg in agent
+        .get_arguments()
+        .filter_map(clap::Arg::get_long)
+        .filter(|l| {
+            !matches!(
+                *l,
+                "help" | "config-file" | "config-dir" | "config-format" | "hcl" | "dev"
+            )
+        })
+    {
+        let Ok(Verb::Agent(args)) = parse(argv(&[format!("-{arg}=1")])) else {
+            panic!("{arg}")
+        };
+        let text = agent::start(args)
+            .err()
+            .map(|failure| format!("{failure:?}"))
+            .unwrap_or_default();
         assert!(!text.contains("WFT2004"), "{arg}: {text}");
     }
 }
@@ -83,8 +120,17 @@ fn each_command_has_two_examples() {
     fn check(command: &clap::Command, path: &str) {
         for sub in command.get_subcommands() {
             let path = format!("{path} {}", sub.get_name());
-            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.lines().filter(|line| line.trim_start().starts_with("weft ")).count() >= 2, "{path}");
+            let help = sub
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                help.lines()
+                    .filter(|line| line.trim_start().starts_with("weft "))
+                    .count()
+                    >= 2,
+                "{path}"
+            );
             check(sub, &path);
         }
     }

@@ -20,17 +20,25 @@ pub(crate) struct TlsArgs {
 #[derive(clap::Subcommand)]
 enum What {
     /// CAs
-    #[command(subcommand, after_help = "Examples:\n  weft tls ca create\n  weft tls ca create -domain=example.org -days=3650")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  weft tls ca create\n  weft tls ca create -domain=example.org -days=3650"
+    )]
     Ca(Ca),
     /// Certificates
-    #[command(subcommand, after_help = "Examples:\n  weft tls cert create -server\n  weft tls cert create -cli")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  weft tls cert create -server\n  weft tls cert create -cli"
+    )]
     Cert(Cert),
 }
 
 #[derive(clap::Subcommand)]
 enum Ca {
     /// Make a CA
-    #[command(after_help = "Examples:\n  weft tls ca create\n  weft tls ca create -name-constraint -additional-name-constraint=example.org")]
+    #[command(
+        after_help = "Examples:\n  weft tls ca create\n  weft tls ca create -name-constraint -additional-name-constraint=example.org"
+    )]
     Create(CaArgs),
 }
 
@@ -56,7 +64,9 @@ struct CaArgs {
 #[derive(clap::Subcommand)]
 enum Cert {
     /// Make a certificate signed by a CA in this directory
-    #[command(after_help = "Examples:\n  weft tls cert create -server -dc=dc1 -additional-ipaddress=10.0.0.11\n  weft tls cert create -cli")]
+    #[command(
+        after_help = "Examples:\n  weft tls cert create -server -dc=dc1 -additional-ipaddress=10.0.0.11\n  weft tls cert create -cli"
+    )]
     Create(CertArgs),
 }
 
@@ -129,7 +139,11 @@ fn create_cert(args: CertArgs) -> Done {
         (true, false, false) => CertKind::Server,
         (false, true, false) => CertKind::Client,
         (false, false, true) => CertKind::Cli,
-        _ => return Err(Failure::usage("==> Please provide either -server, -client, or -cli")),
+        _ => {
+            return Err(Failure::usage(
+                "==> Please provide either -server, -client, or -cli",
+            ));
+        }
     };
     if args.node.is_some() && kind != CertKind::Server {
         return Err(Failure::usage("==> -node requires -server"));
@@ -144,8 +158,18 @@ fn create_cert(args: CertArgs) -> Done {
     let path = |text: &str| PathBuf::from(text.replace("#DOMAIN#", args.domain.trim_matches('.')));
     let (ca, key) = (path(&args.ca), path(&args.key));
     if kind == CertKind::Server {
-        eprintln!("==> WARNING: whoever holds a server certificate can become a server and read everything; keep it as safe as the CA key");
+        eprintln!(
+            "==> WARNING: whoever holds a server certificate can become a server and read everything; keep it as safe as the CA key"
+        );
     }
     eprintln!("==> Using {} and {}", ca.display(), key.display());
-    saved(&pki::write_cert(Path::new(""), &request, (&ca, &key), SystemClock::new().wall()).map_err(refused)?)
+    saved(
+        &pki::write_cert(
+            Path::new(""),
+            &request,
+            (&ca, &key),
+            SystemClock::new().wall(),
+        )
+        .map_err(refused)?,
+    )
 }

@@ -10,7 +10,9 @@ use super::output;
 
 /// Check configuration files and directories
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weft validate /etc/weft.d\n  weft validate -quiet server.hcl services.json && weft reload")]
+#[command(
+    after_help = "Examples:\n  weft validate /etc/weft.d\n  weft validate -quiet server.hcl services.json && weft reload"
+)]
 pub(crate) struct ValidateArgs {
     /// Format of files whose suffix tells none
     #[arg(long, value_enum)]
@@ -24,14 +26,26 @@ pub(crate) struct ValidateArgs {
 }
 
 pub(crate) fn run(args: ValidateArgs) -> Done {
-    let request = Request { paths: args.paths, format: args.config_format.map(Into::into), ..Request::default() };
-    let config = config::load(&request, &machine())
-        .map_err(|problems| Failure::new(Exit::Negative, format!("{problems}\nConfig validation failed")))?;
+    let request = Request {
+        paths: args.paths,
+        format: args.config_format.map(Into::into),
+        ..Request::default()
+    };
+    let config = config::load(&request, &machine()).map_err(|problems| {
+        Failure::new(
+            Exit::Negative,
+            format!("{problems}\nConfig validation failed"),
+        )
+    })?;
     for refusal in config::exposure(&config) {
         eprintln!("{}", refusal.to_string().replacen("error", "warning", 1));
     }
     for problem in &config.warnings {
         eprintln!("{problem}");
     }
-    if args.quiet { Ok(()) } else { output::line("Configuration is valid!") }
+    if args.quiet {
+        Ok(())
+    } else {
+        output::line("Configuration is valid!")
+    }
 }

@@ -19,7 +19,9 @@ pub(crate) struct VersionArgs {
 
 pub(crate) fn run(args: VersionArgs) -> Done {
     match args.format {
-        Format::Json => output::json(&json!({"Version": SHORT, "Revision": "", "Prerelease": "", "FIPS": ""})),
+        Format::Json => {
+            output::json(&json!({"Version": SHORT, "Revision": "", "Prerelease": "", "FIPS": ""}))
+        }
         Format::Table => output::line(format!("weft v{SHORT}")),
     }
 }

@@ -22,14 +22,22 @@ pub struct Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error[{}]: {}\n  reason: {}\n  fix: {}", Code::Exposed.id(), self.message, self.reason, self.fix)
+        write!(
+            f,
+            "error[{}]: {}\n  reason: {}\n  fix: {}",
+            Code::Exposed.id(),
+            self.message,
+            self.reason,
+            self.fix
+        )
     }
 }
 
 /// Exit code of a refused start (sysexits `EX_CONFIG`).
 pub const EXIT_CONFIG: u8 = 78;
 
-const FIX_KEYS: &str = "weft init   (makes keys and configuration), or allow it by name: allow_unencrypted = true";
+const FIX_KEYS: &str =
+    "weft init   (makes keys and configuration), or allow it by name: allow_unencrypted = true";
 const FIX_HTTP: &str = "listen on 127.0.0.1 or a unix:// socket, use ports.https with tls.https, or allow it by name: allow_open_http = true";
 
 /// Every listener that would carry clear text beyond this host without having been allowed by name.
@@ -54,14 +62,28 @@ pub fn exposure(config: &RuntimeConfig) -> Vec<Refusal> {
 pub fn exposure_warnings(config: &RuntimeConfig) -> Vec<Problem> {
     let mut out = Vec::new();
     let mut warn = |refusals: Vec<Refusal>, by: &str| {
-        out.extend(refusals.into_iter().map(|r| Problem::new(Code::Advice, format!("{}; allowed by {by}", r.message))));
+        out.extend(
+            refusals
+                .into_iter()
+                .map(|r| Problem::new(Code::Advice, format!("{}; allowed by {by}", r.message))),
+        );
     };
     if config.allow_unencrypted {
-        warn(gossip(config).into_iter().chain(rpc(config)).collect(), "allow_unencrypted = true");
+        warn(
+            gossip(config).into_iter().chain(rpc(config)).collect(),
+            "allow_unencrypted = true",
+        );
     }
     if config.allow_open_http || config.dev {
-        let by = if config.allow_open_http { "allow_open_http = true" } else { "-dev" };
-        warn(open("exposure.http", "the HTTP API", &config.network.http), by);
+        let by = if config.allow_open_http {
+            "allow_open_http = true"
+        } else {
+            "-dev"
+        };
+        warn(
+            open("exposure.http", "the HTTP API", &config.network.http),
+            by,
+        );
         warn(open("exposure.grpc", "gRPC", &config.network.grpc), by);
     }
     out
@@ -69,17 +91,27 @@ pub fn exposure_warnings(config: &RuntimeConfig) -> Vec<Problem> {
 
 fn gossip(config: &RuntimeConfig) -> Option<Refusal> {
     let address = config.network.serf_lan;
-    let sealed = config.gossip.key.is_some() && config.gossip.verify_incoming && config.gossip.verify_outgoing;
-    let message = format!("gossip would be in clear text on {address}: {}", match &config.gossip.key {
-        None => "encrypt is not set",
-        Some(_) => "encrypt_verify_incoming or encrypt_verify_outgoing is false",
-    });
-    (!sealed && !local(address.ip())).then_some(Refusal { reason: "exposure.gossip", message, fix: FIX_KEYS })
+    let sealed = config.gossip.key.is_some()
+        && config.gossip.verify_incoming
+        && config.gossip.verify_outgoing;
+    let message = format!(
+        "gossip would be in clear text on {address}: {}",
+        match &config.gossip.key {
+            None => "encrypt is not set",
+            Some(_) => "encrypt_verify_incoming or encrypt_verify_outgoing is false",
+        }
+    );
+    (!sealed && !local(address.ip())).then_some(Refusal {
+        reason: "exposure.gossip",
+        message,
+        fix: FIX_KEYS,
+    })
 }
 
 fn rpc(config: &RuntimeConfig) -> Option<Refusal> {
     let tls = &config.tls.internal_rpc;
-    let sealed = tls.has_certificate() && tls.has_roots() && tls.verify_incoming && tls.verify_outgoing;
+    let sealed =
+        tls.has_certificate() && tls.has_roots() && tls.verify_incoming && tls.verify_outgoing;
     let address = config.network.rpc;
     let missing = if tls.has_certificate() && tls.has_roots() {
         "tls.internal_rpc.verify_incoming and verify_outgoing are not both true"
@@ -87,7 +119,11 @@ fn rpc(config: &RuntimeConfig) -> Option<Refusal> {
         "tls.internal_rpc has no ca_file, cert_file and key_file"
     };
     let message = format!("server RPC would be open on {address}: {missing}");
-    (config.server && !sealed && !local(address.ip())).then_some(Refusal { reason: "exposure.rpc", message, fix: FIX_KEYS })
+    (config.server && !sealed && !local(address.ip())).then_some(Refusal {
+        reason: "exposure.rpc",
+        message,
+        fix: FIX_KEYS,
+    })
 }
 
 fn open(reason: &'static str, what: &str, listeners: &[ListenAddr]) -> Vec<Refusal> {

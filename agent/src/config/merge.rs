@@ -36,7 +36,16 @@ impl Merged {
     pub(super) fn absorb(&mut self, node: &Node) {
         if let Value::Object(object) = &node.value {
             let mut root = std::mem::take(&mut self.root);
-            self.entries(&mut root, object, Place { table: schema::TOP, path: "", folded: false, discard: false });
+            self.entries(
+                &mut root,
+                object,
+                Place {
+                    table: schema::TOP,
+                    path: "",
+                    folded: false,
+                    discard: false,
+                },
+            );
             self.root = root;
         }
     }
@@ -54,7 +63,9 @@ impl Merged {
         for part in path.split('.') {
             let Some(entry) = object.get(part) else { break };
             found = Some(&entry.span);
-            let Value::Object(inner) = &entry.node.value else { break };
+            let Value::Object(inner) = &entry.node.value else {
+                break;
+            };
             object = inner;
         }
         found
@@ -72,7 +83,9 @@ impl Merged {
     fn entries(&mut self, into: &mut Object, from: &Object, place: Place<'_>) {
         for entry in &from.entries {
             match schema::find(place.table, &entry.key, place.folded) {
-                Some(key) if !matches!(entry.node.value, Value::Null) => self.entry(into, entry, key, place),
+                Some(key) if !matches!(entry.node.value, Value::Null) => {
+                    self.entry(into, entry, key, place)
+                }
                 Some(_) => {}
                 None if is_comment(&entry.key) => {}
                 None => self.unknown(entry, place),
@@ -82,7 +95,8 @@ impl Merged {
 
     fn unknown(&mut self, entry: &Entry, place: Place<'_>) {
         let path = join(place.path, &entry.key);
-        let problem = Problem::new(Code::UnknownKey, format!("unknown key \"{path}\"")).at(&entry.span);
+        let problem =
+            Problem::new(Code::UnknownKey, format!("unknown key \"{path}\"")).at(&entry.span);
         let hint = match schema::nearest(place.table, &entry.key) {
             Some(near) => format!("did you mean \"{near}\"?"),
             None if place.path.is_empty() => "no such key".to_owned(),
@@ -99,7 +113,11 @@ impl Merged {
             Effect::Renamed(_) if !place.discard => self.warn_once(&path, entry, Code::Deprecated),
             _ => {}
         }
-        let place = Place { path: &path, discard: place.discard || inert, ..place };
+        let place = Place {
+            path: &path,
+            discard: place.discard || inert,
+            ..place
+        };
         if let (Effect::Renamed(new), false) = (key.effect, place.discard) {
             if let Some(node) = self.scalar(&entry.node, key.kind, &path) {
                 let mut moved = nest(new, node);
@@ -113,7 +131,16 @@ impl Merged {
 
     fn absorb_into(&mut self, into: &mut Object, node: &Node) {
         if let Value::Object(object) = &node.value {
-            self.entries(into, object, Place { table: schema::TOP, path: "", folded: false, discard: false });
+            self.entries(
+                into,
+                object,
+                Place {
+                    table: schema::TOP,
+                    path: "",
+                    folded: false,
+                    discard: false,
+                },
+            );
         }
     }
 
@@ -126,8 +153,12 @@ impl Merged {
             _ => None,
         });
         let problem = match renamed {
-            Some(new) => Problem::new(code, format!("key \"{path}\" is an old name")).hint(format!("now \"{new}\"")),
-            None => Problem::new(code, format!("key \"{path}\" has no effect in this version")),
+            Some(new) => Problem::new(code, format!("key \"{path}\" is an old name"))
+                .hint(format!("now \"{new}\"")),
+            None => Problem::new(
+                code,
+                format!("key \"{path}\" has no effect in this version"),
+            ),
         };
         self.problems.push(problem.at(&entry.span));
     }
@@ -138,7 +169,15 @@ impl Merged {
                 let folded = place.folded || matches!(key.kind, Kind::Definition(_));
                 let mut section = take_object(into, key.name);
                 for object in self.objects(&entry.node, place.path) {
-                    self.entries(&mut section, object, Place { table, folded, ..place });
+                    self.entries(
+                        &mut section,
+                        object,
+                        Place {
+                            table,
+                            folded,
+                            ..place
+                        },
+                    );
                 }
                 self.store(into, entry, key, Value::Object(section), place);
             }
@@ -146,8 +185,19 @@ impl Merged {
                 let mut list = take_list(into, key.name);
                 for (item, object) in self.definitions(&entry.node, place.path) {
                     let mut definition = Object::default();
-                    self.entries(&mut definition, &object, Place { table, folded: true, ..place });
-                    list.push(Node { span: item, value: Value::Object(definition) });
+                    self.entries(
+                        &mut definition,
+                        &object,
+                        Place {
+                            table,
+                            folded: true,
+                            ..place
+                        },
+                    );
+                    list.push(Node {
+                        span: item,
+                        value: Value::Object(definition),
+                    });
                 }
                 self.store(into, entry, key, Value::List(list), place);
             }
@@ -160,8 +210,14 @@ impl Merged {
                 let mut map = take_object(into, key.name);
                 for object in self.objects(&entry.node, place.path) {
                     for inner in &object.entries {
-                        if let Some(node) = self.scalar(&inner.node, Kind::Text, &join(place.path, &inner.key)) {
-                            map.push(Entry { form: Form::Attribute, node, ..inner.clone() });
+                        if let Some(node) =
+                            self.scalar(&inner.node, Kind::Text, &join(place.path, &inner.key))
+                        {
+                            map.push(Entry {
+                                form: Form::Attribute,
+                                node,
+                                ..inner.clone()
+                            });
                         }
                     }
                 }
@@ -177,15 +233,26 @@ impl Merged {
 
     fn store(&self, into: &mut Object, entry: &Entry, key: &Key, value: Value, place: Place<'_>) {
         if !place.discard {
-            let node = Node { span: entry.node.span.clone(), value };
-            into.push(Entry { key: key.name.to_owned(), span: entry.span.clone(), form: Form::Attribute, node });
+            let node = Node {
+                span: entry.node.span.clone(),
+                value,
+            };
+            into.push(Entry {
+                key: key.name.to_owned(),
+                span: entry.span.clone(),
+                form: Form::Attribute,
+                node,
+            });
         }
     }
 
     fn objects<'n>(&mut self, node: &'n Node, path: &str) -> Vec<&'n Object> {
         match &node.value {
             Value::Object(object) => vec![object],
-            Value::List(items) => items.iter().filter_map(|item| self.objects(item, path).pop()).collect(),
+            Value::List(items) => items
+                .iter()
+                .filter_map(|item| self.objects(item, path).pop())
+                .collect(),
             _ => {
                 self.wrong(node, path, "a block");
                 Vec::new()
@@ -196,9 +263,14 @@ impl Merged {
     /// The definitions of a `service`/`services` value. A labelled block's label is its name.
     fn definitions(&mut self, node: &Node, path: &str) -> Vec<(Span, Object)> {
         match &node.value {
-            Value::List(items) => items.iter().flat_map(|item| self.definitions(item, path)).collect(),
-            Value::Object(object) if !object.entries.is_empty() && object.entries.iter().all(is_label) => {
-                object.entries.iter().flat_map(|label| named(label)).collect()
+            Value::List(items) => items
+                .iter()
+                .flat_map(|item| self.definitions(item, path))
+                .collect(),
+            Value::Object(object)
+                if !object.entries.is_empty() && object.entries.iter().all(is_label) =>
+            {
+                object.entries.iter().flat_map(named).collect()
             }
             Value::Object(object) => vec![(node.span.clone(), object.clone())],
             _ => {
@@ -210,7 +282,10 @@ impl Merged {
 
     fn texts(&mut self, node: &Node, path: &str) -> Vec<Node> {
         match &node.value {
-            Value::List(items) => items.iter().filter_map(|item| self.scalar(item, Kind::Text, path)).collect(),
+            Value::List(items) => items
+                .iter()
+                .filter_map(|item| self.scalar(item, Kind::Text, path))
+                .collect(),
             Value::Text(_) => vec![node.clone()],
             _ => {
                 self.wrong(node, path, "a list of strings");
@@ -228,7 +303,12 @@ impl Merged {
             (Kind::Int, Value::Int(n)) => Some(Value::Int(*n)),
             (Kind::Int, Value::Text(text)) => text.trim().parse().ok().map(Value::Int),
             (Kind::Float, Value::Int(_) | Value::Float(_)) => Some(node.value.clone()),
-            (Kind::Float, Value::Text(text)) => text.trim().parse().ok().filter(|f: &f64| f.is_finite()).map(Value::Float),
+            (Kind::Float, Value::Text(text)) => text
+                .trim()
+                .parse()
+                .ok()
+                .filter(|f: &f64| f.is_finite())
+                .map(Value::Float),
             (Kind::Text, Value::Text(text)) => Some(Value::Text(text.clone())),
             (Kind::Text, Value::Int(n)) => Some(Value::Text(n.to_string())),
             (Kind::Text, Value::Float(f)) => Some(Value::Text(f.to_string())),
@@ -238,7 +318,10 @@ impl Merged {
         if value.is_none() {
             self.wrong(node, path, wanted(kind));
         }
-        value.map(|value| Node { span: node.span.clone(), value })
+        value.map(|value| Node {
+            span: node.span.clone(),
+            value,
+        })
     }
 
     fn duration(&mut self, node: &Node, text: &str, path: &str) -> Option<Node> {
@@ -246,7 +329,11 @@ impl Merged {
             Ok(_) => Some(node.clone()),
             Err(error) => {
                 let message = format!("key \"{path}\": {error}");
-                self.problems.push(Problem::new(Code::BadValue, message).at(&node.span).hint("write \"30s\" or \"1h30m\""));
+                self.problems.push(
+                    Problem::new(Code::BadValue, message)
+                        .at(&node.span)
+                        .hint("write \"30s\" or \"1h30m\""),
+                );
                 None
             }
         }
@@ -254,7 +341,11 @@ impl Merged {
 
     fn wrong(&mut self, node: &Node, path: &str, expected: &str) {
         let message = format!("key \"{path}\" wants {expected}, not {}", node.kind());
-        self.problems.push(Problem::new(Code::WrongType, message).at(&node.span).hint(format!("expected {expected}")));
+        self.problems.push(
+            Problem::new(Code::WrongType, message)
+                .at(&node.span)
+                .hint(format!("expected {expected}")),
+        );
     }
 }
 
@@ -286,7 +377,8 @@ fn is_comment(key: &str) -> bool {
 }
 
 fn is_label(entry: &Entry) -> bool {
-    entry.form == Form::Block && schema::find(schema::SERVICE, &entry.key, true).is_none()
+    entry.form == Form::Block
+        && schema::find(schema::SERVICE, &entry.key, true).is_none()
         && schema::find(schema::CHECK, &entry.key, true).is_none()
 }
 
@@ -296,12 +388,26 @@ fn named(label: &Entry) -> Vec<(Span, Object)> {
         Value::List(items) => items.iter().collect(),
         _ => vec![&label.node],
     };
-    let name = Node { span: label.span.clone(), value: Value::Text(label.key.clone()) };
+    let name = Node {
+        span: label.span.clone(),
+        value: Value::Text(label.key.clone()),
+    };
     let with_name = |body: &&Node| {
-        let Value::Object(object) = &body.value else { return None };
+        let Value::Object(object) = &body.value else {
+            return None;
+        };
         let mut object = object.clone();
-        if !object.entries.iter().any(|e| e.key.eq_ignore_ascii_case("name")) {
-            let entry = Entry { key: "name".into(), span: label.span.clone(), form: Form::Attribute, node: name.clone() };
+        if !object
+            .entries
+            .iter()
+            .any(|e| e.key.eq_ignore_ascii_case("name"))
+        {
+            let entry = Entry {
+                key: "name".into(),
+                span: label.span.clone(),
+                form: Form::Attribute,
+                node: name.clone(),
+            };
             object.entries.insert(0, entry);
         }
         Some((body.span.clone(), object))
@@ -310,14 +416,24 @@ fn named(label: &Entry) -> Vec<(Span, Object)> {
 }
 
 fn take_object(into: &mut Object, key: &str) -> Object {
-    match into.entries.iter_mut().find(|e| e.key == key).map(|e| &mut e.node.value) {
+    match into
+        .entries
+        .iter_mut()
+        .find(|e| e.key == key)
+        .map(|e| &mut e.node.value)
+    {
         Some(Value::Object(object)) => std::mem::take(object),
         _ => Object::default(),
     }
 }
 
 fn take_list(into: &mut Object, key: &str) -> Vec<Node> {
-    match into.entries.iter_mut().find(|e| e.key == key).map(|e| &mut e.node.value) {
+    match into
+        .entries
+        .iter_mut()
+        .find(|e| e.key == key)
+        .map(|e| &mut e.node.value)
+    {
         Some(Value::List(list)) => std::mem::take(list),
         _ => Vec::new(),
     }
@@ -327,8 +443,18 @@ fn take_list(into: &mut Object, key: &str) -> Vec<Node> {
 fn nest(path: &str, value: Node) -> Node {
     path.rsplit('.').fold(value, |node, key| {
         let span = node.span.clone();
-        let entry = Entry { key: key.to_owned(), span: span.clone(), form: Form::Attribute, node };
-        Node { span, value: Value::Object(Object { entries: vec![entry] }) }
+        let entry = Entry {
+            key: key.to_owned(),
+            span: span.clone(),
+            form: Form::Attribute,
+            node,
+        };
+        Node {
+            span,
+            value: Value::Object(Object {
+                entries: vec![entry],
+            }),
+        }
     })
 }
 
@@ -342,12 +468,19 @@ fn set_spans(node: &mut Node, span: &Span) {
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
 }
 
 /// A value from the command line or the environment as a node; the schema converts it.
 #[must_use]
 pub(super) fn given(name: impl Into<String>, value: &str) -> Node {
     let source = Source::flag(name, value);
-    Node { span: Span::whole(&source), value: Value::Text(value.to_owned()) }
+    Node {
+        span: Span::whole(&source),
+        value: Value::Text(value.to_owned()),
+    }
 }

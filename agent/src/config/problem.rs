@@ -78,7 +78,12 @@ impl Problem {
     /// A finding without a place.
     #[must_use]
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, span: None, message: message.into(), hint: None }
+        Self {
+            code,
+            span: None,
+            message: message.into(),
+            hint: None,
+        }
     }
 
     /// The same finding at `span`.
@@ -98,7 +103,11 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let level = if self.code.is_warning() { "warning" } else { "error" };
+        let level = if self.code.is_warning() {
+            "warning"
+        } else {
+            "error"
+        };
         write!(f, "{level}[{}]: ", self.code.id())?;
         match &self.span {
             Some(span) if span.source.has_lines => self.with_line(f, span),
@@ -108,7 +117,9 @@ impl fmt::Display for Problem {
             }
             None => {
                 f.write_str(&self.message)?;
-                self.hint.iter().try_for_each(|hint| write!(f, "\n  fix: {hint}"))
+                self.hint
+                    .iter()
+                    .try_for_each(|hint| write!(f, "\n  fix: {hint}"))
             }
         }
     }
@@ -132,15 +143,31 @@ impl Problem {
 }
 
 /// Words in a key whose value is a secret and never shown.
-const SECRET_WORDS: [&str; 7] = ["encrypt", "token", "secret", "password", "master", "initial_management", "private_key"];
+const SECRET_WORDS: [&str; 7] = [
+    "encrypt",
+    "token",
+    "secret",
+    "password",
+    "master",
+    "initial_management",
+    "private_key",
+];
 
 /// The line with the value of a secret key covered.
 fn mask(line: &str) -> String {
-    let Some(at) = line.find(['=', ':']) else { return line.to_owned() };
+    let Some(at) = line.find(['=', ':']) else {
+        return line.to_owned();
+    };
     let (key, value) = line.split_at(at);
-    let secret = SECRET_WORDS.iter().any(|word| key.to_lowercase().contains(word));
+    let secret = SECRET_WORDS
+        .iter()
+        .any(|word| key.to_lowercase().contains(word));
     let telling = secret && value.contains('"');
-    if telling { format!("{key}{} …", &value[..1]) } else { line.to_owned() }
+    if telling {
+        format!("{key}{} …", &value[..1])
+    } else {
+        line.to_owned()
+    }
 }
 
 /// All findings of one load, errors first. Shown one after the other.

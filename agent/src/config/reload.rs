@@ -32,7 +32,9 @@ pub fn changes(old: &RuntimeConfig, new: &RuntimeConfig) -> Changes {
     let mut out = Changes::default();
     let mut live_sections: Vec<String> = Vec::new();
     for (path, key) in schema::walk() {
-        let inherited = live_sections.iter().any(|section| path.starts_with(section.as_str()));
+        let inherited = live_sections
+            .iter()
+            .any(|section| path.starts_with(section.as_str()));
         if let Kind::Section(_) = key.kind {
             if key.reloadable {
                 live_sections.push(format!("{path}."));
@@ -42,11 +44,16 @@ pub fn changes(old: &RuntimeConfig, new: &RuntimeConfig) -> Changes {
         if at(&old.given.0, &path) == at(&new.given.0, &path) {
             continue;
         }
-        if key.reloadable || inherited { out.reloadable.push(path) } else { out.needs_restart.push(path) }
+        if key.reloadable || inherited {
+            out.reloadable.push(path)
+        } else {
+            out.needs_restart.push(path)
+        }
     }
     out
 }
 
 fn at<'v>(value: &'v Value, path: &str) -> Option<&'v Value> {
-    path.split('.').try_fold(value, |value, part| value.get(part))
+    path.split('.')
+        .try_fold(value, |value, part| value.get(part))
 }

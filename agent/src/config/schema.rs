@@ -58,19 +58,39 @@ pub(super) struct Key {
 }
 
 const fn key(name: &'static str, kind: Kind) -> Key {
-    Key { name, kind, effect: Effect::Honoured, reloadable: false }
+    Key {
+        name,
+        kind,
+        effect: Effect::Honoured,
+        reloadable: false,
+    }
 }
 
 const fn inert(name: &'static str, kind: Kind) -> Key {
-    Key { name, kind, effect: Effect::Inert, reloadable: false }
+    Key {
+        name,
+        kind,
+        effect: Effect::Inert,
+        reloadable: false,
+    }
 }
 
 const fn silent(name: &'static str, kind: Kind) -> Key {
-    Key { name, kind, effect: Effect::Silent, reloadable: false }
+    Key {
+        name,
+        kind,
+        effect: Effect::Silent,
+        reloadable: false,
+    }
 }
 
 const fn old(name: &'static str, kind: Kind, new: &'static str) -> Key {
-    Key { name, kind, effect: Effect::Renamed(new), reloadable: false }
+    Key {
+        name,
+        kind,
+        effect: Effect::Renamed(new),
+        reloadable: false,
+    }
 }
 
 impl Key {
@@ -80,7 +100,9 @@ impl Key {
     }
 }
 
-use Kind::{Bool, Definition, Definitions, Duration, Float, Free, Int, Section, Text, TextMap, Texts};
+use Kind::{
+    Bool, Definition, Definitions, Duration, Float, Free, Int, Section, Text, TextMap, Texts,
+};
 
 /// The keys at the top of a file.
 pub(super) const TOP: &[Key] = &[
@@ -104,7 +126,13 @@ pub(super) const TOP: &[Key] = &[
     key("bind_addr", Text),
     key("bootstrap", Bool),
     key("bootstrap_expect", Int),
-    inert("cache", Section(&[inert("entry_fetch_rate", Float), inert("entry_fetch_max_burst", Int)])),
+    inert(
+        "cache",
+        Section(&[
+            inert("entry_fetch_rate", Float),
+            inert("entry_fetch_max_burst", Int),
+        ]),
+    ),
     key("check", Definitions(CHECK)).live(),
     key("check_output_max_size", Int),
     key("check_update_interval", Duration),
@@ -146,7 +174,10 @@ pub(super) const TOP: &[Key] = &[
     key("leave_on_terminate", Bool),
     silent("license_path", Text),
     key("limits", Section(LIMITS)).live(),
-    inert("locality", Section(&[inert("region", Text), inert("zone", Text)])),
+    inert(
+        "locality",
+        Section(&[inert("region", Text), inert("zone", Text)]),
+    ),
     key("log_file", Text),
     key("log_json", Bool),
     key("log_level", Text).live(),
@@ -210,7 +241,10 @@ pub(super) const TOP: &[Key] = &[
     key("ui_config", Section(UI)),
     old("ui_content_path", Text, "ui_config.content_path"),
     old("ui_dir", Text, "ui_config.dir"),
-    key("unix_sockets", Section(&[key("user", Text), key("group", Text), key("mode", Text)])),
+    key(
+        "unix_sockets",
+        Section(&[key("user", Text), key("group", Text), key("mode", Text)]),
+    ),
     inert("use_streaming_backend", Bool),
     inert("watches", Free).live(),
     // Names Consul has retired; still common.
@@ -237,13 +271,26 @@ pub(super) const TOP: &[Key] = &[
     silent("tls_prefer_server_cipher_suites", Bool),
     old("verify_incoming", Bool, "tls.defaults.verify_incoming"),
     old("verify_incoming_https", Bool, "tls.https.verify_incoming"),
-    old("verify_incoming_rpc", Bool, "tls.internal_rpc.verify_incoming"),
+    old(
+        "verify_incoming_rpc",
+        Bool,
+        "tls.internal_rpc.verify_incoming",
+    ),
     old("verify_outgoing", Bool, "tls.defaults.verify_outgoing"),
-    old("verify_server_hostname", Bool, "tls.internal_rpc.verify_server_hostname"),
+    old(
+        "verify_server_hostname",
+        Bool,
+        "tls.internal_rpc.verify_server_hostname",
+    ),
 ];
 
-const ADDRESSES: &[Key] =
-    &[key("dns", Text), key("grpc", Text), key("grpc_tls", Text), key("http", Text), key("https", Text)];
+const ADDRESSES: &[Key] = &[
+    key("dns", Text),
+    key("grpc", Text),
+    key("grpc_tls", Text),
+    key("http", Text),
+    key("https", Text),
+];
 
 const ACL: &[Key] = &[
     key("enabled", Bool),
@@ -307,7 +354,15 @@ const DNS: &[Key] = &[
     key("recursor_strategy", Text),
     key("recursor_timeout", Duration),
     key("service_ttl", TextMap),
-    key("soa", Section(&[key("expire", Int), key("min_ttl", Int), key("refresh", Int), key("retry", Int)])),
+    key(
+        "soa",
+        Section(&[
+            key("expire", Int),
+            key("min_ttl", Int),
+            key("refresh", Int),
+            key("retry", Int),
+        ]),
+    ),
     key("udp_answer_limit", Int),
     key("use_cache", Bool),
 ];
@@ -340,7 +395,11 @@ const LIMITS: &[Key] = &[
     key("kv_max_value_size", Int),
     key(
         "request_limits",
-        Section(&[key("mode", Text), key("read_rate", Float), key("write_rate", Float)]),
+        Section(&[
+            key("mode", Text),
+            key("read_rate", Float),
+            key("write_rate", Float),
+        ]),
     ),
     key("rpc_client_timeout", Duration),
     key("rpc_handshake_timeout", Duration),
@@ -441,7 +500,11 @@ const UI: &[Key] = &[
     inert("metrics_provider_options_json", Text),
     inert(
         "metrics_proxy",
-        Section(&[inert("add_headers", Free), inert("base_url", Text), inert("path_allowlist", Texts)]),
+        Section(&[
+            inert("add_headers", Free),
+            inert("base_url", Text),
+            inert("path_allowlist", Texts),
+        ]),
     ),
     inert("default_namespace", Text),
 ];
@@ -467,7 +530,10 @@ pub(super) const SERVICE: &[Key] = &[
     key("tagged_addresses", Free),
     key("tags", Texts),
     inert("token", Text),
-    key("weights", Definition(&[key("passing", Int), key("warning", Int)])),
+    key(
+        "weights",
+        Definition(&[key("passing", Int), key("warning", Int)]),
+    ),
 ];
 
 /// A check definition in a file (CONSUL B.6).
@@ -518,7 +584,10 @@ pub(super) fn find(table: &'static [Key], name: &str, folded: bool) -> Option<&'
     if folded {
         return table.iter().find(|key| fold(key.name) == fold(name));
     }
-    table.iter().find(|key| key.name == name).or_else(|| table.iter().find(|key| key.name.eq_ignore_ascii_case(name)))
+    table
+        .iter()
+        .find(|key| key.name == name)
+        .or_else(|| table.iter().find(|key| key.name.eq_ignore_ascii_case(name)))
 }
 
 /// The known name that looks most like `name`, if one is near enough to be meant.
@@ -532,7 +601,10 @@ pub(super) fn nearest(table: &'static [Key], name: &str) -> Option<&'static str>
 }
 
 fn fold(name: &str) -> String {
-    name.chars().filter(|c| !matches!(c, '_' | '-')).flat_map(char::to_lowercase).collect()
+    name.chars()
+        .filter(|c| !matches!(c, '_' | '-'))
+        .flat_map(char::to_lowercase)
+        .collect()
 }
 
 /// The key at a dotted path from the top.
@@ -556,7 +628,11 @@ pub(super) fn lookup(path: &str) -> Option<&'static Key> {
 pub(super) fn walk() -> Vec<(String, &'static Key)> {
     fn inner(table: &'static [Key], path: &str, out: &mut Vec<(String, &'static Key)>) {
         for key in table {
-            let path = if path.is_empty() { key.name.to_owned() } else { format!("{path}.{}", key.name) };
+            let path = if path.is_empty() {
+                key.name.to_owned()
+            } else {
+                format!("{path}.{}", key.name)
+            };
             out.push((path.clone(), key));
             if let Kind::Section(table) = key.kind {
                 inner(table, &path, out);

@@ -33,12 +33,16 @@ const TEMPLATE_SIZE_MAX_BYTES: usize = 4_096;
 /// A sentence that names the part which could not be understood.
 pub fn expand(text: &str, interfaces: &[Interface]) -> Result<String, String> {
     if text.len() > TEMPLATE_SIZE_MAX_BYTES {
-        return Err(format!("an address template has at most {TEMPLATE_SIZE_MAX_BYTES} bytes"));
+        return Err(format!(
+            "an address template has at most {TEMPLATE_SIZE_MAX_BYTES} bytes"
+        ));
     }
     let mut out = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("{{") {
-        let Some((template, tail)) = after.split_once("}}") else { return Err("\"{{\" is not closed with \"}}\"".into()) };
+        let Some((template, tail)) = after.split_once("}}") else {
+            return Err("\"{{\" is not closed with \"}}\"".into());
+        };
         out.push_str(before);
         out.push_str(&evaluate(template, interfaces)?);
         rest = tail;
@@ -53,19 +57,29 @@ enum Piped {
 }
 
 fn evaluate(template: &str, interfaces: &[Interface]) -> Result<String, String> {
-    let template = template.trim().trim_start_matches('-').trim_end_matches('-');
+    let template = template
+        .trim()
+        .trim_start_matches('-')
+        .trim_end_matches('-');
     let mut stages = stages(template)?.into_iter();
     let first = stages.next().unwrap_or_default();
     let mut value = source(&first, interfaces)?;
     for stage in stages {
         value = match value {
             Piped::List(list) => filter(&stage, list)?,
-            Piped::Text(_) => return Err(format!("{} wants a list of interfaces, but gets text", word(&stage, 0))),
+            Piped::Text(_) => {
+                return Err(format!(
+                    "{} wants a list of interfaces, but gets text",
+                    word(&stage, 0)
+                ));
+            }
         };
     }
     match value {
         Piped::Text(text) => Ok(text),
-        Piped::List(_) => Err("the template ends in a list of interfaces; add: | attr \"address\"".into()),
+        Piped::List(_) => {
+            Err("the template ends in a list of interfaces; add: | attr \"address\"".into())
+        }
     }
 }
 
@@ -92,7 +106,9 @@ fn stages(template: &str) -> Result<Vec<Vec<String>>, String> {
             }
             c => {
                 let mut text = String::from(c);
-                while let Some(next) = chars.next_if(|n| !n.is_whitespace() && *n != '|' && *n != '"') {
+                while let Some(next) =
+                    chars.next_if(|n| !n.is_whitespace() && *n != '|' && *n != '"')
+                {
                     text.push(next);
                 }
                 stage.push(text);
@@ -107,10 +123,18 @@ fn word(stage: &[String], nth: usize) -> &str {
 }
 
 fn source(stage: &[String], interfaces: &[Interface]) -> Result<Piped, String> {
-    let first = |list: Vec<Interface>| list.first().map(|i| i.address.to_string()).unwrap_or_default();
+    let first = |list: Vec<Interface>| {
+        list.first()
+            .map(|i| i.address.to_string())
+            .unwrap_or_default()
+    };
     let named = || {
         let pattern = pattern(word(stage, 1))?;
-        let mut list: Vec<_> = interfaces.iter().filter(|i| pattern.is_match(&i.name)).cloned().collect();
+        let mut list: Vec<_> = interfaces
+            .iter()
+            .filter(|i| pattern.is_match(&i.name))
+            .cloned()
+            .collect();
         sort(&mut list, "type,size")?;
         Ok::<_, String>(list)
     };
@@ -118,7 +142,13 @@ fn source(stage: &[String], interfaces: &[Interface]) -> Result<Piped, String> {
         "GetAllInterfaces" => Piped::List(interfaces.to_vec()),
         "GetPrivateInterfaces" => Piped::List(by_privacy(interfaces, true)),
         "GetPublicInterfaces" => Piped::List(by_privacy(interfaces, false)),
-        "GetDefaultInterfaces" => Piped::List(interfaces.iter().filter(|i| i.has_default_route).cloned().collect()),
+        "GetDefaultInterfaces" => Piped::List(
+            interfaces
+                .iter()
+                .filter(|i| i.has_default_route)
+                .cloned()
+                .collect(),
+        ),
         "GetPrivateIP" => Piped::Text(first(by_privacy(interfaces, true))),
         "GetPublicIP" => Piped::Text(first(by_privacy(interfaces, false))),
         "GetPrivateIPs" => Piped::Text(join(&by_privacy(interfaces, true), " ")),
@@ -126,24 +156,40 @@ fn source(stage: &[String], interfaces: &[Interface]) -> Result<Piped, String> {
         "GetInterfaceIP" => Piped::Text(first(named()?)),
         "GetInterfaceIPs" => Piped::Text(join(&named()?, " ")),
         "" => return Err("the template is empty".into()),
-        other => return Err(format!("{other} is not a function that lists interfaces; GetPrivateIP is one")),
+        other => {
+            return Err(format!(
+                "{other} is not a function that lists interfaces; GetPrivateIP is one"
+            ));
+        }
     })
 }
 
 fn join(list: &[Interface], separator: &str) -> String {
-    list.iter().map(|i| i.address.to_string()).collect::<Vec<_>>().join(separator)
+    list.iter()
+        .map(|i| i.address.to_string())
+        .collect::<Vec<_>>()
+        .join(separator)
 }
 
 /// Reachable addresses of interfaces that are up, the default route's first.
 fn by_privacy(interfaces: &[Interface], private: bool) -> Vec<Interface> {
-    let wanted = |i: &&Interface| i.up && forwardable(i.address) && in_rfc(i.address, 6890) == private;
+    let wanted =
+        |i: &&Interface| i.up && forwardable(i.address) && in_rfc(i.address, 6890) == private;
     let mut list: Vec<_> = interfaces.iter().filter(wanted).cloned().collect();
-    list.sort_by(|a, b| by(a, b, "default").then(by(a, b, "type")).then(by(a, b, "size")));
+    list.sort_by(|a, b| {
+        by(a, b, "default")
+            .then(by(a, b, "type"))
+            .then(by(a, b, "size"))
+    });
     list
 }
 
 fn filter(stage: &[String], mut list: Vec<Interface>) -> Result<Piped, String> {
-    let count = || word(stage, 1).parse::<usize>().map_err(|_| format!("{} wants a number", word(stage, 0)));
+    let count = || {
+        word(stage, 1)
+            .parse::<usize>()
+            .map_err(|_| format!("{} wants a number", word(stage, 0)))
+    };
     Ok(match word(stage, 0) {
         "include" => Piped::List(select(stage, list, true)?),
         "exclude" => Piped::List(select(stage, list, false)?),
@@ -170,10 +216,17 @@ fn filter(stage: &[String], mut list: Vec<Interface>) -> Result<Piped, String> {
             None => Piped::Text(String::new()),
         },
         "join" => {
-            let texts: Result<Vec<_>, _> = list.iter().map(|i| attribute_of(i, word(stage, 1))).collect();
+            let texts: Result<Vec<_>, _> = list
+                .iter()
+                .map(|i| attribute_of(i, word(stage, 1)))
+                .collect();
             Piped::Text(texts?.join(word(stage, 2)))
         }
-        other => return Err(format!("{other} is not known; include, exclude, sort, unique, limit, offset, attr and join are")),
+        other => {
+            return Err(format!(
+                "{other} is not known; include, exclude, sort, unique, limit, offset, attr and join are"
+            ));
+        }
     })
 }
 
@@ -183,8 +236,15 @@ fn attribute_of(interface: &Interface, attribute: &str) -> Result<String, String
         "name" => Ok(interface.name.clone()),
         "network" => Ok(format!("{}/{}", interface.address, interface.prefix)),
         "size" => Ok(interface.prefix.to_string()),
-        "type" => Ok(if interface.address.is_ipv4() { "IPv4" } else { "IPv6" }.to_owned()),
-        other => Err(format!("{other:?} is not an attribute; address, name, network, size and type are")),
+        "type" => Ok(if interface.address.is_ipv4() {
+            "IPv4"
+        } else {
+            "IPv6"
+        }
+        .to_owned()),
+        other => Err(format!(
+            "{other:?} is not an attribute; address, name, network, size and type are"
+        )),
     }
 }
 
@@ -222,7 +282,8 @@ fn matcher(selector: &str, value: &str) -> Result<Matcher, String> {
         }
         "network" => {
             let networks: Option<Vec<_>> = alternatives().map(parse_network).collect();
-            let networks = networks.ok_or_else(|| format!("{value:?} is not a network such as 10.0.0.0/8"))?;
+            let networks =
+                networks.ok_or_else(|| format!("{value:?} is not a network such as 10.0.0.0/8"))?;
             Box::new(move |i| networks.iter().any(|net| contains(*net, i.address)))
         }
         "rfc" => {
@@ -231,17 +292,30 @@ fn matcher(selector: &str, value: &str) -> Result<Matcher, String> {
             Box::new(move |i| numbers.iter().any(|rfc| in_rfc(i.address, *rfc)))
         }
         "size" => {
-            let bits: u8 = value.trim_start_matches('/').parse().map_err(|_| format!("{value:?} is not a prefix length"))?;
+            let bits: u8 = value
+                .trim_start_matches('/')
+                .parse()
+                .map_err(|_| format!("{value:?} is not a prefix length"))?;
             Box::new(move |i| i.prefix == bits)
         }
         "flag" | "flags" => {
             let flags: Vec<String> = alternatives().map(str::to_ascii_lowercase).collect();
             if let Some(unknown) = flags.iter().find(|flag| has_flag(None, flag).is_none()) {
-                return Err(format!("{unknown:?} is not a flag; up, down, forwardable and loopback are"));
+                return Err(format!(
+                    "{unknown:?} is not a flag; up, down, forwardable and loopback are"
+                ));
             }
-            Box::new(move |i| flags.iter().all(|flag| has_flag(Some(i), flag) == Some(true)))
+            Box::new(move |i| {
+                flags
+                    .iter()
+                    .all(|flag| has_flag(Some(i), flag) == Some(true))
+            })
         }
-        other => return Err(format!("{other:?} is not a selector; name, type, network, rfc, flags, size and address are")),
+        other => {
+            return Err(format!(
+                "{other:?} is not a selector; name, type, network, rfc, flags, size and address are"
+            ));
+        }
     })
 }
 
@@ -253,7 +327,9 @@ fn has_flag(interface: Option<&Interface>, flag: &str) -> Option<bool> {
         "forwardable" => |i| forwardable(i.address),
         "loopback" => |i| i.address.is_loopback(),
         "link-local unicast" => |i| link_local(i.address),
-        "global unicast" => |i| !i.address.is_multicast() && !i.address.is_loopback() && !link_local(i.address),
+        "global unicast" => {
+            |i| !i.address.is_multicast() && !i.address.is_loopback() && !link_local(i.address)
+        }
         "multicast" => |i| i.address.is_multicast(),
         "unspecified" => |i| i.address.is_unspecified(),
         _ => return None,
@@ -263,17 +339,24 @@ fn has_flag(interface: Option<&Interface>, flag: &str) -> Option<bool> {
 
 fn sort(list: &mut [Interface], keys: &str) -> Result<(), String> {
     for key in keys.split(',').map(str::trim) {
-        if !matches!(key.trim_start_matches(['-', '+']), "default" | "size" | "address" | "name" | "type" | "private") {
-            return Err(format!("{key:?} is not a sort key; default, size, address, name, type and private are"));
+        if !matches!(
+            key.trim_start_matches(['-', '+']),
+            "default" | "size" | "address" | "name" | "type" | "private"
+        ) {
+            return Err(format!(
+                "{key:?} is not a sort key; default, size, address, name, type and private are"
+            ));
         }
     }
     list.sort_by(|a, b| {
-        keys.split(',').map(str::trim).fold(Ordering::Equal, |so_far, key| {
-            so_far.then_with(|| match key.strip_prefix('-') {
-                Some(key) => by(b, a, key),
-                None => by(a, b, key.trim_start_matches('+')),
+        keys.split(',')
+            .map(str::trim)
+            .fold(Ordering::Equal, |so_far, key| {
+                so_far.then_with(|| match key.strip_prefix('-') {
+                    Some(key) => by(b, a, key),
+                    None => by(a, b, key.trim_start_matches('+')),
+                })
             })
-        })
     });
     Ok(())
 }
@@ -301,8 +384,18 @@ pub fn parse_network(text: &str) -> Option<(IpAddr, u8)> {
 
 fn contains((network, bits): (IpAddr, u8), address: IpAddr) -> bool {
     match (network, address) {
-        (IpAddr::V4(n), IpAddr::V4(a)) => (u32::from(n) ^ u32::from(a)).checked_shr(32 - u32::from(bits)).unwrap_or(0) == 0,
-        (IpAddr::V6(n), IpAddr::V6(a)) => (u128::from(n) ^ u128::from(a)).checked_shr(128 - u32::from(bits)).unwrap_or(0) == 0,
+        (IpAddr::V4(n), IpAddr::V4(a)) => {
+            (u32::from(n) ^ u32::from(a))
+                .checked_shr(32 - u32::from(bits))
+                .unwrap_or(0)
+                == 0
+        }
+        (IpAddr::V6(n), IpAddr::V6(a)) => {
+            (u128::from(n) ^ u128::from(a))
+                .checked_shr(128 - u32::from(bits))
+                .unwrap_or(0)
+                == 0
+        }
         _ => false,
     }
 }
@@ -316,7 +409,11 @@ fn link_local(address: IpAddr) -> bool {
 
 fn forwardable(address: IpAddr) -> bool {
     let reserved = matches!(address, IpAddr::V4(a) if a.octets()[0] >= 240 || a.octets()[0] == 0);
-    !(address.is_loopback() || address.is_unspecified() || address.is_multicast() || link_local(address) || reserved)
+    !(address.is_loopback()
+        || address.is_unspecified()
+        || address.is_multicast()
+        || link_local(address)
+        || reserved)
 }
 
 const fn v4(a: u8, b: u8, c: u8, bits: u8) -> (IpAddr, u8) {
@@ -353,7 +450,11 @@ fn in_rfc(address: IpAddr, rfc: u32) -> bool {
     match rfc {
         1918 => any(&PRIVATE),
         4193 => any(&[v6(0xfc00, 0, 7)]),
-        4291 => any(&[v6(0xfe80, 0, 10), v6(0xff00, 0, 8), (IpAddr::V6(Ipv6Addr::LOCALHOST), 128)]),
+        4291 => any(&[
+            v6(0xfe80, 0, 10),
+            v6(0xff00, 0, 8),
+            (IpAddr::V6(Ipv6Addr::LOCALHOST), 128),
+        ]),
         3927 => any(&[v4(169, 254, 0, 16)]),
         1112 => any(&[v4(224, 0, 0, 4)]),
         6598 => any(&[v4(100, 64, 0, 10)]),
@@ -390,7 +491,11 @@ mod tests {
     #[track_caller]
     fn check(template: &str, expected: Result<&str, &str>) {
         let got = expand(template, &machine());
-        assert_eq!(got.as_deref().map_err(String::as_str), expected, "{template}");
+        assert_eq!(
+            got.as_deref().map_err(String::as_str),
+            expected,
+            "{template}"
+        );
     }
 
     #[test]
@@ -401,18 +506,50 @@ mod tests {
             ("{{GetPublicIP}}", "2a00::4"),
             (r#"{{ GetInterfaceIP "eth0" }}"#, "10.0.0.7"),
             (r#"{{ GetInterfaceIP "nope" }}"#, ""),
-            (r#"127.0.0.1 {{ GetInterfaceIP "docker0" }}"#, "127.0.0.1 172.17.0.1"),
-            (r#"{{ GetAllInterfaces | include "name" "^eth" | include "type" "IPv4" | join "address" " " }}"#,
-             "10.0.0.7 198.19.0.9 8.8.4.4"),
-            (r#"{{ GetAllInterfaces | include "network" "10.0.0.0/8|172.16.0.0/12" | join "name" "," }}"#, "docker0,eth0"),
-            (r#"{{ GetAllInterfaces | exclude "flags" "loopback" | sort "-address" | limit 1 | attr "address" }}"#, "fe80::1"),
-            (r#"{{ GetPrivateInterfaces | sort "size" | attr "address" }}"#, "10.0.0.7"),
-            (r#"{{ GetPrivateInterfaces | sort "-size" | attr "name" }}"#, "eth1"),
-            (r#"{{ GetPrivateInterfaces | include "rfc" "1918" | offset 1 | attr "name" }}"#, "docker0"),
-            (r#"{{ GetAllInterfaces | unique "name" | join "name" "/" }}"#, "lo/docker0/eth0/eth1/eth2"),
-            (r#"{{ GetDefaultInterfaces | include "type" "ipv4" | attr "address" }}"#, "10.0.0.7"),
-            (r#"{{ GetAllInterfaces | include "size" "/29" | attr "address" }}"#, "8.8.4.4"),
-            (r#"{{ GetAllInterfaces | include "name" "nope" | attr "address" }}"#, ""),
+            (
+                r#"127.0.0.1 {{ GetInterfaceIP "docker0" }}"#,
+                "127.0.0.1 172.17.0.1",
+            ),
+            (
+                r#"{{ GetAllInterfaces | include "name" "^eth" | include "type" "IPv4" | join "address" " " }}"#,
+                "10.0.0.7 198.19.0.9 8.8.4.4",
+            ),
+            (
+                r#"{{ GetAllInterfaces | include "network" "10.0.0.0/8|172.16.0.0/12" | join "name" "," }}"#,
+                "docker0,eth0",
+            ),
+            (
+                r#"{{ GetAllInterfaces | exclude "flags" "loopback" | sort "-address" | limit 1 | attr "address" }}"#,
+                "fe80::1",
+            ),
+            (
+                r#"{{ GetPrivateInterfaces | sort "size" | attr "address" }}"#,
+                "10.0.0.7",
+            ),
+            (
+                r#"{{ GetPrivateInterfaces | sort "-size" | attr "name" }}"#,
+                "eth1",
+            ),
+            (
+                r#"{{ GetPrivateInterfaces | include "rfc" "1918" | offset 1 | attr "name" }}"#,
+                "docker0",
+            ),
+            (
+                r#"{{ GetAllInterfaces | unique "name" | join "name" "/" }}"#,
+                "lo/docker0/eth0/eth1/eth2",
+            ),
+            (
+                r#"{{ GetDefaultInterfaces | include "type" "ipv4" | attr "address" }}"#,
+                "10.0.0.7",
+            ),
+            (
+                r#"{{ GetAllInterfaces | include "size" "/29" | attr "address" }}"#,
+                "8.8.4.4",
+            ),
+            (
+                r#"{{ GetAllInterfaces | include "name" "nope" | attr "address" }}"#,
+                "",
+            ),
         ] {
             check(template, Ok(expected));
         }
@@ -423,15 +560,34 @@ mod tests {
         for (template, expected) in [
             ("{{ GetPrivateIP", "\"{{\" is not closed with \"}}\""),
             ("{{ }}", "the template is empty"),
-            ("{{ GetIt }}", "GetIt is not a function that lists interfaces; GetPrivateIP is one"),
-            ("{{ GetAllInterfaces }}", "the template ends in a list of interfaces; add: | attr \"address\""),
-            ("{{ GetPrivateIP | limit 1 }}", "limit wants a list of interfaces, but gets text"),
-            (r#"{{ GetAllInterfaces | include "name" "(" }}"#, "\"(\" is not a regular expression"),
-            (r#"{{ GetAllInterfaces | include "color" "red" }}"#,
-             "\"color\" is not a selector; name, type, network, rfc, flags, size and address are"),
-            (r#"{{ GetAllInterfaces | sort "color" }}"#,
-             "\"color\" is not a sort key; default, size, address, name, type and private are"),
-            (r#"{{ GetAllInterfaces | limit "many" }}"#, "limit wants a number"),
+            (
+                "{{ GetIt }}",
+                "GetIt is not a function that lists interfaces; GetPrivateIP is one",
+            ),
+            (
+                "{{ GetAllInterfaces }}",
+                "the template ends in a list of interfaces; add: | attr \"address\"",
+            ),
+            (
+                "{{ GetPrivateIP | limit 1 }}",
+                "limit wants a list of interfaces, but gets text",
+            ),
+            (
+                r#"{{ GetAllInterfaces | include "name" "(" }}"#,
+                "\"(\" is not a regular expression",
+            ),
+            (
+                r#"{{ GetAllInterfaces | include "color" "red" }}"#,
+                "\"color\" is not a selector; name, type, network, rfc, flags, size and address are",
+            ),
+            (
+                r#"{{ GetAllInterfaces | sort "color" }}"#,
+                "\"color\" is not a sort key; default, size, address, name, type and private are",
+            ),
+            (
+                r#"{{ GetAllInterfaces | limit "many" }}"#,
+                "limit wants a number",
+            ),
         ] {
             check(template, Err(expected));
         }

@@ -67,7 +67,11 @@ pub struct Request {
 pub fn load(request: &Request, machine: &Machine) -> Result<RuntimeConfig, Problems> {
     let mut merged = Merged::default();
     if request.dev {
-        absorb_text(&mut merged, &Source::text("-dev", DEV_DEFAULTS), Format::Hcl);
+        absorb_text(
+            &mut merged,
+            &Source::text("-dev", DEV_DEFAULTS),
+            Format::Hcl,
+        );
     }
     for path in &request.paths {
         absorb_path(&mut merged, path, request.format);
@@ -85,7 +89,9 @@ pub fn load(request: &Request, machine: &Machine) -> Result<RuntimeConfig, Probl
 fn absorb_text(merged: &mut Merged, source: &Arc<Source>, format: Format) {
     match hcl::read(source, format) {
         Ok(node) => merged.absorb(&node),
-        Err(error) => merged.problems.push(Problem::new(Code::Syntax, error.message).at(&error.span)),
+        Err(error) => merged
+            .problems
+            .push(Problem::new(Code::Syntax, error.message).at(&error.span)),
     }
 }
 
@@ -95,7 +101,9 @@ fn absorb_path(merged: &mut Merged, path: &Path, format: Option<Format>) {
         return;
     }
     match directory(path) {
-        Ok(files) => files.iter().for_each(|file| absorb_file(merged, file, format, false)),
+        Ok(files) => files
+            .iter()
+            .for_each(|file| absorb_file(merged, file, format, false)),
         Err(error) => merged.problems.push(unreadable(path, &error)),
     }
 }
@@ -118,9 +126,16 @@ fn directory(path: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 fn absorb_file(merged: &mut Merged, path: &Path, format: Option<Format>, named: bool) {
-    let suffix = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let suffix = path
+        .extension()
+        .and_then(|e| e.to_str())
+        .unwrap_or_default();
     // A directory may hold other things; a file named by the user must be understood.
-    let text = if named || matches!(suffix, "hcl" | "json") || format.is_some() { read_bounded(path) } else { return };
+    let text = if named || matches!(suffix, "hcl" | "json") || format.is_some() {
+        read_bounded(path)
+    } else {
+        return;
+    };
     let format = match (suffix, format) {
         ("hcl", _) => Format::Hcl,
         ("json", _) => Format::Json,
@@ -128,12 +143,19 @@ fn absorb_file(merged: &mut Merged, path: &Path, format: Option<Format>, named: 
         (_, None) if text.is_err() => Format::Hcl,
         (_, None) => {
             let message = format!("{}: the suffix tells neither HCL nor JSON", path.display());
-            merged.problems.push(Problem::new(Code::Unreadable, message).hint("add -config-format=hcl or -config-format=json"));
+            merged.problems.push(
+                Problem::new(Code::Unreadable, message)
+                    .hint("add -config-format=hcl or -config-format=json"),
+            );
             return;
         }
     };
     match text {
-        Ok(text) => absorb_text(merged, &Source::text(path.display().to_string(), text), format),
+        Ok(text) => absorb_text(
+            merged,
+            &Source::text(path.display().to_string(), text),
+            format,
+        ),
         Err(error) => merged.problems.push(unreadable(path, &error)),
     }
 }
@@ -142,7 +164,9 @@ fn read_bounded(path: &Path) -> std::io::Result<String> {
     use std::io::Read;
     let mut text = String::new();
     // One byte more than allowed: the reader of texts then says what the limit is.
-    std::fs::File::open(path)?.take(SOURCE_SIZE_MAX_BYTES as u64 + 1).read_to_string(&mut text)?;
+    std::fs::File::open(path)?
+        .take(SOURCE_SIZE_MAX_BYTES as u64 + 1)
+        .read_to_string(&mut text)?;
     Ok(text)
 }
 
@@ -151,13 +175,19 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Problem {
 }
 
 fn absorb_env(merged: &mut Merged, env: &[(String, String)]) {
-    let find = |name: &str| env.iter().find(|(key, value)| key == name && !value.is_empty());
+    let find = |name: &str| {
+        env.iter()
+            .find(|(key, value)| key == name && !value.is_empty())
+    };
     for name in ["CONSUL_LOCAL_CONFIG", "WEFT_LOCAL_CONFIG"] {
         if let Some((_, text)) = find(name) {
             absorb_text(merged, &Source::text(name, text), Format::Hcl);
         }
     }
-    for (name, key) in [("CONSUL_BIND_INTERFACE", "bind_addr"), ("CONSUL_CLIENT_INTERFACE", "client_addr")] {
+    for (name, key) in [
+        ("CONSUL_BIND_INTERFACE", "bind_addr"),
+        ("CONSUL_CLIENT_INTERFACE", "client_addr"),
+    ] {
         if let Some((_, interface)) = find(name) {
             let template = format!("{{{{ GetInterfaceIP \"^{interface}$\" }}}}");
             merged.set(key, given(name, &template));
@@ -179,13 +209,19 @@ fn absorb_env(merged: &mut Merged, env: &[(String, String)]) {
 
 /// Whether one text can stand for the value.
 fn settable(kind: Kind) -> bool {
-    matches!(kind, Kind::Bool | Kind::Int | Kind::Float | Kind::Text | Kind::Duration | Kind::Texts)
+    matches!(
+        kind,
+        Kind::Bool | Kind::Int | Kind::Float | Kind::Text | Kind::Duration | Kind::Texts
+    )
 }
 
 /// Lists in the environment are separated by commas.
 fn absorb_listed(merged: &mut Merged, path: &str, kind: Kind, name: &str, value: &str) {
     if matches!(kind, Kind::Texts) {
-        value.split(',').map(str::trim).for_each(|item| merged.set(path, given(name, item)));
+        value
+            .split(',')
+            .map(str::trim)
+            .for_each(|item| merged.set(path, given(name, item)));
     } else {
         merged.set(path, given(name, value));
     }
@@ -202,7 +238,17 @@ fn absorb_flag(merged: &mut Merged, flag: &Flag) {
     let (key, value) = flag.value.split_once(':').unwrap_or((&flag.value, ""));
     let source = Source::flag(shown.clone(), flag.value.clone());
     let span = Span::whole(&source);
-    let entry = Entry { key: key.to_owned(), span: span.clone(), form: Form::Attribute, node: given(shown, value) };
-    let map = Node { span, value: Value::Object(Object { entries: vec![entry] }) };
+    let entry = Entry {
+        key: key.to_owned(),
+        span: span.clone(),
+        form: Form::Attribute,
+        node: given(shown, value),
+    };
+    let map = Node {
+        span,
+        value: Value::Object(Object {
+            entries: vec![entry],
+        }),
+    };
     merged.set(flag.key, map);
 }

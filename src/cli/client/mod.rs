@@ -50,7 +50,9 @@ pub(crate) type Query<'a> = &'a [(&'a str, &'a str)];
 
 impl Client {
     pub(crate) fn new(args: &ClientArgs) -> Result<Self, Failure> {
-        Ok(Self { settings: Settings::resolve(args, &|name| std::env::var(name).ok())? })
+        Ok(Self {
+            settings: Settings::resolve(args, &|name| std::env::var(name).ok())?,
+        })
     }
 
     pub(crate) fn format(&self) -> Format {
@@ -59,47 +61,111 @@ impl Client {
 
     /// GET as JSON; anything but success is a failure.
     pub(crate) async fn get(&self, path: &str, query: Query<'_>) -> Result<Value, Failure> {
-        self.call(Method::GET, path, query, Bytes::new()).await?.json()
+        self.call(Method::GET, path, query, Bytes::new())
+            .await?
+            .json()
     }
 
     /// PUT with a body; anything but success is a failure.
-    pub(crate) async fn put(&self, path: &str, query: Query<'_>, body: impl Into<Bytes>) -> Result<Answer, Failure> {
+    pub(crate) async fn put(
+        &self,
+        path: &str,
+        query: Query<'_>,
+        body: impl Into<Bytes>,
+    ) -> Result<Answer, Failure> {
         self.call(Method::PUT, path, query, body.into()).await
     }
 
     /// Any method; anything but success is a failure.
-    pub(crate) async fn call(&self, method: Method, path: &str, query: Query<'_>, body: Bytes) -> Result<Answer, Failure> {
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        query: Query<'_>,
+        body: Bytes,
+    ) -> Result<Answer, Failure> {
         let answer = self.send(method, path, query, body).await?;
-        if answer.status.is_success() { Ok(answer) } else { Err(answer.failure()) }
+        if answer.status.is_success() {
+            Ok(answer)
+        } else {
+            Err(answer.failure())
+        }
     }
 
     /// Any method; every status is an answer.
-    pub(crate) async fn send(&self, method: Method, path: &str, query: Query<'_>, body: Bytes) -> Result<Answer, Failure> {
-        let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        query: Query<'_>,
+        body: Bytes,
+    ) -> Result<Answer, Failure> {
+        let body = Full::new(body)
+            .map_err(|never| match never {})
+            .boxed_unsync();
         let response = self.stream(method, path, query, body).await?;
         let (parts, body) = response.into_parts();
-        let collected = http_body_util::Limited::new(body, ANSWER_MAX_BYTES).collect().await;
-        let body = collected.map_err(|error| self.lost(&error.to_string()))?.to_bytes();
-        Ok(Answer { status: parts.status, headers: parts.headers, body })
+        let collected = http_body_util::Limited::new(body, ANSWER_MAX_BYTES)
+            .collect()
+            .await;
+        let body = collected
+            .map_err(|error| self.lost(&error.to_string()))?
+            .to_bytes();
+        Ok(Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body,
+        })
     }
 
     /// Any method, bodies as they come.
-    pub(crate) async fn stream(&self, method: Method, path: &str, query: Query<'_>, body: Body) -> Result<Response<Incoming>, Failure> {
+    pub(crate) async fn stream(
+        &self,
+        method: Method,
+        path: &str,
+        query: Query<'_>,
+        body: Body,
+    ) -> Result<Response<Incoming>, Failure> {
         let request = self.request(method, path, query, body)?;
         let connecting = async {
             match &self.settings.target {
-                Target::Tcp { host, port, tls: None } => self.over(tcp(host, *port).await?, request).await,
-                Target::Tcp { host, port, tls: Some(tls) } => self.over(tls.connect(tcp(host, *port).await?).await?, request).await,
-                Target::Unix(path) => self.over(tokio::net::UnixStream::connect(path).await?, request).await,
+                Target::Tcp {
+                    host,
+                    port,
+                    tls: None,
+                } => self.over(tcp(host, *port).await?, request).await,
+                Target::Tcp {
+                    host,
+                    port,
+                    tls: Some(tls),
+                } => {
+                    self.over(tls.connect(tcp(host, *port).await?).await?, request)
+                        .await
+                }
+                Target::Unix(path) => {
+                    self.over(tokio::net::UnixStream::connect(path).await?, request)
+                        .await
+                }
             }
         };
-        connecting.await.map_err(|error: std::io::Error| self.lost(&error.to_string()))
+        connecting
+            .await
+            .map_err(|error: std::io::Error| self.lost(&error.to_string()))
     }
 
-    fn request(&self, method: Method, path: &str, query: Query<'_>, body: Body) -> Result<Request<Body>, Failure> {
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        query: Query<'_>,
+        body: Body,
+    ) -> Result<Request<Body>, Failure> {
         let common = self.settings.query();
         let mut uri = escape(path, true);
-        let all = query.iter().copied().chain(common.iter().map(|(name, value)| (*name, value.as_str())));
+        let all = query
+            .iter()
+            .copied()
+            .chain(common.iter().map(|(name, value)| (*name, value.as_str())));
         for (nth, (name, value)) in all.enumerate() {
             uri.push(if nth == 0 { '?' } else { '&' });
             uri.push_str(&escape(name, false));
@@ -108,32 +174,49 @@ impl Client {
                 uri.push_str(&escape(value, false));
             }
         }
-        let mut request = Request::builder().method(method).uri(uri).header(header::HOST, self.settings.target.host());
+        let mut request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header(header::HOST, self.settings.target.host());
         if let Some(token) = &self.settings.token {
             request = request.header("X-Consul-Token", token);
         }
         if let Some(basic) = &self.settings.basic_auth {
             request = request.header(header::AUTHORIZATION, basic);
         }
-        request.body(body).map_err(|error| Failure::usage(format!("this cannot be asked for: {error}")))
+        request
+            .body(body)
+            .map_err(|error| Failure::usage(format!("this cannot be asked for: {error}")))
     }
 
-    async fn over<S>(&self, stream: S, request: Request<Body>) -> std::io::Result<Response<Incoming>>
+    async fn over<S>(
+        &self,
+        stream: S,
+        request: Request<Body>,
+    ) -> std::io::Result<Response<Incoming>>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(std::io::Error::other)?;
         // Ends with the connection, which ends with the request.
         tokio::spawn(connection);
-        sender.send_request(request).await.map_err(std::io::Error::other)
+        sender
+            .send_request(request)
+            .await
+            .map_err(std::io::Error::other)
     }
 
     fn lost(&self, why: &str) -> Failure {
         let message = format!("cannot reach the agent at {}: {why}", self.settings.target);
         let hint = match self.settings.target {
-            Target::Tcp { tls: None, .. } => "is it running? -http-addr or WEFT_HTTP_ADDR says where, https:// speaks TLS",
-            Target::Tcp { tls: Some(_), .. } => "is it HTTPS there? -ca-file or WEFT_CACERT names the CA it is checked with",
+            Target::Tcp { tls: None, .. } => {
+                "is it running? -http-addr or WEFT_HTTP_ADDR says where, https:// speaks TLS"
+            }
+            Target::Tcp { tls: Some(_), .. } => {
+                "is it HTTPS there? -ca-file or WEFT_CACERT names the CA it is checked with"
+            }
             Target::Unix(_) => "is it running, and may you open the socket?",
         };
         Failure::new(Exit::Unreachable, message).hint(hint)
@@ -153,8 +236,12 @@ impl Answer {
         if self.body.is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_slice(&self.body)
-            .map_err(|error| Failure::new(Exit::Internal, format!("the agent's answer is not JSON: {error}")))
+        serde_json::from_slice(&self.body).map_err(|error| {
+            Failure::new(
+                Exit::Internal,
+                format!("the agent's answer is not JSON: {error}"),
+            )
+        })
     }
 
     /// The body as text, trimmed.
@@ -179,9 +266,22 @@ pub(crate) fn failure(status: StatusCode, text: &str) -> Failure {
         StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => Exit::Timeout,
         _ => Exit::Negative,
     };
-    let text = if text.is_empty() { status.canonical_reason().unwrap_or("no reason given") } else { text };
-    let failure = Failure::new(exit, format!("the agent answered {}: {text}", status.as_u16()));
-    if leaderless { failure.hint("-stale reads without a leader; weft operator raft list-peers -stale shows the servers") } else { failure }
+    let text = if text.is_empty() {
+        status.canonical_reason().unwrap_or("no reason given")
+    } else {
+        text
+    };
+    let failure = Failure::new(
+        exit,
+        format!("the agent answered {}: {text}", status.as_u16()),
+    );
+    if leaderless {
+        failure.hint(
+            "-stale reads without a leader; weft operator raft list-peers -stale shows the servers",
+        )
+    } else {
+        failure
+    }
 }
 
 /// RFC 3986: everything but unreserved characters, and `/` in paths.
@@ -189,7 +289,9 @@ fn escape(text: &str, path: bool) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(char::from(byte))
+            }
             b'/' if path => out.push('/'),
             _ => out.push_str(&format!("%{byte:02X}")),
         }
@@ -209,11 +311,17 @@ mod tests {
 
     #[test]
     fn statuses_choose_the_exit_code() {
-        for (status, text, expected) in
-            [(500, "No cluster leader", "unreachable"), (403, "", "denied"), (404, "x", "not_found"), (500, "boom", "negative")]
-        {
+        for (status, text, expected) in [
+            (500, "No cluster leader", "unreachable"),
+            (403, "", "denied"),
+            (404, "x", "not_found"),
+            (500, "boom", "negative"),
+        ] {
             let failure = failure(StatusCode::from_u16(status).unwrap(), text);
-            assert!(format!("{failure:?}").contains(&format!("word: {expected:?}")), "{failure:?}");
+            assert!(
+                format!("{failure:?}").contains(&format!("word: {expected:?}")),
+                "{failure:?}"
+            );
         }
     }
 }

@@ -52,13 +52,23 @@ pub(crate) struct ClientArgs {
     #[arg(long, hide = true)]
     pub(crate) partition: Option<String>,
     /// Output form
-    #[arg(short = 'o', long = "output", visible_alias = "format", value_enum, default_value_t)]
+    #[arg(
+        short = 'o',
+        long = "output",
+        visible_alias = "format",
+        value_enum,
+        default_value_t
+    )]
     pub(crate) output: Format,
 }
 
 /// Where requests go.
 pub(crate) enum Target {
-    Tcp { host: String, port: u16, tls: Option<Arc<Tls>> },
+    Tcp {
+        host: String,
+        port: u16,
+        tls: Option<Arc<Tls>>,
+    },
     Unix(PathBuf),
 }
 
@@ -99,15 +109,23 @@ type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 impl Settings {
     pub(crate) fn resolve(args: &ClientArgs, env: Env<'_>) -> Result<Self, Failure> {
         let twin = |name: &str| twin(env, name);
-        let address = args.http_addr.clone().or_else(|| twin("HTTP_ADDR")).unwrap_or_else(|| "127.0.0.1:8500".into());
+        let address = args
+            .http_addr
+            .clone()
+            .or_else(|| twin("HTTP_ADDR"))
+            .unwrap_or_else(|| "127.0.0.1:8500".into());
         let ssl = twin("HTTP_SSL").is_some_and(|text| is_true(&text));
-        let path = |flag: &Option<PathBuf>, name| flag.clone().or_else(|| twin(name).map(PathBuf::from));
+        let path =
+            |flag: &Option<PathBuf>, name| flag.clone().or_else(|| twin(name).map(PathBuf::from));
         let files = TlsFiles {
             ca_file: path(&args.ca_file, "CACERT"),
             ca_path: path(&args.ca_path, "CAPATH"),
             cert: path(&args.client_cert, "CLIENT_CERT"),
             key: path(&args.client_key, "CLIENT_KEY"),
-            server_name: args.tls_server_name.clone().or_else(|| twin("TLS_SERVER_NAME")),
+            server_name: args
+                .tls_server_name
+                .clone()
+                .or_else(|| twin("TLS_SERVER_NAME")),
             verify: twin("HTTP_SSL_VERIFY").is_none_or(|text| is_true(&text)),
         };
         let basic_auth = twin("HTTP_AUTH").map(|pair| format!("Basic {}", STANDARD.encode(pair)));
@@ -125,8 +143,15 @@ impl Settings {
 
     /// What every request carries.
     pub(crate) fn query(&self) -> Vec<(&'static str, String)> {
-        let named = [("dc", &self.datacenter), ("ns", &self.namespace), ("partition", &self.partition)];
-        let mut out: Vec<_> = named.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect();
+        let named = [
+            ("dc", &self.datacenter),
+            ("ns", &self.namespace),
+            ("partition", &self.partition),
+        ];
+        let mut out: Vec<_> = named
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value.clone()?)))
+            .collect();
         out.retain(|(_, value)| !value.is_empty());
         if self.stale {
             out.push(("stale", String::new()));
@@ -137,18 +162,30 @@ impl Settings {
 
 /// `WEFT_<name>`, or else `CONSUL_<name>`; an empty one counts as unset.
 fn twin(env: Env<'_>, name: &str) -> Option<String> {
-    ["WEFT_", "CONSUL_"].iter().find_map(|prefix| env(&format!("{prefix}{name}")).filter(|text| !text.is_empty()))
+    ["WEFT_", "CONSUL_"]
+        .iter()
+        .find_map(|prefix| env(&format!("{prefix}{name}")).filter(|text| !text.is_empty()))
 }
 
 fn is_true(text: &str) -> bool {
     matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True")
 }
 
-fn token(args: &ClientArgs, twin: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>, Failure> {
-    let file = args.token_file.clone().or_else(|| twin("HTTP_TOKEN_FILE").map(PathBuf::from));
+fn token(
+    args: &ClientArgs,
+    twin: &dyn Fn(&str) -> Option<String>,
+) -> Result<Option<String>, Failure> {
+    let file = args
+        .token_file
+        .clone()
+        .or_else(|| twin("HTTP_TOKEN_FILE").map(PathBuf::from));
     if let (None, Some(file)) = (&args.token, &file) {
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| Failure::usage(format!("cannot read the token file {}: {error}", file.display())))?;
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            Failure::usage(format!(
+                "cannot read the token file {}: {error}",
+                file.display()
+            ))
+        })?;
         return Ok(Some(text.trim().to_owned()));
     }
     Ok(args.token.clone().or_else(|| twin("HTTP_TOKEN")))
@@ -162,7 +199,9 @@ fn target(address: &str, ssl: bool, files: TlsFiles) -> Result<Target, Failure> 
         Some(("http", rest)) => (ssl, rest),
         Some(("https", rest)) => (true, rest),
         Some((scheme, _)) => {
-            return Err(Failure::usage(format!("address {address:?}: {scheme}:// is not known; http, https and unix are")));
+            return Err(Failure::usage(format!(
+                "address {address:?}: {scheme}:// is not known; http, https and unix are"
+            )));
         }
         None => (ssl, address),
     };
@@ -170,7 +209,11 @@ fn target(address: &str, ssl: bool, files: TlsFiles) -> Result<Target, Failure> 
     let default_port = if secure { 8501 } else { 8500 };
     let (host, port) = host_and_port(rest, default_port)
         .ok_or_else(|| Failure::usage(format!("address {address:?} is not host:port")))?;
-    let tls = if secure { Some(Arc::new(tls::Tls::new(&host, files)?)) } else { None };
+    let tls = if secure {
+        Some(Arc::new(tls::Tls::new(&host, files)?))
+    } else {
+        None
+    };
     Ok(Target::Tcp { host, port, tls })
 }
 
@@ -178,7 +221,11 @@ fn target(address: &str, ssl: bool, files: TlsFiles) -> Result<Target, Failure> 
 fn host_and_port(text: &str, default_port: u16) -> Option<(String, u16)> {
     if let Some(inner) = text.strip_prefix('[') {
         let (host, rest) = inner.split_once(']')?;
-        let port = if rest.is_empty() { default_port } else { rest.strip_prefix(':')?.parse().ok()? };
+        let port = if rest.is_empty() {
+            default_port
+        } else {
+            rest.strip_prefix(':')?.parse().ok()?
+        };
         return Some((host.to_owned(), port));
     }
     match text.split_once(':') {
@@ -196,18 +243,36 @@ mod tests {
     use super::*;
 
     fn resolve(args: ClientArgs, env: &[(&str, &str)]) -> Settings {
-        let lookup = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        let lookup = |name: &str| {
+            env.iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
+        };
         Settings::resolve(&args, &lookup).unwrap()
     }
 
     #[test]
     fn flags_win_over_weft_over_consul() {
-        let env = [("CONSUL_HTTP_ADDR", "c:1"), ("WEFT_HTTP_ADDR", "w:2"), ("CONSUL_HTTP_TOKEN", "ct")];
+        let env = [
+            ("CONSUL_HTTP_ADDR", "c:1"),
+            ("WEFT_HTTP_ADDR", "w:2"),
+            ("CONSUL_HTTP_TOKEN", "ct"),
+        ];
         let settings = resolve(ClientArgs::default(), &env);
-        assert_eq!((settings.target.to_string(), settings.token.as_deref()), ("http://w:2".into(), Some("ct")));
-        let args = ClientArgs { http_addr: Some("f:3".into()), token: Some("ft".into()), ..ClientArgs::default() };
+        assert_eq!(
+            (settings.target.to_string(), settings.token.as_deref()),
+            ("http://w:2".into(), Some("ct"))
+        );
+        let args = ClientArgs {
+            http_addr: Some("f:3".into()),
+            token: Some("ft".into()),
+            ..ClientArgs::default()
+        };
         let settings = resolve(args, &env);
-        assert_eq!((settings.target.to_string(), settings.token.as_deref()), ("http://f:3".into(), Some("ft")));
+        assert_eq!(
+            (settings.target.to_string(), settings.token.as_deref()),
+            ("http://f:3".into(), Some("ft"))
+        );
     }
 
     #[test]
@@ -220,18 +285,31 @@ mod tests {
             ("[::1]", "http://[::1]:8500"),
             ("unix:///run/w.sock", "unix:///run/w.sock"),
         ] {
-            let args = ClientArgs { http_addr: Some(address.into()), ..ClientArgs::default() };
+            let args = ClientArgs {
+                http_addr: Some(address.into()),
+                ..ClientArgs::default()
+            };
             assert_eq!(resolve(args, &[]).target.to_string(), expected);
         }
         for bad in ["ftp://x", "a:b", "::1", ""] {
-            let args = ClientArgs { http_addr: Some(bad.into()), ..ClientArgs::default() };
+            let args = ClientArgs {
+                http_addr: Some(bad.into()),
+                ..ClientArgs::default()
+            };
             assert!(Settings::resolve(&args, &|_| None).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn requests_carry_datacenter_and_staleness() {
-        let args = ClientArgs { datacenter: Some("dc2".into()), stale: true, ..ClientArgs::default() };
-        assert_eq!(resolve(args, &[]).query(), [("dc", "dc2".into()), ("stale", String::new())]);
+        let args = ClientArgs {
+            datacenter: Some("dc2".into()),
+            stale: true,
+            ..ClientArgs::default()
+        };
+        assert_eq!(
+            resolve(args, &[]).query(),
+            [("dc", "dc2".into()), ("stale", String::new())]
+        );
     }
 }

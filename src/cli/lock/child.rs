@@ -31,17 +31,31 @@ impl Child {
             command.args(&words[1..]);
             command
         };
-        command.env("CONSUL_LOCK_HELD", "true").env("WEFT_LOCK_HELD", "true");
+        command
+            .env("CONSUL_LOCK_HELD", "true")
+            .env("WEFT_LOCK_HELD", "true");
         // A group of its own: signals then reach what a shell has started too. A child that reads
         // the terminal must stay in the terminal's group.
         if !pass_stdin {
             command.stdin(Stdio::null()).process_group(0);
         }
         let process = command.kill_on_drop(true).spawn().map_err(|error| {
-            Failure::new(Exit::Negative, format!("Error executing handler: cannot start {}: {error}", words[0]))
+            Failure::new(
+                Exit::Negative,
+                format!(
+                    "Error executing handler: cannot start {}: {error}",
+                    words[0]
+                ),
+            )
         })?;
-        let id = process.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        Ok(Self { process, group: id.filter(|_| !pass_stdin) })
+        let id = process
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .and_then(Pid::from_raw);
+        Ok(Self {
+            process,
+            group: id.filter(|_| !pass_stdin),
+        })
     }
 
     /// Waits for its end, handing our signals on. Answers the exit code, 128 + n for signal n.
@@ -61,7 +75,10 @@ impl Child {
     /// SIGTERM, and SIGKILL if that is not heard.
     pub(super) async fn stop(&mut self) {
         self.signal(Signal::TERM);
-        if tokio::time::timeout(GRACE, self.process.wait()).await.is_err() {
+        if tokio::time::timeout(GRACE, self.process.wait())
+            .await
+            .is_err()
+        {
             eprintln!("Child did not end after {} s, killing it", GRACE.as_secs());
             self.signal(Signal::KILL);
             let _ = self.process.kill().await;
@@ -72,7 +89,11 @@ impl Child {
         // One that has just ended cannot be signalled; that is as good.
         let _ = match self.group {
             Some(group) => kill_process_group(group, signal),
-            None => self.process.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
+            None => self
+                .process
+                .id()
+                .and_then(|id| i32::try_from(id).ok())
+                .and_then(Pid::from_raw)
                 .map_or(Ok(()), |id| rustix::process::kill_process(id, signal)),
         };
     }
@@ -80,7 +101,10 @@ impl Child {
 
 /// Waits for SIGINT or SIGTERM.
 pub(super) async fn asked_to_stop() -> &'static str {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
         // Without handlers the signals end us, which ends the session by its TTL.
         return std::future::pending().await;
     };

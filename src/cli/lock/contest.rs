@@ -56,14 +56,21 @@ impl Contest<'_> {
         if self.limit > 1 {
             let query = [("acquire", self.session), ("flags", SEMAPHORE_FLAGS)];
             if self.client.put(&self.own_key(), &query, "").await?.text() != "true" {
-                return Err(Failure::new(Exit::Negative, "the contender's key could not be made"));
+                return Err(Failure::new(
+                    Exit::Negative,
+                    "the contender's key could not be made",
+                ));
             }
         }
         let attempts = async {
             let mut index = String::from("0");
             while !self.attempt().await? {
                 let seen = self.watch(&index).await?;
-                if seen.pair.as_ref().is_none_or(|pair| pair["Session"].is_null() && self.limit == 1) {
+                if seen
+                    .pair
+                    .as_ref()
+                    .is_none_or(|pair| pair["Session"].is_null() && self.limit == 1)
+                {
                     tokio::time::sleep(RETRY).await;
                 }
                 index = seen.index;
@@ -72,17 +79,33 @@ impl Contest<'_> {
         };
         match deadline {
             None => attempts.await,
-            Some(deadline) => tokio::time::timeout_at(deadline, attempts).await.unwrap_or_else(|_| {
-                Err(Failure::new(Exit::Negative, "Lock acquisition failed: somebody else holds it"))
-            }),
+            Some(deadline) => tokio::time::timeout_at(deadline, attempts)
+                .await
+                .unwrap_or_else(|_| {
+                    Err(Failure::new(
+                        Exit::Negative,
+                        "Lock acquisition failed: somebody else holds it",
+                    ))
+                }),
         }
     }
 
     async fn attempt(&self) -> Result<bool, Failure> {
         let seen = self.watch("0").await?;
-        let expected = if self.limit == 1 { LOCK_FLAGS } else { SEMAPHORE_FLAGS };
-        if let Some(pair) = seen.pair.as_ref().filter(|pair| field(pair, "Flags") != expected) {
-            let message = format!("Existing key does not match lock use: its flags are {}", field(pair, "Flags"));
+        let expected = if self.limit == 1 {
+            LOCK_FLAGS
+        } else {
+            SEMAPHORE_FLAGS
+        };
+        if let Some(pair) = seen
+            .pair
+            .as_ref()
+            .filter(|pair| field(pair, "Flags") != expected)
+        {
+            let message = format!(
+                "Existing key does not match lock use: its flags are {}",
+                field(pair, "Flags")
+            );
             return Err(Failure::new(Exit::Conflict, message));
         }
         if self.limit == 1 {
@@ -99,27 +122,67 @@ impl Contest<'_> {
 
     /// The holders written down whose sessions still hold their own keys.
     async fn holders(&self, pair: Option<&Value>) -> Result<Vec<String>, Failure> {
-        let Some(pair) = pair else { return Ok(Vec::new()) };
-        let document = STANDARD.decode(field(pair, "Value")).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-        let Some(document) = document else { return Ok(Vec::new()) };
-        if document["Limit"].as_u64().is_some_and(|limit| limit != u64::from(self.limit)) {
-            let message = format!("semaphore limit conflict: the key was made with -n={}", document["Limit"]);
+        let Some(pair) = pair else {
+            return Ok(Vec::new());
+        };
+        let document = STANDARD
+            .decode(field(pair, "Value"))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let Some(document) = document else {
+            return Ok(Vec::new());
+        };
+        if document["Limit"]
+            .as_u64()
+            .is_some_and(|limit| limit != u64::from(self.limit))
+        {
+            let message = format!(
+                "semaphore limit conflict: the key was made with -n={}",
+                document["Limit"]
+            );
             return Err(Failure::new(Exit::Conflict, message));
         }
-        let answer = self.client.send(Method::GET, &format!("/v1/kv/{}/", self.prefix), &[("recurse", "")], Bytes::new()).await?;
-        let all = if answer.status == StatusCode::NOT_FOUND { Value::Null } else { answer.json()? };
-        let alive: Vec<String> = all.as_array().into_iter().flatten().map(|pair| field(pair, "Session")).collect();
+        let answer = self
+            .client
+            .send(
+                Method::GET,
+                &format!("/v1/kv/{}/", self.prefix),
+                &[("recurse", "")],
+                Bytes::new(),
+            )
+            .await?;
+        let all = if answer.status == StatusCode::NOT_FOUND {
+            Value::Null
+        } else {
+            answer.json()?
+        };
+        let alive: Vec<String> = all
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|pair| field(pair, "Session"))
+            .collect();
         // Consul writes a map of session to true; a list is read too.
         let written: Vec<String> = match &document["Holders"] {
             Value::Object(map) => map.keys().cloned().collect(),
-            Value::Array(list) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+            Value::Array(list) => list
+                .iter()
+                .filter_map(Value::as_str)
+                .map(str::to_owned)
+                .collect(),
             _ => Vec::new(),
         };
-        Ok(written.into_iter().filter(|holder| alive.contains(holder) && holder != self.session).collect())
+        Ok(written
+            .into_iter()
+            .filter(|holder| alive.contains(holder) && holder != self.session)
+            .collect())
     }
 
     async fn store(&self, holders: &[String], pair: Option<&Value>) -> Result<bool, Failure> {
-        let map: serde_json::Map<String, Value> = holders.iter().map(|holder| (holder.clone(), json!(true))).collect();
+        let map: serde_json::Map<String, Value> = holders
+            .iter()
+            .map(|holder| (holder.clone(), json!(true)))
+            .collect();
         let index = pair.map_or_else(|| "0".to_owned(), |pair| field(pair, "ModifyIndex"));
         let query = [("cas", index.as_str()), ("flags", SEMAPHORE_FLAGS)];
         let body = json!({"Limit": self.limit, "Holders": map}).to_string();
@@ -127,12 +190,27 @@ impl Contest<'_> {
     }
 
     async fn watch(&self, index: &str) -> Result<Seen, Failure> {
-        let query: &[(&str, &str)] = if index == "0" { &[("consistent", "")] } else { &[("consistent", ""), ("index", index), ("wait", WATCH)] };
-        let answer = self.client.send(Method::GET, &self.key(), query, Bytes::new()).await?;
-        let index = answer.headers.get("X-Consul-Index").and_then(|value| value.to_str().ok()).unwrap_or("0").to_owned();
+        let query: &[(&str, &str)] = if index == "0" {
+            &[("consistent", "")]
+        } else {
+            &[("consistent", ""), ("index", index), ("wait", WATCH)]
+        };
+        let answer = self
+            .client
+            .send(Method::GET, &self.key(), query, Bytes::new())
+            .await?;
+        let index = answer
+            .headers
+            .get("X-Consul-Index")
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or("0")
+            .to_owned();
         match answer.status {
             StatusCode::NOT_FOUND => Ok(Seen { pair: None, index }),
-            status if status.is_success() => Ok(Seen { pair: answer.json()?.get(0).cloned(), index }),
+            status if status.is_success() => Ok(Seen {
+                pair: answer.json()?.get(0).cloned(),
+                index,
+            }),
             _ => Err(answer.failure()),
         }
     }
@@ -164,15 +242,28 @@ impl Contest<'_> {
 
     /// Removes the lock's key if nobody holds it or waits behind it; answers whether it is gone.
     pub(super) async fn clean_up(&self) -> bool {
-        let Ok(seen) = self.watch("0").await else { return false };
+        let Ok(seen) = self.watch("0").await else {
+            return false;
+        };
         let Some(pair) = seen.pair else { return true };
         let held = match self.limit {
             1 => !pair["Session"].is_null(),
-            _ => self.holders(Some(&pair)).await.map_or(true, |holders| !holders.is_empty()),
+            _ => self
+                .holders(Some(&pair))
+                .await
+                .map_or(true, |holders| !holders.is_empty()),
         };
         let index = field(&pair, "ModifyIndex");
         let deleted = async {
-            let answer = self.client.call(Method::DELETE, &self.key(), &[("cas", &index)], Bytes::new()).await;
+            let answer = self
+                .client
+                .call(
+                    Method::DELETE,
+                    &self.key(),
+                    &[("cas", &index)],
+                    Bytes::new(),
+                )
+                .await;
             answer.is_ok_and(|answer| answer.text() == "true")
         };
         !held && deleted.await
@@ -186,12 +277,23 @@ impl Contest<'_> {
             return;
         }
         for _ in 0..8 {
-            let Ok(seen) = self.watch("0").await else { return };
-            let Ok(holders) = self.holders(seen.pair.as_ref()).await else { return };
-            if self.store(&holders, seen.pair.as_ref()).await.unwrap_or(true) {
+            let Ok(seen) = self.watch("0").await else {
+                return;
+            };
+            let Ok(holders) = self.holders(seen.pair.as_ref()).await else {
+                return;
+            };
+            if self
+                .store(&holders, seen.pair.as_ref())
+                .await
+                .unwrap_or(true)
+            {
                 break;
             }
         }
-        let _ = self.client.call(Method::DELETE, &self.own_key(), &[], Bytes::new()).await;
+        let _ = self
+            .client
+            .call(Method::DELETE, &self.own_key(), &[], Bytes::new())
+            .await;
     }
 }

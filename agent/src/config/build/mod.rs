@@ -29,7 +29,11 @@ pub struct Machine {
 }
 
 /// Builds the configuration, or answers every finding.
-pub(super) fn build(merged: &mut Merged, machine: &Machine, dev: bool) -> Result<RuntimeConfig, Vec<Problem>> {
+pub(super) fn build(
+    merged: &mut Merged,
+    machine: &Machine,
+    dev: bool,
+) -> Result<RuntimeConfig, Vec<Problem>> {
     let node = super::hcl::tree::Value::Object(merged.root.clone());
     let span = super::hcl::tree::Span::whole(&super::hcl::tree::Source::flag("merged", ""));
     let given = super::hcl::tree::Node { span, value: node }.to_json();
@@ -42,10 +46,18 @@ pub(super) fn build(merged: &mut Merged, machine: &Machine, dev: bool) -> Result
         }
     };
     let problems = std::mem::take(&mut merged.problems);
-    let mut values = Values { merged, machine, problems, dev };
+    let mut values = Values {
+        merged,
+        machine,
+        problems,
+        dev,
+    };
     let mut config = assemble(&mut values, raw);
     config.given = super::runtime::Given(given);
-    let (warnings, errors): (Vec<_>, Vec<_>) = values.problems.into_iter().partition(|p| p.code.is_warning());
+    let (warnings, errors): (Vec<_>, Vec<_>) = values
+        .problems
+        .into_iter()
+        .partition(|p| p.code.is_warning());
     if errors.is_empty() {
         config.warnings = warnings;
         return Ok(config);
@@ -70,22 +82,48 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
         bind_addr: raw.bind_addr.as_deref(),
         serf_lan: raw.serf_lan.as_deref(),
         client_addr: raw.client_addr.as_deref(),
-        advertise: [&raw.advertise_addr, &raw.advertise_addr_ipv4, &raw.advertise_addr_ipv6].map(Option::as_deref),
-        advertise_wan: [&raw.advertise_addr_wan, &raw.advertise_addr_wan_ipv4, &raw.advertise_addr_wan_ipv6]
-            .map(Option::as_deref),
+        advertise: [
+            &raw.advertise_addr,
+            &raw.advertise_addr_ipv4,
+            &raw.advertise_addr_ipv6,
+        ]
+        .map(Option::as_deref),
+        advertise_wan: [
+            &raw.advertise_addr_wan,
+            &raw.advertise_addr_wan_ipv4,
+            &raw.advertise_addr_wan_ipv6,
+        ]
+        .map(Option::as_deref),
         addresses: raw.addresses.unwrap_or_default(),
         ports: raw.ports.unwrap_or_default(),
     };
     let network = values.network(asked);
-    let datacenter = values.datacenter("datacenter", raw.datacenter.as_deref()).unwrap_or_else(|| "dc1".into());
+    let datacenter = values
+        .datacenter("datacenter", raw.datacenter.as_deref())
+        .unwrap_or_else(|| "dc1".into());
     let primary = values.datacenter("primary_datacenter", raw.primary_datacenter.as_deref());
     let (domain, alt_domain) = values.domains(raw.domain.as_deref(), raw.alt_domain.as_deref());
     let recursors = raw.recursors.unwrap_or_default();
-    let join_lists = (raw.start_join.unwrap_or_default(), raw.retry_join.unwrap_or_default());
-    let snapshots = (raw.raft_snapshot_threshold, raw.raft_snapshot_interval.as_deref(), raw.raft_trailing_logs);
+    let join_lists = (
+        raw.start_join.unwrap_or_default(),
+        raw.retry_join.unwrap_or_default(),
+    );
+    let snapshots = (
+        raw.raft_snapshot_threshold,
+        raw.raft_snapshot_interval.as_deref(),
+        raw.raft_trailing_logs,
+    );
     let performance = raw.performance.unwrap_or_default();
-    let drain_time = values.duration("performance.leave_drain_time", performance.leave_drain_time.as_deref(), "5s");
-    let default_query_time = values.duration("default_query_time", raw.default_query_time.as_deref(), "5m");
+    let drain_time = values.duration(
+        "performance.leave_drain_time",
+        performance.leave_drain_time.as_deref(),
+        "5s",
+    );
+    let default_query_time = values.duration(
+        "default_query_time",
+        raw.default_query_time.as_deref(),
+        "5m",
+    );
     let max_query_time = values.duration("max_query_time", raw.max_query_time.as_deref(), "10m");
     let config = RuntimeConfig {
         dev: values.dev,
@@ -95,22 +133,43 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
         datacenter,
         domain,
         alt_domain,
-        node: values.node(raw.node_name, raw.node_id, raw.node_meta.unwrap_or_default()),
+        node: values.node(
+            raw.node_name,
+            raw.node_id,
+            raw.node_meta.unwrap_or_default(),
+        ),
         data_dir: values.data_dir(raw.data_dir),
         network,
-        join: values.join(join_lists, raw.retry_interval.as_deref(), raw.retry_max, raw.rejoin_after_leave),
+        join: values.join(
+            join_lists,
+            raw.retry_interval.as_deref(),
+            raw.retry_max,
+            raw.rejoin_after_leave,
+        ),
         gossip,
         tls,
-        raft: values.raft(&performance, &raw.raft_logstore.unwrap_or_default(), snapshots),
+        raft: values.raft(
+            &performance,
+            &raw.raft_logstore.unwrap_or_default(),
+            snapshots,
+        ),
         autopilot: values.autopilot(&raw.autopilot.unwrap_or_default()),
         dns: values.dns(&raw.dns_config.unwrap_or_default(), &recursors),
         http: values.http(raw.http_config.unwrap_or_default()),
         limits: values.limits(&raw.limits.unwrap_or_default()),
         log: values.log(
             (raw.log_level.as_deref(), raw.log_json, raw.log_file),
-            (raw.log_rotate_bytes, raw.log_rotate_duration.as_deref(), raw.log_rotate_max_files),
+            (
+                raw.log_rotate_bytes,
+                raw.log_rotate_duration.as_deref(),
+                raw.log_rotate_max_files,
+            ),
         ),
-        checks: values.checks(raw.check_update_interval.as_deref(), raw.discard_check_output, raw.check_output_max_size),
+        checks: values.checks(
+            raw.check_update_interval.as_deref(),
+            raw.discard_check_output,
+            raw.check_output_max_size,
+        ),
         services: values.services(&[("service", raw.service), ("services", raw.services)]),
         node_checks: values.node_checks(&[("check", raw.check), ("checks", raw.checks)]),
         leave: LeaveConfig {
@@ -124,11 +183,17 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
         ui: values.ui(raw.ui, raw.ui_config.unwrap_or_default()),
         prometheus_retention: values.duration(
             "telemetry.prometheus_retention_time",
-            raw.telemetry.unwrap_or_default().prometheus_retention_time.as_deref(),
+            raw.telemetry
+                .unwrap_or_default()
+                .prometheus_retention_time
+                .as_deref(),
             "60s",
         ),
         unix_sockets: values.unix_sockets(raw.unix_sockets.unwrap_or_default()),
-        pid_file: raw.pid_file.filter(|path| !path.is_empty()).map(PathBuf::from),
+        pid_file: raw
+            .pid_file
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from),
         allow_unencrypted,
         allow_open_http: raw.allow_open_http.unwrap_or(false),
         warnings: Vec::new(),
@@ -164,7 +229,12 @@ impl Values<'_> {
 
     fn bootstrap(&mut self, alone: bool, expect: Option<i64>, server: bool) -> Bootstrap {
         if self.dev && !server {
-            self.problem(Code::Conflict, "server", "-dev is always a server; server = false contradicts it", None);
+            self.problem(
+                Code::Conflict,
+                "server",
+                "-dev is always a server; server = false contradicts it",
+                None,
+            );
         }
         let expect = self.count("bootstrap_expect", expect, 0, 0..=99);
         if expect > 0 && alone {
@@ -176,18 +246,39 @@ impl Values<'_> {
             self.problem(Code::Conflict, "bootstrap_expect", message, None);
         }
         if (expect > 0 || alone) && !server {
-            let key = if expect > 0 { "bootstrap_expect" } else { "bootstrap" };
-            self.problem(Code::Conflict, key, format!("{key} requires server = true"), Some("add server = true"));
+            let key = if expect > 0 {
+                "bootstrap_expect"
+            } else {
+                "bootstrap"
+            };
+            self.problem(
+                Code::Conflict,
+                key,
+                format!("{key} requires server = true"),
+                Some("add server = true"),
+            );
         }
         match u32::try_from(expect) {
-            Ok(0) | Err(_) => if alone { Bootstrap::Alone } else { Bootstrap::Join },
+            Ok(0) | Err(_) => {
+                if alone {
+                    Bootstrap::Alone
+                } else {
+                    Bootstrap::Join
+                }
+            }
             Ok(1) => Bootstrap::Alone,
             Ok(expect) => {
                 if expect.is_multiple_of(2) {
                     let message = format!(
-                        "{expect} servers tolerate no more failures than {} would", expect - 1
+                        "{expect} servers tolerate no more failures than {} would",
+                        expect - 1
                     );
-                    self.problem(Code::Advice, "bootstrap_expect", message, Some("use 3 or 5"));
+                    self.problem(
+                        Code::Advice,
+                        "bootstrap_expect",
+                        message,
+                        Some("use 3 or 5"),
+                    );
                 }
                 Bootstrap::Expect(expect)
             }
@@ -197,17 +288,32 @@ impl Values<'_> {
     fn data_dir(&mut self, path: Option<String>) -> Option<PathBuf> {
         let path = path.filter(|path| !path.is_empty());
         if path.is_none() && !self.dev {
-            self.problem(Code::Conflict, "data_dir", "data_dir is not set", Some("add -data-dir=/var/lib/weft, or use -dev"));
+            self.problem(
+                Code::Conflict,
+                "data_dir",
+                "data_dir is not set",
+                Some("add -data-dir=/var/lib/weft, or use -dev"),
+            );
         }
         path.map(PathBuf::from)
     }
 
-    fn services(&mut self, lists: &[(&str, Option<Vec<serde_json::Value>>)]) -> Vec<ServiceDefinition> {
-        self.definitions(lists, |value| ServiceDefinition::parse(value, UnknownKeys::Ignore).map_err(|e| e.to_string()))
+    fn services(
+        &mut self,
+        lists: &[(&str, Option<Vec<serde_json::Value>>)],
+    ) -> Vec<ServiceDefinition> {
+        self.definitions(lists, |value| {
+            ServiceDefinition::parse(value, UnknownKeys::Ignore).map_err(|e| e.to_string())
+        })
     }
 
-    fn node_checks(&mut self, lists: &[(&str, Option<Vec<serde_json::Value>>)]) -> Vec<CheckDefinition> {
-        self.definitions(lists, |value| CheckDefinition::parse(value, UnknownKeys::Ignore).map_err(|e| e.to_string()))
+    fn node_checks(
+        &mut self,
+        lists: &[(&str, Option<Vec<serde_json::Value>>)],
+    ) -> Vec<CheckDefinition> {
+        self.definitions(lists, |value| {
+            CheckDefinition::parse(value, UnknownKeys::Ignore).map_err(|e| e.to_string())
+        })
     }
 
     fn definitions<T>(
@@ -235,24 +341,45 @@ impl Values<'_> {
         let path = raw.content_path.unwrap_or_else(|| "/ui/".into());
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '-' | '_');
         if !path.chars().all(allowed) {
-            let message = format!("ui_config.content_path {path:?} may only have letters, digits, \"-\", \"_\" and \"/\"");
+            let message = format!(
+                "ui_config.content_path {path:?} may only have letters, digits, \"-\", \"_\" and \"/\""
+            );
             self.problem(Code::BadValue, "ui_config.content_path", message, None);
         }
         let inner = path.trim_matches('/');
-        let content_path = if inner.is_empty() { "/".to_owned() } else { format!("/{inner}/") };
+        let content_path = if inner.is_empty() {
+            "/".to_owned()
+        } else {
+            format!("/{inner}/")
+        };
         let enabled = raw.enabled.or(old).unwrap_or(false);
-        UiConfig { enabled, dir: raw.dir.filter(|d| !d.is_empty()).map(PathBuf::from), content_path }
+        UiConfig {
+            enabled,
+            dir: raw.dir.filter(|d| !d.is_empty()).map(PathBuf::from),
+            content_path,
+        }
     }
 
     fn unix_sockets(&mut self, raw: super::raw::RawUnixSockets) -> UnixSocketsConfig {
         let mode = raw.mode.filter(|mode| !mode.is_empty()).and_then(|text| {
-            let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| *mode <= 0o777);
+            let mode = u32::from_str_radix(&text, 8)
+                .ok()
+                .filter(|mode| *mode <= 0o777);
             if mode.is_none() {
                 let message = format!("unix_sockets.mode {text:?} is not an octal mode");
-                self.problem(Code::BadValue, "unix_sockets.mode", message, Some("write \"0660\""));
+                self.problem(
+                    Code::BadValue,
+                    "unix_sockets.mode",
+                    message,
+                    Some("write \"0660\""),
+                );
             }
             mode
         });
-        UnixSocketsConfig { user: raw.user, group: raw.group, mode }
+        UnixSocketsConfig {
+            user: raw.user,
+            group: raw.group,
+            mode,
+        }
     }
 }

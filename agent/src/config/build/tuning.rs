@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use super::network::recursor;
 use super::values::Values;
 use crate::config::problem::Code;
-use crate::config::raw::{RawAutopilot, RawDns, RawHttp, RawLimits, RawLogStore, RawPerformance, RawSoa};
+use crate::config::raw::{
+    RawAutopilot, RawDns, RawHttp, RawLimits, RawLogStore, RawPerformance, RawSoa,
+};
 use crate::config::runtime::{
-    AutopilotConfig, ChecksConfig, DnsConfig, HttpConfig, LimitMode, LimitsConfig, LogBackend, LogConfig, LogLevel,
-    RaftConfig, RecursorStrategy, SoaConfig,
+    AutopilotConfig, ChecksConfig, DnsConfig, HttpConfig, LimitMode, LimitsConfig, LogBackend,
+    LogConfig, LogLevel, RaftConfig, RecursorStrategy, SoaConfig,
 };
 use crate::config::sockaddr;
 
@@ -21,12 +23,27 @@ impl Values<'_> {
     ) -> RaftConfig {
         let segment = store.wal.as_ref().and_then(|wal| wal.segment_size_mb);
         RaftConfig {
-            multiplier: self.small("performance.raft_multiplier", performance.raft_multiplier, 1, 1..=10),
+            multiplier: self.small(
+                "performance.raft_multiplier",
+                performance.raft_multiplier,
+                1,
+                1..=10,
+            ),
             snapshot_threshold: self.size("raft_snapshot_threshold", threshold, 16_384, 1),
-            snapshot_interval: self.duration_from("raft_snapshot_interval", interval, "30s", "100ms"),
+            snapshot_interval: self.duration_from(
+                "raft_snapshot_interval",
+                interval,
+                "30s",
+                "100ms",
+            ),
             trailing_logs: self.size("raft_trailing_logs", trailing, 10_240, 0),
             backend: self.log_backend(store.backend.as_deref()),
-            segment_size_bytes: u64::from(self.small("raft_logstore.wal.segment_size_mb", segment, 64, 1..=1_024)) << 20,
+            segment_size_bytes: u64::from(self.small(
+                "raft_logstore.wal.segment_size_mb",
+                segment,
+                64,
+                1..=1_024,
+            )) << 20,
             rpc_hold_timeout: self.duration(
                 "performance.rpc_hold_timeout",
                 performance.rpc_hold_timeout.as_deref(),
@@ -38,11 +55,21 @@ impl Values<'_> {
     fn log_backend(&mut self, given: Option<&str>) -> LogBackend {
         let key = "raft_logstore.backend";
         if given.is_some_and(|backend| backend.eq_ignore_ascii_case("boltdb")) {
-            let message = "raft_logstore.backend \"boltdb\" is not in weft; its own write-ahead log is used";
-            self.problem(Code::Advice, key, message, Some("write \"wal\" or \"sled\""));
+            let message =
+                "raft_logstore.backend \"boltdb\" is not in weft; its own write-ahead log is used";
+            self.problem(
+                Code::Advice,
+                key,
+                message,
+                Some("write \"wal\" or \"sled\""),
+            );
             return LogBackend::Wal;
         }
-        let words = [("wal", LogBackend::Wal), ("sled", LogBackend::Sled), ("default", LogBackend::Wal)];
+        let words = [
+            ("wal", LogBackend::Wal),
+            ("sled", LogBackend::Sled),
+            ("default", LogBackend::Wal),
+        ];
         self.choice(key, given, &words, LogBackend::Wal)
     }
 
@@ -55,7 +82,12 @@ impl Values<'_> {
                 "200ms",
                 "1ms",
             ),
-            max_trailing_logs: self.size("autopilot.max_trailing_logs", raw.max_trailing_logs, 250, 0),
+            max_trailing_logs: self.size(
+                "autopilot.max_trailing_logs",
+                raw.max_trailing_logs,
+                250,
+                0,
+            ),
             min_quorum: self.small("autopilot.min_quorum", raw.min_quorum, 0, 0..=99),
             server_stabilization_time: self.duration(
                 "autopilot.server_stabilization_time",
@@ -66,7 +98,10 @@ impl Values<'_> {
     }
 
     pub(super) fn dns(&mut self, raw: &RawDns, recursors: &[String]) -> DnsConfig {
-        let strategy = [("sequential", RecursorStrategy::Sequential), ("random", RecursorStrategy::Random)];
+        let strategy = [
+            ("sequential", RecursorStrategy::Sequential),
+            ("random", RecursorStrategy::Random),
+        ];
         DnsConfig {
             recursors: self.recursors(recursors),
             recursor_strategy: self.choice(
@@ -75,16 +110,29 @@ impl Values<'_> {
                 &strategy,
                 RecursorStrategy::Sequential,
             ),
-            recursor_timeout: self.duration("dns_config.recursor_timeout", raw.recursor_timeout.as_deref(), "2s"),
+            recursor_timeout: self.duration(
+                "dns_config.recursor_timeout",
+                raw.recursor_timeout.as_deref(),
+                "2s",
+            ),
             node_ttl: self.duration("dns_config.node_ttl", raw.node_ttl.as_deref(), "0s"),
             service_ttl: self.service_ttl(raw.service_ttl.as_ref()),
             only_passing: raw.only_passing.unwrap_or(false),
             allow_stale: raw.allow_stale.unwrap_or(true),
             max_stale: self.duration("dns_config.max_stale", raw.max_stale.as_deref(), "87600h"),
             use_cache: raw.use_cache.unwrap_or(false),
-            cache_max_age: self.duration("dns_config.cache_max_age", raw.cache_max_age.as_deref(), "0s"),
+            cache_max_age: self.duration(
+                "dns_config.cache_max_age",
+                raw.cache_max_age.as_deref(),
+                "0s",
+            ),
             a_record_limit: self.length("dns_config.a_record_limit", raw.a_record_limit, 0, 0),
-            udp_answer_limit: self.length("dns_config.udp_answer_limit", raw.udp_answer_limit, 3, 0),
+            udp_answer_limit: self.length(
+                "dns_config.udp_answer_limit",
+                raw.udp_answer_limit,
+                3,
+                0,
+            ),
             enable_truncate: raw.enable_truncate.unwrap_or(false),
             disable_compression: raw.disable_compression.unwrap_or(false),
             node_meta_txt: raw.enable_additional_node_meta_txt.unwrap_or(true),
@@ -94,7 +142,12 @@ impl Values<'_> {
 
     fn soa(&mut self, raw: RawSoa) -> SoaConfig {
         let mut seconds = |leaf: &str, given, default| {
-            self.small(&format!("dns_config.soa.{leaf}"), given, default, 0..=i64::from(i32::MAX))
+            self.small(
+                &format!("dns_config.soa.{leaf}"),
+                given,
+                default,
+                0..=i64::from(i32::MAX),
+            )
         };
         SoaConfig {
             expire_seconds: seconds("expire", raw.expire, 86_400),
@@ -104,7 +157,10 @@ impl Values<'_> {
         }
     }
 
-    fn service_ttl(&mut self, given: Option<&BTreeMap<String, String>>) -> BTreeMap<String, std::time::Duration> {
+    fn service_ttl(
+        &mut self,
+        given: Option<&BTreeMap<String, String>>,
+    ) -> BTreeMap<String, std::time::Duration> {
         let mut out = BTreeMap::new();
         for (name, text) in given.into_iter().flatten() {
             let ttl = self.duration(&format!("dns_config.service_ttl.{name}"), Some(text), "0s");
@@ -120,10 +176,17 @@ impl Values<'_> {
             match expanded.as_deref().map(recursor) {
                 Ok(Some(address)) => out.push(address),
                 Ok(None) => {
-                    let message = format!("recursors: {text:?} is not an address such as 9.9.9.9 or 9.9.9.9:53");
+                    let message = format!(
+                        "recursors: {text:?} is not an address such as 9.9.9.9 or 9.9.9.9:53"
+                    );
                     self.problem(Code::BadValue, "recursors", message, None);
                 }
-                Err(error) => self.problem(Code::BadValue, "recursors", format!("recursors: {error}"), None),
+                Err(error) => self.problem(
+                    Code::BadValue,
+                    "recursors",
+                    format!("recursors: {error}"),
+                    None,
+                ),
             }
         }
         out
@@ -132,10 +195,16 @@ impl Values<'_> {
     pub(super) fn http(&mut self, raw: RawHttp) -> HttpConfig {
         let headers = raw.response_headers.unwrap_or_default();
         for (name, value) in &headers {
-            let bad = http::HeaderName::try_from(name).is_err() || http::HeaderValue::try_from(value).is_err();
+            let bad = http::HeaderName::try_from(name).is_err()
+                || http::HeaderValue::try_from(value).is_err();
             if bad {
                 let key = format!("http_config.response_headers.{name}");
-                self.problem(Code::BadValue, &key, format!("{name:?} is not a header with a valid value"), None);
+                self.problem(
+                    Code::BadValue,
+                    &key,
+                    format!("{name:?} is not a header with a valid value"),
+                    None,
+                );
             }
         }
         let mut networks = Vec::new();
@@ -144,7 +213,12 @@ impl Values<'_> {
                 Some(network) => networks.push(network),
                 None => {
                     let message = format!("{text:?} is not a network such as 10.0.0.0/8");
-                    self.problem(Code::BadValue, "http_config.allow_write_http_from", message, None);
+                    self.problem(
+                        Code::BadValue,
+                        "http_config.allow_write_http_from",
+                        message,
+                        None,
+                    );
                 }
             }
         }
@@ -153,11 +227,24 @@ impl Values<'_> {
             response_headers: headers,
             allow_write_from: networks,
             use_cache: raw.use_cache.unwrap_or(true),
-            max_header_bytes: self.length("http_config.max_header_bytes", raw.max_header_bytes, 65_536, 4_096),
-            read_header_timeout: self.duration("http_config.read_header_timeout", raw.read_header_timeout.as_deref(), "10s"),
+            max_header_bytes: self.length(
+                "http_config.max_header_bytes",
+                raw.max_header_bytes,
+                65_536,
+                4_096,
+            ),
+            read_header_timeout: self.duration(
+                "http_config.read_header_timeout",
+                raw.read_header_timeout.as_deref(),
+                "10s",
+            ),
             read_timeout: self.timeout("http_config.read_timeout", raw.read_timeout.as_deref()),
             write_timeout: self.timeout("http_config.write_timeout", raw.write_timeout.as_deref()),
-            idle_timeout: self.duration("http_config.idle_timeout", raw.idle_timeout.as_deref(), "120s"),
+            idle_timeout: self.duration(
+                "http_config.idle_timeout",
+                raw.idle_timeout.as_deref(),
+                "120s",
+            ),
         }
     }
 
@@ -171,21 +258,47 @@ impl Values<'_> {
         let mut time = |leaf: &str, given: &Option<String>, default| {
             self.duration_from(&format!("limits.{leaf}"), given.as_deref(), default, "1ms")
         };
-        let https_handshake_timeout = time("https_handshake_timeout", &raw.https_handshake_timeout, "5s");
+        let https_handshake_timeout = time(
+            "https_handshake_timeout",
+            &raw.https_handshake_timeout,
+            "5s",
+        );
         let rpc_handshake_timeout = time("rpc_handshake_timeout", &raw.rpc_handshake_timeout, "5s");
         let rpc_client_timeout = time("rpc_client_timeout", &raw.rpc_client_timeout, "60s");
-        let mut length = |leaf: &str, given, default, least| self.length(&format!("limits.{leaf}"), given, default, least);
+        let mut length = |leaf: &str, given, default, least| {
+            self.length(&format!("limits.{leaf}"), given, default, least)
+        };
         LimitsConfig {
-            http_max_conns_per_client: length("http_max_conns_per_client", raw.http_max_conns_per_client, 200, 0),
-            http_max_request_body_bytes: length("http_max_request_body_size", raw.http_max_request_body_size, 1 << 20, 1),
+            http_max_conns_per_client: length(
+                "http_max_conns_per_client",
+                raw.http_max_conns_per_client,
+                200,
+                0,
+            ),
+            http_max_request_body_bytes: length(
+                "http_max_request_body_size",
+                raw.http_max_request_body_size,
+                1 << 20,
+                1,
+            ),
             kv_max_value_bytes: length("kv_max_value_size", raw.kv_max_value_size, 524_288, 1),
             txn_max_request_bytes: length("txn_max_req_len", raw.txn_max_req_len, 524_288, 1),
-            rpc_max_conns_per_client: length("rpc_max_conns_per_client", raw.rpc_max_conns_per_client, 100, 0),
+            rpc_max_conns_per_client: length(
+                "rpc_max_conns_per_client",
+                raw.rpc_max_conns_per_client,
+                100,
+                0,
+            ),
             https_handshake_timeout,
             rpc_handshake_timeout,
             rpc_client_timeout,
             rpc_rate: Self::rate(raw.rpc_rate),
-            rpc_max_burst: self.small("limits.rpc_max_burst", raw.rpc_max_burst, 1_000, 0..=i64::from(u32::MAX)),
+            rpc_max_burst: self.small(
+                "limits.rpc_max_burst",
+                raw.rpc_max_burst,
+                1_000,
+                0..=i64::from(u32::MAX),
+            ),
             request_mode: self.choice(
                 "limits.request_limits.mode",
                 request.mode.as_deref(),
@@ -223,7 +336,12 @@ impl Values<'_> {
         }
     }
 
-    pub(super) fn checks(&mut self, interval: Option<&str>, discard: Option<bool>, max: Option<i64>) -> ChecksConfig {
+    pub(super) fn checks(
+        &mut self,
+        interval: Option<&str>,
+        discard: Option<bool>,
+        max: Option<i64>,
+    ) -> ChecksConfig {
         ChecksConfig {
             update_interval: self.duration("check_update_interval", interval, "5m"),
             discard_output: discard.unwrap_or(false),

@@ -19,7 +19,13 @@ pub(super) struct Values<'a> {
 
 impl Values<'_> {
     /// Records a finding at the place `key` was given, if it was.
-    pub(super) fn problem(&mut self, code: Code, key: &str, message: impl Into<String>, hint: Option<&str>) {
+    pub(super) fn problem(
+        &mut self,
+        code: Code,
+        key: &str,
+        message: impl Into<String>,
+        hint: Option<&str>,
+    ) {
         let mut problem = Problem::new(code, message);
         problem.span = self.merged.span(key).cloned();
         problem.hint = hint.map(str::to_owned);
@@ -27,7 +33,13 @@ impl Values<'_> {
     }
 
     /// A whole number within `range`; the default when absent or outside.
-    pub(super) fn count(&mut self, key: &str, given: Option<i64>, default: i64, range: RangeInclusive<i64>) -> i64 {
+    pub(super) fn count(
+        &mut self,
+        key: &str,
+        given: Option<i64>,
+        default: i64,
+        range: RangeInclusive<i64>,
+    ) -> i64 {
         match given {
             None => default,
             Some(value) if range.contains(&value) => value,
@@ -41,7 +53,10 @@ impl Values<'_> {
     fn out_of_range(&mut self, key: &str, value: impl Display, range: &RangeInclusive<i64>) {
         let message = match *range.end() {
             i64::MAX => format!("{key} is {value}; it must be at least {}", range.start()),
-            end => format!("{key} is {value}; it must be between {} and {end}", range.start()),
+            end => format!(
+                "{key} is {value}; it must be between {} and {end}",
+                range.start()
+            ),
         };
         self.problem(Code::BadValue, key, message, None);
     }
@@ -53,12 +68,24 @@ impl Values<'_> {
     }
 
     /// As [`Values::size`], in the machine's own width.
-    pub(super) fn length(&mut self, key: &str, given: Option<i64>, default: i64, least: i64) -> usize {
+    pub(super) fn length(
+        &mut self,
+        key: &str,
+        given: Option<i64>,
+        default: i64,
+        least: i64,
+    ) -> usize {
         usize::try_from(self.size(key, given, default, least)).unwrap_or(usize::MAX)
     }
 
     /// As [`Values::count`], for small numbers.
-    pub(super) fn small(&mut self, key: &str, given: Option<i64>, default: i64, range: RangeInclusive<i64>) -> u32 {
+    pub(super) fn small(
+        &mut self,
+        key: &str,
+        given: Option<i64>,
+        default: i64,
+        range: RangeInclusive<i64>,
+    ) -> u32 {
         u32::try_from(self.count(key, given, default, range)).unwrap_or_default()
     }
 
@@ -72,12 +99,23 @@ impl Values<'_> {
     }
 
     /// A duration that must not be below `least`.
-    pub(super) fn duration_from(&mut self, key: &str, given: Option<&str>, default: &str, least: &str) -> Duration {
+    pub(super) fn duration_from(
+        &mut self,
+        key: &str,
+        given: Option<&str>,
+        default: &str,
+        least: &str,
+    ) -> Duration {
         let value = self.duration(key, given, default);
         let floor = weft_proto::duration::parse(least).unwrap_or_default();
         if value < floor {
             let shown = weft_proto::duration::format(value);
-            self.problem(Code::BadValue, key, format!("{key} is {shown}; it must be at least {least}"), None);
+            self.problem(
+                Code::BadValue,
+                key,
+                format!("{key} is {shown}; it must be at least {least}"),
+                None,
+            );
         }
         value
     }
@@ -93,13 +131,33 @@ impl Values<'_> {
     }
 
     /// One of a few words, in any case.
-    pub(super) fn choice<T: Copy>(&mut self, key: &str, given: Option<&str>, words: &[(&str, T)], default: T) -> T {
-        let Some(text) = given.filter(|text| !text.is_empty()) else { return default };
-        if let Some((_, value)) = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)) {
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        key: &str,
+        given: Option<&str>,
+        words: &[(&str, T)],
+        default: T,
+    ) -> T {
+        let Some(text) = given.filter(|text| !text.is_empty()) else {
+            return default;
+        };
+        if let Some((_, value)) = words
+            .iter()
+            .find(|(word, _)| word.eq_ignore_ascii_case(text))
+        {
             return *value;
         }
-        let known = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
-        self.problem(Code::BadValue, key, format!("{key} {text:?} is none of: {known}"), None);
+        let known = words
+            .iter()
+            .map(|(word, _)| *word)
+            .collect::<Vec<_>>()
+            .join(", ");
+        self.problem(
+            Code::BadValue,
+            key,
+            format!("{key} {text:?} is none of: {known}"),
+            None,
+        );
         default
     }
 

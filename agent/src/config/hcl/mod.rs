@@ -46,8 +46,15 @@ pub struct SyntaxError {
 /// [`DEPTH_MAX`], or when the text is longer than [`SOURCE_SIZE_MAX_BYTES`].
 pub fn read(source: &Arc<Source>, format: Format) -> Result<Node, SyntaxError> {
     if source.text.len() > SOURCE_SIZE_MAX_BYTES {
-        let span = Span { source: Arc::clone(source), start: 0, end: 0 };
-        let message = format!("the text has {} bytes; at most {SOURCE_SIZE_MAX_BYTES} are read", source.text.len());
+        let span = Span {
+            source: Arc::clone(source),
+            start: 0,
+            end: 0,
+        };
+        let message = format!(
+            "the text has {} bytes; at most {SOURCE_SIZE_MAX_BYTES} are read",
+            source.text.len()
+        );
         return Err(SyntaxError { span, message });
     }
     let opens_as_json = source.text.trim_start().starts_with('{');

@@ -34,14 +34,31 @@ pub(super) struct Reader<'s> {
 
 impl<'s> Reader<'s> {
     pub(super) fn new(source: &'s Arc<Source>, json: bool) -> Self {
-        Self { source, input: LocatingSlice::new(source.text.as_str()), json, depth: 0 }
+        Self {
+            source,
+            input: LocatingSlice::new(source.text.as_str()),
+            json,
+            depth: 0,
+        }
     }
 
     /// Everything up to the end of the text.
     pub(super) fn document(mut self) -> Result<Node, SyntaxError> {
-        let read = if self.json { self.json_document() } else { self.entries(None) };
-        read.map(|object| Node { span: Span::whole(self.source), value: Value::Object(object) }).map_err(|f| SyntaxError {
-            span: Span { source: Arc::clone(self.source), start: f.start, end: f.end },
+        let read = if self.json {
+            self.json_document()
+        } else {
+            self.entries(None)
+        };
+        read.map(|object| Node {
+            span: Span::whole(self.source),
+            value: Value::Object(object),
+        })
+        .map_err(|f| SyntaxError {
+            span: Span {
+                source: Arc::clone(self.source),
+                start: f.start,
+                end: f.end,
+            },
             message: f.message,
         })
     }
@@ -89,7 +106,10 @@ impl<'s> Reader<'s> {
             self.skip();
             self.blank()?;
             if close.is_none() {
-                return Err(self.failure(at, "a comma may not stand between entries outside of braces".into()));
+                return Err(self.failure(
+                    at,
+                    "a comma may not stand between entries outside of braces".into(),
+                ));
             }
             if self.json && self.peek() == close {
                 return Err(self.unexpected("another key (JSON allows no trailing comma)"));
@@ -106,16 +126,36 @@ impl<'s> Reader<'s> {
         match self.peek() {
             Some('=') if !self.json => {
                 self.skip();
-                Ok(Entry { key, span, form: Form::Attribute, node: self.value()? })
+                Ok(Entry {
+                    key,
+                    span,
+                    form: Form::Attribute,
+                    node: self.value()?,
+                })
             }
             Some(':') if self.json || self.depth > 0 => {
                 self.skip();
-                Ok(Entry { key, span, form: Form::Attribute, node: self.value()? })
+                Ok(Entry {
+                    key,
+                    span,
+                    form: Form::Attribute,
+                    node: self.value()?,
+                })
             }
-            Some('{') if !self.json => Ok(Entry { key, span, form: Form::Block, node: self.value()? }),
+            Some('{') if !self.json => Ok(Entry {
+                key,
+                span,
+                form: Form::Block,
+                node: self.value()?,
+            }),
             Some(c) if !self.json && starts_key(c) => {
                 let node = self.nested(|reader| reader.labelled())?;
-                Ok(Entry { key, span, form: Form::Labelled, node })
+                Ok(Entry {
+                    key,
+                    span,
+                    form: Form::Labelled,
+                    node,
+                })
             }
             _ if self.json => Err(self.unexpected(&format!("\":\" after key \"{key}\""))),
             _ => Err(self.unexpected(&format!("\"=\" or \"{{\" after key \"{key}\""))),
@@ -132,8 +172,18 @@ impl<'s> Reader<'s> {
             Some(c) if starts_key(c) => (Form::Labelled, self.nested(|reader| reader.labelled())?),
             _ => return Err(self.unexpected(&format!("\"{{\" after label \"{key}\""))),
         };
-        let object = Object { entries: vec![Entry { key, span, form, node }] };
-        Ok(Node { span: self.span(start), value: Value::Object(object) })
+        let object = Object {
+            entries: vec![Entry {
+                key,
+                span,
+                form,
+                node,
+            }],
+        };
+        Ok(Node {
+            span: self.span(start),
+            value: Value::Object(object),
+        })
     }
 
     fn key(&mut self) -> Read<(String, Span)> {
@@ -147,7 +197,11 @@ impl<'s> Reader<'s> {
                 let word = self.take(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '.'));
                 Ok((word.to_owned(), self.span(start)))
             }
-            _ => Err(self.unexpected(if self.json { "a key in double quotes" } else { "a key" })),
+            _ => Err(self.unexpected(if self.json {
+                "a key in double quotes"
+            } else {
+                "a key"
+            })),
         }
     }
 
@@ -166,7 +220,10 @@ impl<'s> Reader<'s> {
             Some(c) if c.is_alphabetic() => self.word()?,
             _ => return Err(self.unexpected("a value")),
         };
-        Ok(Node { span: self.span(start), value })
+        Ok(Node {
+            span: self.span(start),
+            value,
+        })
     }
 
     fn list(&mut self) -> Read<Value> {
@@ -174,7 +231,7 @@ impl<'s> Reader<'s> {
         let mut items = Vec::new();
         loop {
             self.blank()?;
-            if self.peek() == Some(']') && !(self.json && !items.is_empty()) {
+            if self.peek() == Some(']') && (items.is_empty() || !self.json) {
                 self.skip();
                 return Ok(Value::List(items));
             }
@@ -198,7 +255,9 @@ impl<'s> Reader<'s> {
             "false" => Ok(Value::Bool(false)),
             "null" => Ok(Value::Null),
             other => {
-                let message = format!("expected a value, found the bare word {other}; put text in double quotes");
+                let message = format!(
+                    "expected a value, found the bare word {other}; put text in double quotes"
+                );
                 Err(self.failure(start, message))
             }
         }
@@ -207,13 +266,22 @@ impl<'s> Reader<'s> {
     fn number(&mut self) -> Read<Value> {
         let start = self.at();
         let word = self.take(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '+' | '.'));
-        let bad = || Failure { start, end: start + word.len(), message: format!("\"{word}\" is not a number") };
+        let bad = || Failure {
+            start,
+            end: start + word.len(),
+            message: format!("\"{word}\" is not a number"),
+        };
         if self.json && !json_number(word) {
             return Err(bad());
         }
         let (sign, digits) = word.strip_prefix('-').map_or((1, word), |rest| (-1, rest));
-        if let Some(hexadecimal) = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
-            return i64::from_str_radix(hexadecimal, 16).map(|n| Value::Int(sign * n)).map_err(|_| bad());
+        if let Some(hexadecimal) = digits
+            .strip_prefix("0x")
+            .or_else(|| digits.strip_prefix("0X"))
+        {
+            return i64::from_str_radix(hexadecimal, 16)
+                .map(|n| Value::Int(sign * n))
+                .map_err(|_| bad());
         }
         if let Ok(whole) = word.parse::<i64>() {
             return Ok(Value::Int(whole));
@@ -247,7 +315,11 @@ impl<'s> Reader<'s> {
             } else if rest.starts_with("/*") {
                 let Some(length) = rest.find("*/") else {
                     let at = self.at();
-                    return Err(Failure { start: at, end: at + 2, message: "this comment is not closed with \"*/\"".into() });
+                    return Err(Failure {
+                        start: at,
+                        end: at + 2,
+                        message: "this comment is not closed with \"*/\"".into(),
+                    });
                 };
                 self.input.next_slice(length + 2);
             } else {
@@ -257,7 +329,8 @@ impl<'s> Reader<'s> {
     }
 
     fn take(&mut self, wanted: impl Fn(char) -> bool) -> &'s str {
-        let taken: Result<&'s str, winnow::error::EmptyError> = take_while(0.., wanted).parse_next(&mut self.input);
+        let taken: Result<&'s str, winnow::error::EmptyError> =
+            take_while(0.., wanted).parse_next(&mut self.input);
         taken.unwrap_or_default()
     }
 
@@ -274,11 +347,19 @@ impl<'s> Reader<'s> {
     }
 
     fn span(&self, start: usize) -> Span {
-        Span { source: Arc::clone(self.source), start, end: self.at() }
+        Span {
+            source: Arc::clone(self.source),
+            start,
+            end: self.at(),
+        }
     }
 
     fn failure(&self, start: usize, message: String) -> Failure {
-        Failure { start, end: self.at().max(start), message }
+        Failure {
+            start,
+            end: self.at().max(start),
+            message,
+        }
     }
 
     fn unexpected(&self, wanted: &str) -> Failure {
@@ -287,7 +368,11 @@ impl<'s> Reader<'s> {
             None => (at, "the end of the text".to_owned()),
             Some(c) => (at + c.len_utf8(), format!("\"{}\"", c.escape_debug())),
         };
-        Failure { start: at, end, message: format!("expected {wanted}, found {found}") }
+        Failure {
+            start: at,
+            end,
+            message: format!("expected {wanted}, found {found}"),
+        }
     }
 }
 

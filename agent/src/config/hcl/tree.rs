@@ -21,13 +21,21 @@ impl Source {
     /// A file or another text with lines.
     #[must_use]
     pub fn text(name: impl Into<String>, text: impl Into<String>) -> Arc<Self> {
-        Arc::new(Self { name: name.into(), text: text.into(), has_lines: true })
+        Arc::new(Self {
+            name: name.into(),
+            text: text.into(),
+            has_lines: true,
+        })
     }
 
     /// One value from the command line or the environment.
     #[must_use]
     pub fn flag(name: impl Into<String>, value: impl Into<String>) -> Arc<Self> {
-        Arc::new(Self { name: name.into(), text: value.into(), has_lines: false })
+        Arc::new(Self {
+            name: name.into(),
+            text: value.into(),
+            has_lines: false,
+        })
     }
 }
 
@@ -53,7 +61,11 @@ impl Span {
     /// A span over all of `source`.
     #[must_use]
     pub fn whole(source: &Arc<Source>) -> Self {
-        Self { source: Arc::clone(source), start: 0, end: source.text.len() }
+        Self {
+            source: Arc::clone(source),
+            start: 0,
+            end: source.text.len(),
+        }
     }
 
     /// Line and column, both counted from 1; columns count characters.
@@ -70,18 +82,31 @@ impl Span {
     pub fn line_text(&self) -> &str {
         let from = self.before().rfind('\n').map_or(0, |at| at + 1);
         let rest = self.source.text.get(from..).unwrap_or_default();
-        rest.split('\n').next().unwrap_or_default().trim_end_matches('\r')
+        rest.split('\n')
+            .next()
+            .unwrap_or_default()
+            .trim_end_matches('\r')
     }
 
     /// How many characters to underline: the span, cut at the end of its first line, at least one.
     #[must_use]
     pub fn width(&self) -> usize {
-        let text = self.source.text.get(self.start..self.end).unwrap_or_default();
-        text.split('\n').next().map_or(0, |l| l.chars().count()).max(1)
+        let text = self
+            .source
+            .text
+            .get(self.start..self.end)
+            .unwrap_or_default();
+        text.split('\n')
+            .next()
+            .map_or(0, |l| l.chars().count())
+            .max(1)
     }
 
     fn before(&self) -> &str {
-        self.source.text.get(..self.start).unwrap_or(&self.source.text)
+        self.source
+            .text
+            .get(..self.start)
+            .unwrap_or(&self.source.text)
     }
 }
 
@@ -157,7 +182,11 @@ impl Object {
             self.entries.push(entry);
             return;
         };
-        if entry.form == Form::Attribute || old.form == Form::Attribute {
+        let is_scalar = |node: &Node| !matches!(node.value, Value::List(_) | Value::Object(_));
+        if old.form == Form::Attribute && entry.form == Form::Attribute
+            || is_scalar(&old.node)
+            || is_scalar(&entry.node)
+        {
             *old = entry;
             return;
         }
@@ -169,13 +198,18 @@ impl Object {
             }
             return;
         }
-        if let Value::List(items) = &mut old.node.value {
-            items.push(entry.node);
-        } else {
-            let span = old.node.span.clone();
-            let first = std::mem::replace(&mut old.node, Node { span, value: Value::Null });
-            old.node.value = Value::List(vec![first, entry.node]);
-        }
+        // A list written as `key = […]` and blocks of the same key gather too: nothing is lost.
+        let span = old.node.span.clone();
+        let first = std::mem::replace(
+            &mut old.node,
+            Node {
+                span,
+                value: Value::Null,
+            },
+        );
+        let mut items = first.into_items();
+        items.extend(entry.node.into_items());
+        old.node.value = Value::List(items);
     }
 }
 
@@ -190,9 +224,21 @@ impl Node {
             Value::Float(f) => (*f).into(),
             Value::Text(t) => t.clone().into(),
             Value::List(items) => items.iter().map(Self::to_json).collect(),
-            Value::Object(object) => {
-                serde_json::Value::Object(object.entries.iter().map(|e| (e.key.clone(), e.node.to_json())).collect())
-            }
+            Value::Object(object) => serde_json::Value::Object(
+                object
+                    .entries
+                    .iter()
+                    .map(|e| (e.key.clone(), e.node.to_json()))
+                    .collect(),
+            ),
+        }
+    }
+
+    /// A list's items, or the value itself as the only one.
+    fn into_items(self) -> Vec<Self> {
+        match self.value {
+            Value::List(items) => items,
+            _ => vec![self],
         }
     }
 
