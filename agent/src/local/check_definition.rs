@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::definition::DefinitionError;
 use super::fields::{Fields, UnknownKeys};
@@ -43,8 +43,8 @@ pub struct CheckDefinition {
     pub kind: CheckKind,
     /// How many results in a row change the status.
     pub thresholds: Thresholds,
-    /// Bytes of output kept.
-    pub output_max_size: usize,
+    /// Bytes of output kept, when given; never more than the agent's `check_output_max_size`.
+    pub output_max_size: Option<usize>,
     /// Critical for this long: its service is deregistered. At least one minute when set.
     pub deregister_critical_service_after: Option<Duration>,
 }
@@ -160,7 +160,11 @@ struct RawCheck {
 }
 
 /// Parses one check at `path`, without requiring a name or an id.
-pub(super) fn parse_check(path: &str, value: &Value, unknown: UnknownKeys) -> Result<CheckDefinition, DefinitionError> {
+pub(super) fn parse_check(
+    path: &str,
+    value: &Value,
+    unknown: UnknownKeys,
+) -> Result<CheckDefinition, DefinitionError> {
     let mut fields = Fields::open(path, value, unknown)?;
     // The API sends a stand-alone check's parameters beside it or inside `Definition`; only the first runs.
     fields.take(&["Definition", "EnterpriseMeta", "Namespace", "Partition"]);
@@ -188,7 +192,8 @@ fn read(fields: &mut Fields<'_>) -> Result<RawCheck, DefinitionError> {
     };
     let deregister = fields.duration(&["DeregisterCriticalServiceAfter"])?;
     let check = CheckDefinition {
-        deregister_critical_service_after: (!deregister.is_zero()).then(|| deregister.max(DEREGISTER_AFTER_MIN)),
+        deregister_critical_service_after: (!deregister.is_zero())
+            .then(|| deregister.max(DEREGISTER_AFTER_MIN)),
         ..check
     };
     let (unsupported, alias) = read_unsupported(fields)?;
@@ -214,7 +219,8 @@ fn read(fields: &mut Fields<'_>) -> Result<RawCheck, DefinitionError> {
 
 /// The check types this version reads but does not run, and whether an alias is among them.
 fn read_unsupported(fields: &mut Fields<'_>) -> Result<(Vec<&'static str>, bool), DefinitionError> {
-    let script = !fields.texts(&["Args", "ScriptArgs"])?.is_empty() | !fields.text(&["Script"])?.is_empty();
+    let script =
+        !fields.texts(&["Args", "ScriptArgs"])?.is_empty() | !fields.text(&["Script"])?.is_empty();
     let docker = !fields.text(&["DockerContainerID"])?.is_empty();
     fields.text(&["Shell"])?;
     let grpc = !fields.text(&["GRPC"])?.is_empty();
@@ -223,7 +229,8 @@ fn read_unsupported(fields: &mut Fields<'_>) -> Result<(Vec<&'static str>, bool)
     fields.flag(&["H2PingUseTLS"])?;
     let udp = !fields.text(&["UDP"])?.is_empty();
     let os_service = !fields.text(&["OSService"])?.is_empty();
-    let alias = !fields.text(&["AliasNode"])?.is_empty() | !fields.text(&["AliasService"])?.is_empty();
+    let alias =
+        !fields.text(&["AliasNode"])?.is_empty() | !fields.text(&["AliasService"])?.is_empty();
     let given = [
         (docker, "docker"),
         (script && !docker, "script"),
@@ -233,12 +240,21 @@ fn read_unsupported(fields: &mut Fields<'_>) -> Result<(Vec<&'static str>, bool)
         (os_service, "os_service"),
         (alias, "alias"),
     ];
-    Ok((given.into_iter().filter(|(there, _)| *there).map(|(_, name)| name).collect(), alias))
+    Ok((
+        given
+            .into_iter()
+            .filter(|(there, _)| *there)
+            .map(|(_, name)| name)
+            .collect(),
+        alias,
+    ))
 }
 
 fn judge(raw: RawCheck) -> Result<CheckDefinition, DefinitionError> {
     judge_times(&raw)?;
-    let polled = usize::from(!raw.http.is_empty()) + usize::from(!raw.tcp.is_empty()) + raw.unsupported.len();
+    let polled = usize::from(!raw.http.is_empty())
+        + usize::from(!raw.tcp.is_empty())
+        + raw.unsupported.len();
     if polled > 1 {
         return Err(DefinitionError::invalid(
             "check.type.several",
@@ -248,7 +264,9 @@ fn judge(raw: RawCheck) -> Result<CheckDefinition, DefinitionError> {
     if let Some(kind) = raw.unsupported.first() {
         return Err(DefinitionError::invalid(
             "check.type.unsupported",
-            format!("check type {kind} is not supported by this version; supported are ttl, http and tcp"),
+            format!(
+                "check type {kind} is not supported by this version; supported are ttl, http and tcp"
+            ),
         ));
     }
     let thresholds = judge_thresholds(&raw)?;
@@ -278,18 +296,26 @@ fn judge(raw: RawCheck) -> Result<CheckDefinition, DefinitionError> {
     } else {
         CheckKind::Ttl { ttl: raw.ttl }
     };
-    Ok(CheckDefinition { kind, thresholds, ..raw.check })
+    Ok(CheckDefinition {
+        kind,
+        thresholds,
+        ..raw.check
+    })
 }
 
 /// Consul's rules on which times go with which type, with its texts.
 fn judge_times(raw: &RawCheck) -> Result<(), DefinitionError> {
-    let polled = !raw.http.is_empty() || !raw.tcp.is_empty() || raw.unsupported.iter().any(|kind| *kind != "alias");
+    let polled = !raw.http.is_empty()
+        || !raw.tcp.is_empty()
+        || raw.unsupported.iter().any(|kind| *kind != "alias");
     let refuse = |message: &str| Err(DefinitionError::invalid("check.times", message));
     if !raw.interval.is_zero() && !raw.ttl.is_zero() {
         return refuse("Interval and TTL cannot both be specified");
     }
     if polled && raw.interval.is_zero() {
-        return refuse("Interval must be > 0 for Script, HTTP, H2PING, TCP, UDP or OSService checks");
+        return refuse(
+            "Interval must be > 0 for Script, HTTP, H2PING, TCP, UDP or OSService checks",
+        );
     }
     if polled && raw.alias {
         return refuse("Interval cannot be set for Alias checks");
@@ -308,20 +334,32 @@ fn judge_times(raw: &RawCheck) -> Result<(), DefinitionError> {
 
 fn judge_thresholds(raw: &RawCheck) -> Result<Thresholds, DefinitionError> {
     let critical = raw.check.thresholds.failures_before_critical;
-    if raw.failures_before_warning.is_some_and(|warning| warning > critical) {
+    if raw
+        .failures_before_warning
+        .is_some_and(|warning| warning > critical)
+    {
         return Err(DefinitionError::invalid(
             "check.thresholds",
             "FailuresBeforeWarning can't be higher than FailuresBeforeCritical",
         ));
     }
     let failures_before_warning = raw.failures_before_warning.filter(|warning| *warning > 0);
-    Ok(Thresholds { failures_before_warning, ..raw.check.thresholds })
+    Ok(Thresholds {
+        failures_before_warning,
+        ..raw.check.thresholds
+    })
 }
 
 fn judge_url(url: &str) -> Result<(), DefinitionError> {
-    let refuse =
-        |why: &str| Err(DefinitionError::invalid("check.http.url", format!("invalid HTTP check URL {url:?}: {why}")));
-    let Ok(uri) = url.parse::<http::Uri>() else { return refuse("it does not parse as a URL") };
+    let refuse = |why: &str| {
+        Err(DefinitionError::invalid(
+            "check.http.url",
+            format!("invalid HTTP check URL {url:?}: {why}"),
+        ))
+    };
+    let Ok(uri) = url.parse::<http::Uri>() else {
+        return refuse("it does not parse as a URL");
+    };
     match (uri.scheme_str(), uri.host()) {
         (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(()),
         (Some("http" | "https"), _) => refuse("it names no host"),
@@ -329,14 +367,19 @@ fn judge_url(url: &str) -> Result<(), DefinitionError> {
     }
 }
 
-fn judge_request(method: &str, header: &BTreeMap<String, Vec<String>>) -> Result<(), DefinitionError> {
+fn judge_request(
+    method: &str,
+    header: &BTreeMap<String, Vec<String>>,
+) -> Result<(), DefinitionError> {
     if !method.is_empty() && http::Method::from_bytes(method.as_bytes()).is_err() {
         let message = format!("invalid HTTP check method {method:?}");
         return Err(DefinitionError::invalid("check.http.method", message));
     }
     for (name, values) in header {
         let fine = http::HeaderName::from_bytes(name.as_bytes()).is_ok()
-            && values.iter().all(|value| http::HeaderValue::from_str(value).is_ok());
+            && values
+                .iter()
+                .all(|value| http::HeaderValue::from_str(value).is_ok());
         if !fine {
             let message = format!("invalid HTTP check header {name:?}");
             return Err(DefinitionError::invalid("check.http.header", message));
@@ -359,25 +402,67 @@ fn status(word: &str) -> Result<Option<Status>, DefinitionError> {
 }
 
 fn count(fields: &mut Fields<'_>, name: &'static str) -> Result<Option<u32>, DefinitionError> {
-    let Some(number) = fields.integer(&[name])? else { return Ok(None) };
+    let Some(number) = fields.integer(&[name])? else {
+        return Ok(None);
+    };
     match u32::try_from(number) {
         Ok(number) => Ok(Some(number)),
-        Err(_) => Err(DefinitionError::invalid("check.thresholds", format!("{name} must be between 0 and {}", u32::MAX))),
+        Err(_) => Err(DefinitionError::invalid(
+            "check.thresholds",
+            format!("{name} must be between 0 and {}", u32::MAX),
+        )),
     }
 }
 
-fn output_max_size(fields: &mut Fields<'_>) -> Result<usize, DefinitionError> {
+fn output_max_size(fields: &mut Fields<'_>) -> Result<Option<usize>, DefinitionError> {
     match fields.integer(&["OutputMaxSize"])? {
-        None | Some(0) => Ok(OUTPUT_MAX_DEFAULT),
+        None | Some(0) => Ok(None),
         Some(size) => match usize::try_from(size) {
-            Ok(size) if size <= OUTPUT_MAX_LIMIT => Ok(size),
+            Ok(size) if size <= OUTPUT_MAX_LIMIT => Ok(Some(size)),
             Ok(_) => Err(DefinitionError::invalid(
                 "check.output_max_size",
                 format!("OutputMaxSize must not exceed {OUTPUT_MAX_LIMIT}"),
             )),
-            Err(_) => {
-                Err(DefinitionError::invalid("check.output_max_size", "MaxOutputMaxSize must be positive"))
-            }
+            Err(_) => Err(DefinitionError::invalid(
+                "check.output_max_size",
+                "MaxOutputMaxSize must be positive",
+            )),
         },
     }
+}
+
+/// The registration form of `check`, which [`parse_check`] reads back to the same. Keys are sorted.
+pub(super) fn to_value(check: &CheckDefinition) -> Value {
+    let time = |duration: Duration| weft_proto::duration::format(duration);
+    let mut value = json!({
+        "CheckID": check.id,
+        "Name": check.name,
+        "Notes": check.notes,
+        "ServiceID": check.service_id,
+        "Token": check.token,
+        "Status": check.status.map(Status::as_str),
+        "SuccessBeforePassing": check.thresholds.success_before_passing,
+        "FailuresBeforeWarning": check.thresholds.failures_before_warning,
+        "FailuresBeforeCritical": check.thresholds.failures_before_critical,
+        "OutputMaxSize": check.output_max_size,
+        "DeregisterCriticalServiceAfter": check.deregister_critical_service_after.map(time),
+    });
+    let kind = match &check.kind {
+        CheckKind::Ttl { ttl } => json!({"TTL": time(*ttl)}),
+        CheckKind::Http(http) => json!({
+            "HTTP": http.url, "Method": http.method, "Header": http.header, "Body": http.body,
+            "Interval": time(http.interval), "Timeout": time(http.timeout),
+            "TLSServerName": http.tls_server_name, "TLSSkipVerify": http.tls_skip_verify,
+            "DisableRedirects": http.disable_redirects,
+        }),
+        CheckKind::Tcp(tcp) => json!({
+            "TCP": tcp.address, "Interval": time(tcp.interval), "Timeout": time(tcp.timeout),
+            "TCPUseTLS": tcp.use_tls, "TLSServerName": tcp.tls_server_name, "TLSSkipVerify": tcp.tls_skip_verify,
+        }),
+        CheckKind::Maintenance => json!({}),
+    };
+    if let (Value::Object(all), Value::Object(kind)) = (&mut value, kind) {
+        all.extend(kind);
+    }
+    value
 }

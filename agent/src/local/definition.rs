@@ -53,7 +53,10 @@ pub enum DefinitionError {
 
 impl DefinitionError {
     pub(super) fn invalid(reason: &'static str, message: impl Into<String>) -> Self {
-        Self::Invalid { reason, message: message.into() }
+        Self::Invalid {
+            reason,
+            message: message.into(),
+        }
     }
 
     /// Stable reason id of this refusal.
@@ -98,7 +101,10 @@ impl CheckDefinition {
     pub fn parse(value: &Value, unknown: UnknownKeys) -> Result<Self, DefinitionError> {
         let mut check = parse_check("", value, unknown).map_err(in_check)?;
         if check.name.is_empty() {
-            return Err(DefinitionError::invalid("check.name.missing", "Missing check name"));
+            return Err(DefinitionError::invalid(
+                "check.name.missing",
+                "Missing check name",
+            ));
         }
         if check.id.is_empty() {
             check.id.clone_from(&check.name);

@@ -20,7 +20,9 @@ pub enum LocalError {
     #[error(transparent)]
     Definition(#[from] DefinitionError),
     /// No such service here. Nothing changed.
-    #[error("Unknown service ID {0:?}. Ensure that the service ID is passed, not the service name.")]
+    #[error(
+        "Unknown service ID {0:?}. Ensure that the service ID is passed, not the service name."
+    )]
     UnknownService(String),
     /// No such check here. Nothing changed.
     #[error("Unknown check ID {0:?}. Ensure that the check ID is passed, not the check name.")]

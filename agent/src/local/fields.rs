@@ -33,14 +33,23 @@ pub(super) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// Opens `value` as an object; `null` reads as an empty one, a list of objects as their union.
-    pub(super) fn open(path: &str, value: &'a Value, unknown: UnknownKeys) -> Result<Self, DefinitionError> {
+    pub(super) fn open(
+        path: &str,
+        value: &'a Value,
+        unknown: UnknownKeys,
+    ) -> Result<Self, DefinitionError> {
         let mut values = BTreeMap::new();
         for map in objects(path, value)? {
             for (key, value) in map {
                 values.insert(plain(key), (key.as_str(), value));
             }
         }
-        Ok(Self { path: path.to_owned(), values, known: Vec::new(), unknown })
+        Ok(Self {
+            path: path.to_owned(),
+            values,
+            known: Vec::new(),
+            unknown,
+        })
     }
 
     /// Takes the value of the first of `names` that is there and not `null`.
@@ -59,7 +68,11 @@ impl<'a> Fields<'a> {
 
     /// `Port` of `service.check` is `service.check.Port`.
     pub(super) fn path_of(&self, name: &str) -> String {
-        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+        if self.path.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{}.{name}", self.path)
+        }
     }
 
     pub(super) fn text(&mut self, names: &[&'static str]) -> Result<String, DefinitionError> {
@@ -74,7 +87,10 @@ impl<'a> Fields<'a> {
         Ok(self.flag_or_absent(names)?.unwrap_or(false))
     }
 
-    pub(super) fn flag_or_absent(&mut self, names: &[&'static str]) -> Result<Option<bool>, DefinitionError> {
+    pub(super) fn flag_or_absent(
+        &mut self,
+        names: &[&'static str],
+    ) -> Result<Option<bool>, DefinitionError> {
         match self.take(names) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(*flag)),
@@ -82,7 +98,10 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn integer(&mut self, names: &[&'static str]) -> Result<Option<i64>, DefinitionError> {
+    pub(super) fn integer(
+        &mut self,
+        names: &[&'static str],
+    ) -> Result<Option<i64>, DefinitionError> {
         match self.take(names) {
             None => Ok(None),
             Some(value) => match whole_number(value) {
@@ -94,28 +113,47 @@ impl<'a> Fields<'a> {
 
     /// A duration as Go text (`"1m30s"`) or whole nanoseconds; zero when absent.
     pub(super) fn duration(&mut self, names: &[&'static str]) -> Result<Duration, DefinitionError> {
-        let Some(value) = self.take(names) else { return Ok(Duration::ZERO) };
+        let Some(value) = self.take(names) else {
+            return Ok(Duration::ZERO);
+        };
         let parsed = match value {
             Value::String(text) if text.is_empty() => Some(Duration::ZERO),
             Value::String(text) => weft_proto::duration::parse(text).ok(),
-            other => whole_number(other).and_then(|n| u64::try_from(n).ok()).map(Duration::from_nanos),
+            other => whole_number(other)
+                .and_then(|n| u64::try_from(n).ok())
+                .map(Duration::from_nanos),
         };
-        parsed.ok_or_else(|| self.wrong(names[0], "a duration such as \"10s\", or nanoseconds", value))
+        parsed.ok_or_else(|| {
+            self.wrong(
+                names[0],
+                "a duration such as \"10s\", or nanoseconds",
+                value,
+            )
+        })
     }
 
     pub(super) fn texts(&mut self, names: &[&'static str]) -> Result<Vec<String>, DefinitionError> {
         match self.take(names) {
             None => Ok(Vec::new()),
-            Some(value) => texts_of(value).ok_or_else(|| self.wrong(names[0], "a list of strings", value)),
+            Some(value) => {
+                texts_of(value).ok_or_else(|| self.wrong(names[0], "a list of strings", value))
+            }
         }
     }
 
-    pub(super) fn text_map(&mut self, names: &[&'static str]) -> Result<BTreeMap<String, String>, DefinitionError> {
-        let Some(value) = self.take(names) else { return Ok(BTreeMap::new()) };
+    pub(super) fn text_map(
+        &mut self,
+        names: &[&'static str],
+    ) -> Result<BTreeMap<String, String>, DefinitionError> {
+        let Some(value) = self.take(names) else {
+            return Ok(BTreeMap::new());
+        };
         let mut out = BTreeMap::new();
         for map in objects(&self.path_of(names[0]), value)? {
             for (key, value) in map {
-                let Value::String(text) = value else { return Err(self.wrong(names[0], "a map of strings", value)) };
+                let Value::String(text) = value else {
+                    return Err(self.wrong(names[0], "a map of strings", value));
+                };
                 out.insert(key.clone(), text.clone());
             }
         }
@@ -127,11 +165,14 @@ impl<'a> Fields<'a> {
         &mut self,
         names: &[&'static str],
     ) -> Result<BTreeMap<String, Vec<String>>, DefinitionError> {
-        let Some(value) = self.take(names) else { return Ok(BTreeMap::new()) };
+        let Some(value) = self.take(names) else {
+            return Ok(BTreeMap::new());
+        };
         let mut out = BTreeMap::new();
         for map in objects(&self.path_of(names[0]), value)? {
             for (key, value) in map {
-                let texts = texts_of(value).ok_or_else(|| self.wrong(names[0], "a map of lists of strings", value))?;
+                let texts = texts_of(value)
+                    .ok_or_else(|| self.wrong(names[0], "a map of lists of strings", value))?;
                 out.insert(key.clone(), texts);
             }
         }
@@ -139,15 +180,20 @@ impl<'a> Fields<'a> {
     }
 
     /// A list of objects; a single object counts as a list of one.
-    pub(super) fn list(&mut self, names: &[&'static str]) -> Result<Vec<&'a Value>, DefinitionError> {
+    pub(super) fn list(
+        &mut self,
+        names: &[&'static str],
+    ) -> Result<Vec<&'a Value>, DefinitionError> {
         match self.take(names) {
             None => Ok(Vec::new()),
             Some(Value::Array(items)) if items.len() <= ENTRIES_MAX => {
                 Ok(items.iter().filter(|item| !item.is_null()).collect())
             }
-            Some(Value::Array(items)) => {
-                Err(DefinitionError::TooMany { path: self.path_of(names[0]), count: items.len(), max: ENTRIES_MAX })
-            }
+            Some(Value::Array(items)) => Err(DefinitionError::TooMany {
+                path: self.path_of(names[0]),
+                count: items.len(),
+                max: ENTRIES_MAX,
+            }),
             Some(single @ Value::Object(_)) => Ok(vec![single]),
             Some(other) => Err(self.wrong(names[0], "a list of objects", other)),
         }
@@ -158,25 +204,42 @@ impl<'a> Fields<'a> {
         if self.unknown == UnknownKeys::Ignore {
             return Ok(());
         }
-        let Some((written, _)) = self.values.values().next() else { return Ok(()) };
+        let Some((written, _)) = self.values.values().next() else {
+            return Ok(());
+        };
         let nearest = self
             .known
             .iter()
-            .map(|name| (strsim::damerau_levenshtein(&plain(written), &plain(name)), *name))
+            .map(|name| {
+                (
+                    strsim::damerau_levenshtein(&plain(written), &plain(name)),
+                    *name,
+                )
+            })
             .min()
             .filter(|(distance, _)| *distance <= 3)
             .map(|(_, name)| snake(name));
-        Err(DefinitionError::UnknownKey { path: self.path_of(written), nearest })
+        Err(DefinitionError::UnknownKey {
+            path: self.path_of(written),
+            nearest,
+        })
     }
 
     pub(super) fn wrong(&self, name: &str, expected: &'static str, got: &Value) -> DefinitionError {
-        DefinitionError::WrongType { path: self.path_of(name), expected, got: kind_of(got) }
+        DefinitionError::WrongType {
+            path: self.path_of(name),
+            expected,
+            got: kind_of(got),
+        }
     }
 }
 
 /// `EnableTagOverride`, `enable_tag_override` and `enabletagoverride` are one key.
 pub(super) fn plain(key: &str) -> String {
-    key.chars().filter(|c| *c != '_').flat_map(char::to_lowercase).collect()
+    key.chars()
+        .filter(|c| *c != '_')
+        .flat_map(char::to_lowercase)
+        .collect()
 }
 
 fn snake(name: &str) -> String {
@@ -193,7 +256,10 @@ fn snake(name: &str) -> String {
 }
 
 /// The objects in `value`: one, none for `null`, or a list of them as HCL blocks arrive.
-fn objects<'a>(path: &str, value: &'a Value) -> Result<Vec<&'a Map<String, Value>>, DefinitionError> {
+fn objects<'a>(
+    path: &str,
+    value: &'a Value,
+) -> Result<Vec<&'a Map<String, Value>>, DefinitionError> {
     let wrong = |got: &Value| DefinitionError::WrongType {
         path: path.to_owned(),
         expected: "an object",
@@ -202,14 +268,19 @@ fn objects<'a>(path: &str, value: &'a Value) -> Result<Vec<&'a Map<String, Value
     let maps: Vec<&Map<String, Value>> = match value {
         Value::Null => Vec::new(),
         Value::Object(map) => vec![map],
-        Value::Array(items) => {
-            items.iter().map(|item| item.as_object().ok_or_else(|| wrong(item))).collect::<Result<_, _>>()?
-        }
+        Value::Array(items) => items
+            .iter()
+            .map(|item| item.as_object().ok_or_else(|| wrong(item)))
+            .collect::<Result<_, _>>()?,
         other => return Err(wrong(other)),
     };
     let count = maps.iter().map(|map| map.len()).sum();
     if count > ENTRIES_MAX {
-        return Err(DefinitionError::TooMany { path: path.to_owned(), count, max: ENTRIES_MAX });
+        return Err(DefinitionError::TooMany {
+            path: path.to_owned(),
+            count,
+            max: ENTRIES_MAX,
+        });
     }
     Ok(maps)
 }
@@ -217,16 +288,19 @@ fn objects<'a>(path: &str, value: &'a Value) -> Result<Vec<&'a Map<String, Value
 fn texts_of(value: &Value) -> Option<Vec<String>> {
     match value {
         Value::String(text) => Some(vec![text.clone()]),
-        Value::Array(items) if items.len() <= ENTRIES_MAX => {
-            items.iter().map(|item| item.as_str().map(str::to_owned)).collect()
-        }
+        Value::Array(items) if items.len() <= ENTRIES_MAX => items
+            .iter()
+            .map(|item| item.as_str().map(str::to_owned))
+            .collect(),
         _ => None,
     }
 }
 
 /// HCL and some clients write whole numbers as floats.
 fn whole_number(value: &Value) -> Option<i64> {
-    let Value::Number(number) = value else { return None };
+    let Value::Number(number) = value else {
+        return None;
+    };
     number.as_i64().or_else(|| {
         let float = number.as_f64()?;
         #[expect(clippy::cast_possible_truncation, reason = "whole and within 2^53")]

@@ -21,10 +21,19 @@ const CHECKS_MAX: usize = 256;
 /// Bytes of one `Proxy` or `Connect` object in canonical JSON.
 const MESH_JSON_MAX: usize = 262_144;
 
-const KINDS: [&str; 6] =
-    ["", "connect-proxy", "mesh-gateway", "terminating-gateway", "ingress-gateway", "api-gateway"];
+const KINDS: [&str; 6] = [
+    "",
+    "connect-proxy",
+    "mesh-gateway",
+    "terminating-gateway",
+    "ingress-gateway",
+    "api-gateway",
+];
 
-pub(super) fn parse(value: &Value, unknown: UnknownKeys) -> Result<ServiceDefinition, DefinitionError> {
+pub(super) fn parse(
+    value: &Value,
+    unknown: UnknownKeys,
+) -> Result<ServiceDefinition, DefinitionError> {
     let mut fields = Fields::open("", value, unknown)?;
     fields.take(&["EnterpriseMeta", "Namespace", "Partition"]);
     let mut definition = ServiceDefinition {
@@ -40,7 +49,10 @@ pub(super) fn parse(value: &Value, unknown: UnknownKeys) -> Result<ServiceDefini
 fn service(fields: &mut Fields<'_>, unknown: UnknownKeys) -> Result<v1::Service, DefinitionError> {
     let name = fields.text(&["Name"])?;
     if name.is_empty() {
-        return Err(DefinitionError::invalid("service.name.missing", "Missing service name"));
+        return Err(DefinitionError::invalid(
+            "service.name.missing",
+            "Missing service name",
+        ));
     }
     let id = fields.text(&["ID"])?;
     let service = v1::Service {
@@ -68,7 +80,10 @@ fn service(fields: &mut Fields<'_>, unknown: UnknownKeys) -> Result<v1::Service,
 
 fn address(address: String) -> Result<String, DefinitionError> {
     if matches!(address.as_str(), "0.0.0.0" | "::" | "[::]") {
-        return Err(DefinitionError::invalid("service.address", "Invalid service address"));
+        return Err(DefinitionError::invalid(
+            "service.address",
+            "Invalid service address",
+        ));
     }
     Ok(address)
 }
@@ -77,19 +92,32 @@ fn port(fields: &mut Fields<'_>, name: &'static str) -> Result<u32, DefinitionEr
     let number = fields.integer(&[name])?.unwrap_or(0);
     match u16::try_from(number) {
         Ok(port) => Ok(u32::from(port)),
-        Err(_) => Err(DefinitionError::invalid("service.port", format!("invalid port {number}: must be 0 to 65535"))),
+        Err(_) => Err(DefinitionError::invalid(
+            "service.port",
+            format!("invalid port {number}: must be 0 to 65535"),
+        )),
     }
 }
 
 fn meta(meta: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, DefinitionError> {
-    let refuse = |why: String| Err(DefinitionError::invalid("service.meta", format!("Invalid Service Meta: {why}")));
+    let refuse = |why: String| {
+        Err(DefinitionError::invalid(
+            "service.meta",
+            format!("Invalid Service Meta: {why}"),
+        ))
+    };
     if meta.len() > META_PAIRS_MAX {
-        return refuse(format!("Node metadata cannot contain more than {META_PAIRS_MAX} key/value pairs"));
+        return refuse(format!(
+            "Node metadata cannot contain more than {META_PAIRS_MAX} key/value pairs"
+        ));
     }
     for (key, value) in &meta {
         let why = if key.is_empty() {
             "Key cannot be blank".to_owned()
-        } else if !key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') {
+        } else if !key
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+        {
             "Key contains invalid characters".to_owned()
         } else if key.len() > META_KEY_MAX {
             format!("Key is too long (limit: {META_KEY_MAX} characters)")
@@ -98,7 +126,9 @@ fn meta(meta: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Defi
         } else {
             continue;
         };
-        return refuse(format!("Couldn't load metadata pair ('{key}', '{value}'): {why}"));
+        return refuse(format!(
+            "Couldn't load metadata pair ('{key}', '{value}'): {why}"
+        ));
     }
     Ok(meta)
 }
@@ -110,10 +140,15 @@ fn tagged_addresses(
     let path = fields.path_of("TaggedAddresses");
     let mut out = BTreeMap::new();
     for map in fields.list(&["TaggedAddresses"])? {
-        let Value::Object(map) = map else { return Err(fields.wrong("TaggedAddresses", "an object", map)) };
+        let Value::Object(map) = map else {
+            return Err(fields.wrong("TaggedAddresses", "an object", map));
+        };
         for (tag, value) in map {
             let mut entry = Fields::open(&format!("{path}.{tag}"), value, unknown)?;
-            let address = v1::ServiceAddress { address: entry.text(&["Address"])?, port: port(&mut entry, "Port")? };
+            let address = v1::ServiceAddress {
+                address: entry.text(&["Address"])?,
+                port: port(&mut entry, "Port")?,
+            };
             entry.finish()?;
             out.insert(tag.clone(), address);
         }
@@ -123,16 +158,29 @@ fn tagged_addresses(
 
 fn weights(fields: &mut Fields<'_>, unknown: UnknownKeys) -> Result<v1::Weights, DefinitionError> {
     let path = fields.path_of("Weights");
-    let Some(value) = fields.take(&["Weights"]) else { return Ok(v1::Weights { passing: 1, warning: 1 }) };
+    let Some(value) = fields.take(&["Weights"]) else {
+        return Ok(v1::Weights {
+            passing: 1,
+            warning: 1,
+        });
+    };
     let mut entry = Fields::open(&path, value, unknown)?;
-    let weights = v1::Weights { passing: weight(&mut entry, "Passing")?, warning: weight(&mut entry, "Warning")? };
+    let weights = v1::Weights {
+        passing: weight(&mut entry, "Passing")?,
+        warning: weight(&mut entry, "Warning")?,
+    };
     entry.finish()?;
     Ok(weights)
 }
 
 /// An absent half of a given `Weights` is 1 like an absent whole.
 fn weight(fields: &mut Fields<'_>, name: &'static str) -> Result<u32, DefinitionError> {
-    let refuse = |why: &str| Err(DefinitionError::invalid("service.weights", format!("Invalid Weight: {why}")));
+    let refuse = |why: &str| {
+        Err(DefinitionError::invalid(
+            "service.weights",
+            format!("Invalid Weight: {why}"),
+        ))
+    };
     match fields.integer(&[name])? {
         None => Ok(1),
         Some(number) if number < 0 => refuse(&format!("{name} must be greater or equal than 0")),
@@ -141,7 +189,10 @@ fn weight(fields: &mut Fields<'_>, name: &'static str) -> Result<u32, Definition
     }
 }
 
-fn named_ports(fields: &mut Fields<'_>, unknown: UnknownKeys) -> Result<Vec<v1::NamedPort>, DefinitionError> {
+fn named_ports(
+    fields: &mut Fields<'_>,
+    unknown: UnknownKeys,
+) -> Result<Vec<v1::NamedPort>, DefinitionError> {
     let path = fields.path_of("Ports");
     let mut out = Vec::new();
     for (n, value) in fields.list(&["Ports"])?.into_iter().enumerate() {
@@ -156,14 +207,25 @@ fn named_ports(fields: &mut Fields<'_>, unknown: UnknownKeys) -> Result<Vec<v1::
     Ok(out)
 }
 
-fn locality(fields: &mut Fields<'_>, unknown: UnknownKeys) -> Result<Option<v1::Locality>, DefinitionError> {
+fn locality(
+    fields: &mut Fields<'_>,
+    unknown: UnknownKeys,
+) -> Result<Option<v1::Locality>, DefinitionError> {
     let path = fields.path_of("Locality");
-    let Some(value) = fields.take(&["Locality"]) else { return Ok(None) };
+    let Some(value) = fields.take(&["Locality"]) else {
+        return Ok(None);
+    };
     let mut entry = Fields::open(&path, value, unknown)?;
-    let locality = v1::Locality { region: entry.text(&["Region"])?, zone: entry.text(&["Zone"])? };
+    let locality = v1::Locality {
+        region: entry.text(&["Region"])?,
+        zone: entry.text(&["Zone"])?,
+    };
     entry.finish()?;
     if locality.region.is_empty() && !locality.zone.is_empty() {
-        return Err(DefinitionError::invalid("service.locality", "zone cannot be set without region"));
+        return Err(DefinitionError::invalid(
+            "service.locality",
+            "zone cannot be set without region",
+        ));
     }
     Ok((!locality.region.is_empty()).then_some(locality))
 }
@@ -198,8 +260,18 @@ fn judge_kind(service: &v1::Service) -> Result<(), DefinitionError> {
     }
     let proxy: Value = serde_json::from_str(&service.proxy_json).unwrap_or(Value::Null);
     match proxy["DestinationServiceName"].as_str().unwrap_or_default() {
-        "" => return refuse("Proxy.DestinationServiceName must be non-empty for Connect proxy services".to_owned()),
-        "*" => return refuse("Proxy.DestinationServiceName must not be a wildcard for Connect proxy services".to_owned()),
+        "" => {
+            return refuse(
+                "Proxy.DestinationServiceName must be non-empty for Connect proxy services"
+                    .to_owned(),
+            );
+        }
+        "*" => {
+            return refuse(
+                "Proxy.DestinationServiceName must not be a wildcard for Connect proxy services"
+                    .to_owned(),
+            );
+        }
         _ => {}
     }
     if service.port == 0 && service.socket_path.is_empty() && service.ports.is_empty() {
@@ -214,7 +286,10 @@ fn judge_upstreams(upstreams: &Value) -> Result<(), DefinitionError> {
     for upstream in upstreams.as_array().into_iter().flatten() {
         let text = |key: &str| upstream[key].as_str().unwrap_or_default().to_owned();
         if text("DestinationName").is_empty() {
-            return Err(DefinitionError::invalid("service.upstream", "upstream destination name cannot be empty"));
+            return Err(DefinitionError::invalid(
+                "service.upstream",
+                "upstream destination name cannot be empty",
+            ));
         }
         let port = upstream["LocalBindPort"].as_u64().unwrap_or(0);
         let (mut address, socket) = (text("LocalBindAddress"), text("LocalBindSocketPath"));
@@ -224,9 +299,14 @@ fn judge_upstreams(upstreams: &Value) -> Result<(), DefinitionError> {
         if address.is_empty() && socket.is_empty() {
             "127.0.0.1".clone_into(&mut address);
         }
-        let listener = if socket.is_empty() { format!("{address}:{port}") } else { socket };
+        let listener = if socket.is_empty() {
+            format!("{address}:{port}")
+        } else {
+            socket
+        };
         if !bound.insert(listener.clone()) {
-            let message = format!("upstreams cannot contain duplicates of local bind address {listener}");
+            let message =
+                format!("upstreams cannot contain duplicates of local bind address {listener}");
             return Err(DefinitionError::invalid("service.upstream", message));
         }
     }
@@ -235,11 +315,17 @@ fn judge_upstreams(upstreams: &Value) -> Result<(), DefinitionError> {
 
 /// `Proxy` or `Connect` in canonical JSON: Consul's key casing, sorted keys, empty when absent or empty.
 fn mesh_json(fields: &mut Fields<'_>, name: &'static str) -> Result<String, DefinitionError> {
-    let Some(value) = fields.take(&[name]) else { return Ok(String::new()) };
+    let Some(value) = fields.take(&[name]) else {
+        return Ok(String::new());
+    };
     let merged = match value {
-        Value::Array(items) if items.iter().all(Value::is_object) => {
-            Value::Object(items.iter().filter_map(Value::as_object).flat_map(|map| map.clone()).collect())
-        }
+        Value::Array(items) if items.iter().all(Value::is_object) => Value::Object(
+            items
+                .iter()
+                .filter_map(Value::as_object)
+                .flat_map(|map| map.clone())
+                .collect(),
+        ),
         Value::Object(_) => value.clone(),
         other => return Err(fields.wrong(name, "an object", other)),
     };
@@ -249,7 +335,10 @@ fn mesh_json(fields: &mut Fields<'_>, name: &'static str) -> Result<String, Defi
     }
     let text = canonical.to_string();
     if text.len() > MESH_JSON_MAX {
-        let message = format!("{name} is {} bytes, more than the limit of {MESH_JSON_MAX}", text.len());
+        let message = format!(
+            "{name} is {} bytes, more than the limit of {MESH_JSON_MAX}",
+            text.len()
+        );
         return Err(DefinitionError::invalid("service.mesh.too_large", message));
     }
     Ok(text)
@@ -266,7 +355,11 @@ fn canonical(value: &Value) -> Value {
             map.iter()
                 .filter(|(_, value)| !value.is_null())
                 .map(|(key, value)| {
-                    let inner = if OPAQUE.contains(&plain(key).as_str()) { value.clone() } else { canonical(value) };
+                    let inner = if OPAQUE.contains(&plain(key).as_str()) {
+                        value.clone()
+                    } else {
+                        canonical(value)
+                    };
                     (camel(key), inner)
                 })
                 .collect(),
@@ -287,7 +380,10 @@ fn camel(key: &str) -> String {
                 return word.to_uppercase();
             }
             let mut letters = word.chars();
-            letters.next().map(|first| first.to_uppercase().chain(letters).collect::<String>()).unwrap_or_default()
+            letters
+                .next()
+                .map(|first| first.to_uppercase().chain(letters).collect::<String>())
+                .unwrap_or_default()
         })
         .collect()
 }
@@ -309,7 +405,11 @@ fn checks(
         }
     }
     if values.len() > CHECKS_MAX {
-        return Err(DefinitionError::TooMany { path: "Checks".to_owned(), count: values.len(), max: CHECKS_MAX });
+        return Err(DefinitionError::TooMany {
+            path: "Checks".to_owned(),
+            count: values.len(),
+            max: CHECKS_MAX,
+        });
     }
     let several = values.len() > 1;
     let mut ids = BTreeSet::new();
@@ -318,7 +418,11 @@ fn checks(
         let mut check = parse_check(&path, value, unknown).map_err(in_check)?;
         check.service_id.clone_from(&service.id);
         if check.id.is_empty() {
-            check.id = if several { format!("service:{}:{}", service.id, n + 1) } else { format!("service:{}", service.id) };
+            check.id = if several {
+                format!("service:{}:{}", service.id, n + 1)
+            } else {
+                format!("service:{}", service.id)
+            };
         }
         if check.name.is_empty() {
             check.name = format!("Service '{}' check", service.name);
@@ -335,7 +439,10 @@ fn checks(
 pub(super) fn in_check(error: DefinitionError) -> DefinitionError {
     match error {
         DefinitionError::Invalid { reason, message } if reason != "check.status" => {
-            DefinitionError::Invalid { reason, message: format!("Invalid check: {message}") }
+            DefinitionError::Invalid {
+                reason,
+                message: format!("Invalid check: {message}"),
+            }
         }
         other => other,
     }

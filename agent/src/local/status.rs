@@ -27,7 +27,9 @@ impl Status {
     /// Reads the exact lower-case word.
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::Passing, Self::Warning, Self::Critical].into_iter().find(|status| status.as_str() == word)
+        [Self::Passing, Self::Warning, Self::Critical]
+            .into_iter()
+            .find(|status| status.as_str() == word)
     }
 }
 

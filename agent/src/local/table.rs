@@ -29,6 +29,8 @@ pub const SERVICE_MAINTENANCE: &str = "_service_maintenance:";
 pub(super) struct ServiceEntry {
     pub(super) local: Arc<LocalService>,
     pub(super) in_sync: bool,
+    /// Its last write was refused: not written again before the next full comparison.
+    pub(super) blocked: bool,
     /// Table revision of its last change: a write confirms only what it carried.
     pub(super) revision: u64,
 }
@@ -41,7 +43,11 @@ pub(super) struct CheckEntry {
     pub(super) output: String,
     streak: Streak,
     critical_since: Option<Duration>,
+    /// When a TTL check turns critical unless reported to; `None` after it has.
+    ttl_deadline: Option<Duration>,
     pub(super) in_sync: bool,
+    /// As in [`ServiceEntry`].
+    pub(super) blocked: bool,
     /// An output-only change waits until then before it is written.
     pub(super) output_due: Option<Duration>,
     pub(super) revision: u64,
@@ -49,8 +55,18 @@ pub(super) struct CheckEntry {
 
 /// Deregistered here, still to be removed from the catalog.
 pub(super) struct Gone {
-    pub(super) token: String,
     pub(super) revision: u64,
+    /// As in [`ServiceEntry`].
+    pub(super) blocked: bool,
+}
+
+impl Gone {
+    pub(super) fn new(revision: u64) -> Self {
+        Self {
+            revision,
+            blocked: false,
+        }
+    }
 }
 
 /// The table.
@@ -61,6 +77,10 @@ pub(super) struct Table {
     pub(super) checks: BTreeMap<String, CheckEntry>,
     pub(super) gone_services: BTreeMap<String, Gone>,
     pub(super) gone_checks: BTreeMap<String, Gone>,
+    /// TTL states of the last run, for checks not registered again yet: status, output, deadline.
+    pub(super) saved_states: BTreeMap<String, (Status, String, Duration)>,
+    /// Saved checks whose service is not registered (yet): its file may still come.
+    pub(super) orphans: Vec<CheckDefinition>,
     revision: u64,
 }
 
@@ -73,6 +93,8 @@ impl Table {
             checks: BTreeMap::new(),
             gone_services: BTreeMap::new(),
             gone_checks: BTreeMap::new(),
+            saved_states: BTreeMap::new(),
+            orphans: Vec::new(),
             revision: 0,
         }
     }
@@ -92,21 +114,38 @@ impl Table {
     ) -> Result<Vec<String>, LocalError> {
         let id = &definition.service.id;
         if !self.services.contains_key(id) && self.services.len() >= SERVICES_MAX {
-            return Err(LocalError::Full { what: "services", count: SERVICES_MAX });
+            return Err(LocalError::Full {
+                what: "services",
+                count: SERVICES_MAX,
+            });
         }
-        let fresh = definition.checks.iter().filter(|check| !self.checks.contains_key(&check.id)).count();
+        let fresh = definition
+            .checks
+            .iter()
+            .filter(|check| !self.checks.contains_key(&check.id))
+            .count();
         if self.checks.len() + fresh > CHECKS_MAX {
-            return Err(LocalError::Full { what: "checks", count: CHECKS_MAX });
+            return Err(LocalError::Full {
+                what: "checks",
+                count: CHECKS_MAX,
+            });
         }
         let revision = self.next_revision();
-        let local = LocalService { service: definition.service.clone(), token: definition.token.clone(), source };
+        let local = LocalService {
+            service: definition.service.clone(),
+            token: definition.token.clone(),
+            source,
+        };
         self.insert_service(Arc::new(local), revision);
         let mut removed = Vec::new();
         if replace_existing_checks {
             removed = self
                 .checks
                 .values()
-                .filter(|entry| entry.definition.service_id == *id && entry.definition.kind != CheckKind::Maintenance)
+                .filter(|entry| {
+                    entry.definition.service_id == *id
+                        && entry.definition.kind != CheckKind::Maintenance
+                })
                 .map(|entry| entry.definition.id.clone())
                 .filter(|check| !definition.checks.iter().any(|kept| kept.id == *check))
                 .collect();
@@ -124,12 +163,25 @@ impl Table {
         let id = local.service.id.clone();
         self.gone_services.remove(&id);
         let renamed = self.services.get(&id).is_some_and(|old| {
-            old.local.service.name != local.service.name || old.local.service.tags != local.service.tags
+            old.local.service.name != local.service.name
+                || old.local.service.tags != local.service.tags
         });
-        self.services.insert(id.clone(), ServiceEntry { local, in_sync: false, revision });
+        self.services.insert(
+            id.clone(),
+            ServiceEntry {
+                local,
+                in_sync: false,
+                blocked: false,
+                revision,
+            },
+        );
         if renamed {
             // Checks carry their service's name and tags.
-            for entry in self.checks.values_mut().filter(|entry| entry.definition.service_id == id) {
+            for entry in self
+                .checks
+                .values_mut()
+                .filter(|entry| entry.definition.service_id == id)
+            {
                 entry.in_sync = false;
                 entry.revision = revision;
             }
@@ -147,7 +199,10 @@ impl Table {
             return Err(LocalError::ServiceMissing(check.service_id.clone()));
         }
         if !self.checks.contains_key(&check.id) && self.checks.len() >= CHECKS_MAX {
-            return Err(LocalError::Full { what: "checks", count: CHECKS_MAX });
+            return Err(LocalError::Full {
+                what: "checks",
+                count: CHECKS_MAX,
+            });
         }
         self.insert_check(Arc::new(check.clone()), source, now);
         Ok(())
@@ -156,11 +211,34 @@ impl Table {
     fn insert_check(&mut self, definition: Arc<CheckDefinition>, source: Source, now: Duration) {
         let revision = self.next_revision();
         self.gone_checks.remove(&definition.id);
-        let old = self.checks.remove(&definition.id);
         let fresh = definition.status.unwrap_or(Status::Critical);
-        let (status, output, streak, critical_since) = match old {
+        let mut ttl_deadline = match definition.kind {
+            CheckKind::Ttl { ttl } => Some(now + ttl),
+            _ => None,
+        };
+        let (status, output, streak, critical_since) = match self.checks.remove(&definition.id) {
             Some(old) => (old.status, old.output, old.streak, old.critical_since),
-            None => (fresh, String::new(), Streak::default(), (fresh == Status::Critical).then_some(now)),
+            None => match self
+                .saved_states
+                .remove(&definition.id)
+                .filter(|_| ttl_deadline.is_some())
+            {
+                Some((status, output, deadline)) => {
+                    ttl_deadline = Some(deadline);
+                    (
+                        status,
+                        output,
+                        Streak::default(),
+                        (status == Status::Critical).then_some(now),
+                    )
+                }
+                None => (
+                    fresh,
+                    String::new(),
+                    Streak::default(),
+                    (fresh == Status::Critical).then_some(now),
+                ),
+            },
         };
         let entry = CheckEntry {
             definition,
@@ -169,7 +247,9 @@ impl Table {
             output,
             streak,
             critical_since,
+            ttl_deadline,
             in_sync: false,
+            blocked: false,
             output_due: None,
             revision,
         };
@@ -178,9 +258,12 @@ impl Table {
 
     /// Removes a service with its checks; answers their ids.
     pub(super) fn remove_service(&mut self, id: &str) -> Result<Vec<String>, LocalError> {
-        let Some(entry) = self.services.remove(id) else { return Err(LocalError::UnknownService(id.to_owned())) };
+        if self.services.remove(id).is_none() {
+            return Err(LocalError::UnknownService(id.to_owned()));
+        }
         let revision = self.next_revision();
-        self.gone_services.insert(id.to_owned(), Gone { token: entry.local.token.clone(), revision });
+        self.gone_services
+            .insert(id.to_owned(), Gone::new(revision));
         let checks: Vec<String> = self
             .checks
             .values()
@@ -195,27 +278,54 @@ impl Table {
     }
 
     pub(super) fn remove_check(&mut self, id: &str) -> Result<(), LocalError> {
-        if self.drop_check(id) { Ok(()) } else { Err(LocalError::UnknownCheck(id.to_owned())) }
+        if self.drop_check(id) {
+            Ok(())
+        } else {
+            Err(LocalError::UnknownCheck(id.to_owned()))
+        }
     }
 
     fn drop_check(&mut self, id: &str) -> bool {
-        let Some(entry) = self.checks.remove(id) else { return false };
+        if self.checks.remove(id).is_none() {
+            return false;
+        }
         let revision = self.next_revision();
-        self.gone_checks.insert(id.to_owned(), Gone { token: entry.definition.token.clone(), revision });
+        self.gone_checks.insert(id.to_owned(), Gone::new(revision));
         true
     }
 
     /// Counts one result of a polled check in, through its thresholds.
-    pub(super) fn record_result(&mut self, id: &str, result: Status, output: String, now: Duration, due: Duration) {
-        let Some(entry) = self.checks.get_mut(id) else { return };
-        let status = entry.streak.step(result, &entry.definition.thresholds).unwrap_or(entry.status);
+    pub(super) fn record_result(
+        &mut self,
+        id: &str,
+        result: Status,
+        output: String,
+        now: Duration,
+        due: Duration,
+    ) {
+        let Some(entry) = self.checks.get_mut(id) else {
+            return;
+        };
+        let status = entry
+            .streak
+            .step(result, &entry.definition.thresholds)
+            .unwrap_or(entry.status);
         self.set_status(id, status, output, now, due);
     }
 
     /// Shows `status` at once. `due`: when an output-only change may be written.
-    pub(super) fn set_status(&mut self, id: &str, status: Status, output: String, now: Duration, due: Duration) {
+    pub(super) fn set_status(
+        &mut self,
+        id: &str,
+        status: Status,
+        output: String,
+        now: Duration,
+        due: Duration,
+    ) {
         let revision = self.revision + 1;
-        let Some(entry) = self.checks.get_mut(id) else { return };
+        let Some(entry) = self.checks.get_mut(id) else {
+            return;
+        };
         let same_status = entry.status == status;
         if same_status && entry.output == output {
             return;
@@ -235,6 +345,66 @@ impl Table {
         } else if entry.in_sync {
             entry.output_due.get_or_insert(due);
         }
+    }
+
+    /// The application's report: shows it at once and starts the time anew. Answers the TTL.
+    pub(super) fn report_ttl(
+        &mut self,
+        id: &str,
+        status: Status,
+        output: String,
+        now: Duration,
+        due: Duration,
+    ) -> Result<Duration, LocalError> {
+        let entry = self
+            .checks
+            .get_mut(id)
+            .ok_or_else(|| LocalError::UnknownCheck(id.to_owned()))?;
+        let CheckKind::Ttl { ttl } = entry.definition.kind else {
+            return Err(LocalError::NotTtl(id.to_owned()));
+        };
+        entry.ttl_deadline = Some(now + ttl);
+        self.set_status(id, status, output, now, due);
+        Ok(ttl)
+    }
+
+    /// Turns a TTL check critical when its time is up. Answers whether it did and how long to wait
+    /// before asking again; `None` when there is no such TTL check.
+    pub(super) fn expire_ttl(&mut self, id: &str, now: Duration) -> Option<(bool, Duration)> {
+        let entry = self.checks.get_mut(id)?;
+        let CheckKind::Ttl { ttl } = entry.definition.kind else {
+            return None;
+        };
+        match entry.ttl_deadline {
+            None => Some((false, ttl)),
+            Some(deadline) if deadline > now => Some((false, deadline - now)),
+            Some(_) => {
+                entry.ttl_deadline = None;
+                let output = if entry.output.is_empty() {
+                    "TTL expired".to_owned()
+                } else {
+                    format!(
+                        "TTL expired (last output before timeout follows): {}",
+                        entry.output
+                    )
+                };
+                self.set_status(id, Status::Critical, output, now, now);
+                Some((true, ttl))
+            }
+        }
+    }
+
+    /// Entries the catalog does not have as this host does.
+    pub(super) fn out_of_sync(&self) -> usize {
+        usize::from(!self.node_in_sync)
+            + self
+                .services
+                .values()
+                .filter(|entry| !entry.in_sync)
+                .count()
+            + self.checks.values().filter(|entry| !entry.in_sync).count()
+            + self.gone_services.len()
+            + self.gone_checks.len()
     }
 
     /// Output changes whose wait is over become due; answers when the next one does.
@@ -263,14 +433,22 @@ impl Table {
                 matches!((limit, critical), (Some(limit), Some(critical)) if critical >= limit)
             })
             .filter(|entry| self.services.contains_key(&entry.definition.service_id))
-            .map(|entry| (entry.definition.service_id.clone(), entry.definition.id.clone()))
+            .map(|entry| {
+                (
+                    entry.definition.service_id.clone(),
+                    entry.definition.id.clone(),
+                )
+            })
             .collect()
     }
 
     /// The check as the catalog keeps it; indexes are 0.
     pub(super) fn check_record(&self, entry: &CheckEntry) -> v1::Check {
         let definition = &entry.definition;
-        let service = self.services.get(&definition.service_id).map(|service| &service.local.service);
+        let service = self
+            .services
+            .get(&definition.service_id)
+            .map(|service| &service.local.service);
         v1::Check {
             node: self.node.name.clone(),
             id: definition.id.clone(),
@@ -279,8 +457,12 @@ impl Table {
             notes: definition.notes.clone(),
             output: entry.output.clone(),
             service_id: definition.service_id.clone(),
-            service_name: service.map(|service| service.name.clone()).unwrap_or_default(),
-            service_tags: service.map(|service| service.tags.clone()).unwrap_or_default(),
+            service_name: service
+                .map(|service| service.name.clone())
+                .unwrap_or_default(),
+            service_tags: service
+                .map(|service| service.tags.clone())
+                .unwrap_or_default(),
             r#type: definition.kind.type_name().to_owned(),
             interval: weft_proto::duration::format(definition.kind.interval()),
             timeout: weft_proto::duration::format(definition.kind.timeout()),
@@ -308,7 +490,11 @@ impl Table {
                 checks.push(self.check_record(entry));
             }
         }
-        Some(ServiceHealth { status, service, checks })
+        Some(ServiceHealth {
+            status,
+            service,
+            checks,
+        })
     }
 }
 

@@ -28,7 +28,11 @@ impl Streak {
     /// what is shown.
     #[must_use]
     pub fn step(&mut self, result: Status, thresholds: &Thresholds) -> Option<Status> {
-        if result == Status::Critical { self.fail(thresholds) } else { self.succeed(result, thresholds) }
+        if result == Status::Critical {
+            self.fail(thresholds)
+        } else {
+            self.succeed(result, thresholds)
+        }
     }
 
     fn succeed(&mut self, result: Status, thresholds: &Thresholds) -> Option<Status> {

@@ -1,0 +1,332 @@
+//! One change at a time, in its order through table, file, task and catalog.
+//!
+//! Owns: the table's lock; what every change of it sets off.
+//! Never: awaits. A caller that must wait for the disk is handed what to wait for.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::RngExt;
+use rand::rngs::StdRng;
+use tokio::sync::{Notify, watch};
+use weft_proto::clock::Clock;
+use weft_proto::ids::UnixMillis;
+
+use super::metrics::LocalMetrics;
+use super::output::cut;
+use super::runner::Runners;
+use super::saved::{self, check_object, service_object, state_object};
+use super::status::Status;
+use super::store::{Kind, Saved, Store};
+use super::sync::Memory;
+use super::table::{Gone, Table};
+use super::{CheckDefinition, LocalConfig, LocalError, RegisterOptions, ServiceDefinition, Source};
+
+/// Locks are taken in the order of the fields.
+pub(super) struct Inner {
+    pub(super) config: LocalConfig,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) table: Mutex<Table>,
+    pub(super) memory: Mutex<Memory>,
+    pub(super) runners: Mutex<Runners>,
+    pub(super) rng: Mutex<StdRng>,
+    pub(super) store: Option<Store>,
+    pub(super) metrics: LocalMetrics,
+    pub(super) services_changed: watch::Sender<u64>,
+    /// Something is out of sync.
+    pub(super) dirty: Notify,
+}
+
+impl Inner {
+    pub(super) fn put_service(
+        self: &Arc<Self>,
+        definition: &ServiceDefinition,
+        options: RegisterOptions,
+    ) -> Result<Vec<Saved>, LocalError> {
+        let now = self.clock.monotonic();
+        let id = &definition.service.id;
+        let mut table = self.table.lock();
+        let was_saved = table
+            .services
+            .get(id)
+            .is_some_and(|entry| entry.local.source == Source::Api);
+        let saved_checks: Vec<&str> = definition
+            .checks
+            .iter()
+            .filter(|check| {
+                table
+                    .checks
+                    .get(&check.id)
+                    .is_some_and(|entry| entry.source == Source::Api)
+            })
+            .map(|check| check.id.as_str())
+            .collect();
+        let removed = table.put_service(
+            definition,
+            options.source,
+            options.replace_existing_checks,
+            now,
+        )?;
+        let mut waits = Vec::new();
+        match options.source {
+            Source::Api => {
+                waits.extend(self.save(Kind::Service, id, || service_object(definition)));
+                for check in &definition.checks {
+                    waits.extend(self.save(Kind::Check, &check.id, || check_object(check)));
+                }
+            }
+            Source::File => {
+                waits.extend(was_saved.then(|| self.unsave(Kind::Service, id)).flatten());
+                waits.extend(
+                    saved_checks
+                        .into_iter()
+                        .filter_map(|check| self.unsave(Kind::Check, check)),
+                );
+            }
+        }
+        for check in &removed {
+            waits.extend(self.forget_check(check));
+        }
+        for check in &definition.checks {
+            self.run_check(&table, &check.id);
+        }
+        drop(table);
+        tracing::debug!(service.id = %id, service.name = %definition.service.name, "registered a service");
+        self.touch_services();
+        Ok(waits)
+    }
+
+    pub(super) fn remove_service(&self, id: &str) -> Result<Vec<Saved>, LocalError> {
+        let mut table = self.table.lock();
+        let checks = match table.remove_service(id) {
+            Err(LocalError::UnknownService(_)) if self.memory.lock().release_service(id) => {
+                let revision = table.next_revision();
+                table
+                    .gone_services
+                    .insert(id.to_owned(), Gone::new(revision));
+                Vec::new()
+            }
+            other => other?,
+        };
+        let mut waits: Vec<Saved> = self.unsave(Kind::Service, id).into_iter().collect();
+        waits.extend(checks.iter().flat_map(|check| self.forget_check(check)));
+        drop(table);
+        tracing::debug!(service.id = %id, "deregistered a service");
+        self.touch_services();
+        Ok(waits)
+    }
+
+    pub(super) fn put_check(
+        self: &Arc<Self>,
+        check: &CheckDefinition,
+        source: Source,
+    ) -> Result<Vec<Saved>, LocalError> {
+        let now = self.clock.monotonic();
+        let mut table = self.table.lock();
+        let was_saved = table
+            .checks
+            .get(&check.id)
+            .is_some_and(|entry| entry.source == Source::Api);
+        table.put_check(check, source, now)?;
+        let wait = match source {
+            Source::Api => self.save(Kind::Check, &check.id, || check_object(check)),
+            Source::File if was_saved => self.unsave(Kind::Check, &check.id),
+            Source::File => None,
+        };
+        self.run_check(&table, &check.id);
+        self.dirty.notify_one();
+        Ok(wait.into_iter().collect())
+    }
+
+    pub(super) fn remove_check(&self, id: &str) -> Result<Vec<Saved>, LocalError> {
+        let mut table = self.table.lock();
+        match table.remove_check(id) {
+            Err(LocalError::UnknownCheck(_)) if self.memory.lock().release_check(id) => {
+                let revision = table.next_revision();
+                table.gone_checks.insert(id.to_owned(), Gone::new(revision));
+            }
+            other => other?,
+        }
+        let waits = self.forget_check(id);
+        self.dirty.notify_one();
+        Ok(waits)
+    }
+
+    /// Ends a check's task and removes its files.
+    pub(super) fn forget_check(&self, id: &str) -> Vec<Saved> {
+        self.runners.lock().stop(id);
+        // The state file goes by itself; nobody waits for it.
+        drop(self.unsave(Kind::State, id));
+        self.unsave(Kind::Check, id).into_iter().collect()
+    }
+
+    pub(super) fn update_ttl(
+        &self,
+        id: &str,
+        status: Status,
+        output: &str,
+    ) -> Result<(), LocalError> {
+        let now = self.clock.monotonic();
+        let mut table = self.table.lock();
+        let max = table
+            .checks
+            .get(id)
+            .map_or(0, |entry| self.output_max(&entry.definition));
+        let output = self.shown(&cut(output, max, output.len()));
+        let due = self.output_due(now);
+        let ttl = table.report_ttl(id, status, output.clone(), now, due)?;
+        let expires = UnixMillis(self.clock.wall().get().saturating_add(millis(ttl)));
+        // Not waited for: losing a report costs one critical interval after a power cut.
+        drop(self.save(Kind::State, id, || {
+            state_object(id, status, &output, expires)
+        }));
+        self.dirty.notify_one();
+        Ok(())
+    }
+
+    /// A polled check's result. Ignored when the check was changed while it ran.
+    pub(super) fn report(&self, check: &CheckDefinition, status: Status, output: &str) {
+        let now = self.clock.monotonic();
+        let due = self.output_due(now);
+        self.metrics.ran_check();
+        let mut table = self.table.lock();
+        let Some(entry) = table
+            .checks
+            .get(&check.id)
+            .filter(|entry| *entry.definition == *check)
+        else {
+            return;
+        };
+        let before = entry.status;
+        table.record_result(&check.id, status, self.shown(output), now, due);
+        let after = table
+            .checks
+            .get(&check.id)
+            .map_or(before, |entry| entry.status);
+        if before != after {
+            tracing::info!(check.id = %check.id, service.id = %check.service_id, check.before = %before, check.status = %after, "check changed status");
+        }
+        self.dirty.notify_one();
+    }
+
+    /// See [`Table::expire_ttl`].
+    pub(super) fn expire_ttl(&self, id: &str) -> Option<Duration> {
+        let now = self.clock.monotonic();
+        let (expired, wait) = self.table.lock().expire_ttl(id, now)?;
+        if expired {
+            tracing::warn!(check.id = %id, "TTL check was not refreshed in time");
+            self.metrics.expired();
+            self.dirty.notify_one();
+        }
+        Some(wait)
+    }
+
+    /// Bytes of output this check may keep.
+    pub(super) fn output_max(&self, check: &CheckDefinition) -> usize {
+        let most = self.config.check_output_max_size;
+        check.output_max_size.map_or(most, |own| own.min(most))
+    }
+
+    fn shown(&self, output: &str) -> String {
+        if self.config.discard_check_output {
+            String::new()
+        } else {
+            output.to_owned()
+        }
+    }
+
+    /// When an output-only change of `now` may be written: half to one and a half intervals later.
+    fn output_due(&self, now: Duration) -> Duration {
+        let interval = self.config.check_update_interval;
+        if interval.is_zero() {
+            now
+        } else {
+            now + interval / 2 + self.jitter(interval)
+        }
+    }
+
+    /// A random time below `most`.
+    pub(super) fn jitter(&self, most: Duration) -> Duration {
+        most.mul_f64(self.rng.lock().random_range(0.0..1.0))
+    }
+
+    /// Starts the check's task when checks run.
+    pub(super) fn run_check(self: &Arc<Self>, table: &Table, id: &str) {
+        let Some(entry) = table.checks.get(id) else {
+            return;
+        };
+        let offset = self.jitter(entry.definition.kind.interval());
+        self.runners.lock().start(self, &entry.definition, offset);
+    }
+
+    /// Ids of file-defined services and checks that the new files no longer have.
+    pub(super) fn left_out(
+        &self,
+        services: &[ServiceDefinition],
+        checks: &[CheckDefinition],
+    ) -> (Vec<String>, Vec<String>) {
+        let kept_services: BTreeSet<&str> = services
+            .iter()
+            .map(|service| service.service.id.as_str())
+            .collect();
+        let kept_checks: BTreeSet<&str> = services
+            .iter()
+            .flat_map(|service| &service.checks)
+            .chain(checks)
+            .map(|check| check.id.as_str())
+            .collect();
+        let table = self.table.lock();
+        let file_services = table
+            .services
+            .iter()
+            .filter(|(_, entry)| entry.local.source == Source::File);
+        let file_checks = table
+            .checks
+            .iter()
+            .filter(|(_, entry)| entry.source == Source::File);
+        (
+            file_services
+                .map(|(id, _)| id.clone())
+                .filter(|id| !kept_services.contains(id.as_str()))
+                .collect(),
+            file_checks
+                .map(|(id, _)| id.clone())
+                .filter(|id| !kept_checks.contains(id.as_str()))
+                .collect(),
+        )
+    }
+
+    fn save(
+        &self,
+        kind: Kind,
+        id: &str,
+        object: impl FnOnce() -> serde_json::Value,
+    ) -> Option<Saved> {
+        Some(self.store.as_ref()?.save(kind, id, object()))
+    }
+
+    fn unsave(&self, kind: Kind, id: &str) -> Option<Saved> {
+        Some(self.store.as_ref()?.remove(kind, id))
+    }
+
+    /// From the next start on, this store counts as not lost.
+    pub(super) fn mark_store(&self) {
+        let Some(root) = &self.config.data_dir else {
+            return;
+        };
+        if let Err(error) = saved::mark(root) {
+            tracing::warn!(%error, file.path = %root.display(), "cannot mark the local store as complete");
+        }
+    }
+
+    fn touch_services(&self) {
+        self.services_changed.send_modify(|revision| *revision += 1);
+        self.dirty.notify_one();
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,192 @@
+//! What the files of [`super::store`] say, and what a restart makes of them.
+//!
+//! Owns: the JSON forms of saved services, checks and TTL states; the node id; the mark that says
+//! this store was not lost.
+//! Never: writes except through the store, or decides what is registered.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use weft_proto::ids::UnixMillis;
+
+use super::check_definition::{self, parse_check};
+use super::maintenance;
+use super::status::Status;
+use super::store::{Found, Kind, set_aside, write_durably};
+use super::{
+    CheckDefinition, CheckKind, OpenError, ServiceDefinition, UnknownKeys, service_definition,
+};
+
+/// Its presence says that registrations were kept here before.
+const MARK: &str = "local-store";
+const NODE_ID: &str = "node-id";
+
+/// Everything that was saved and could be read.
+#[derive(Default)]
+pub(super) struct Saved {
+    pub(super) services: Vec<ServiceDefinition>,
+    pub(super) checks: Vec<CheckDefinition>,
+    pub(super) states: BTreeMap<String, SavedState>,
+    /// Something was lost: files were damaged, or there never was a store here.
+    pub(super) lost: bool,
+}
+
+/// The last report to a TTL check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SavedState {
+    pub(super) status: Status,
+    pub(super) output: String,
+    /// Time left until it expires.
+    pub(super) remaining: Duration,
+}
+
+pub(super) fn service_object(definition: &ServiceDefinition) -> Value {
+    let service = service_definition::to_value(&definition.service, "");
+    json!({"Token": definition.token, "Service": service})
+}
+
+pub(super) fn check_object(check: &CheckDefinition) -> Value {
+    json!({"Maintenance": check.kind == CheckKind::Maintenance, "Check": check_definition::to_value(check)})
+}
+
+pub(super) fn state_object(id: &str, status: Status, output: &str, expires: UnixMillis) -> Value {
+    json!({"CheckID": id, "Status": status.as_str(), "Output": output, "Expires": expires.get()})
+}
+
+/// Reads what was found; what makes no sense is set aside. `now`: wall clock.
+pub(super) fn read(root: &Path, found: Found, now: UnixMillis) -> Saved {
+    let mut saved = Saved {
+        lost: found.corrupt > 0 || !root.join(MARK).exists(),
+        ..Saved::default()
+    };
+    for ((kind, path), object) in found.objects {
+        let outcome = match kind {
+            Kind::Service => read_service(&object).map(|service| saved.services.push(service)),
+            Kind::Check => read_check(&object).map(|check| saved.checks.push(check)),
+            Kind::State => read_state(&object, now).map(|state| match state {
+                Some((id, state)) => drop(saved.states.insert(id, state)),
+                None => forget(&path),
+            }),
+        };
+        if let Err(reason) = outcome {
+            set_aside(&path, &reason);
+            saved.lost |= kind != Kind::State;
+        }
+    }
+    saved
+}
+
+fn read_service(object: &Value) -> Result<ServiceDefinition, String> {
+    let mut service = object["Service"].clone();
+    // Consul saves the catalog's form, in which the name is called `Service`.
+    if let Value::Object(map) = &mut service
+        && let Some(name) = map.remove("Service")
+    {
+        map.insert("Name".to_owned(), name);
+    }
+    let mut definition = ServiceDefinition::parse(&service, UnknownKeys::Ignore)
+        .map_err(|error| error.to_string())?;
+    definition.token = object["Token"].as_str().unwrap_or_default().to_owned();
+    Ok(definition)
+}
+
+fn read_check(object: &Value) -> Result<CheckDefinition, String> {
+    let value = &object["Check"];
+    if object["Maintenance"] == Value::Bool(true) {
+        let text = |key: &str| value[key].as_str().unwrap_or_default();
+        return Ok(maintenance::check(text("ServiceID"), text("Notes")));
+    }
+    let check = parse_check("", value, UnknownKeys::Ignore).map_err(|error| error.to_string())?;
+    if check.id.is_empty() {
+        Err("it has no CheckID".to_owned())
+    } else {
+        Ok(check)
+    }
+}
+
+/// `None` when it has expired.
+fn read_state(object: &Value, now: UnixMillis) -> Result<Option<(String, SavedState)>, String> {
+    let text = |key: &str| {
+        object[key]
+            .as_str()
+            .ok_or_else(|| format!("it has no {key}"))
+    };
+    let status = Status::parse(text("Status")?).ok_or("its status is unknown")?;
+    let expires = object["Expires"].as_u64().ok_or("it has no Expires")?;
+    let remaining = Duration::from_millis(expires.saturating_sub(now.get()));
+    let state = SavedState {
+        status,
+        output: text("Output")?.to_owned(),
+        remaining,
+    };
+    Ok((!remaining.is_zero()).then(|| (text("CheckID").unwrap_or_default().to_owned(), state)))
+}
+
+/// Removes a file that means nothing any more; a leftover does no harm.
+fn forget(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path) {
+        tracing::debug!(file.path = %path.display(), %error, "cannot remove an expired check state");
+    }
+}
+
+/// From now on this store counts as lost, over restarts, until [`mark`].
+///
+/// Errors: [`OpenError`] when the mark cannot be removed: a later start would then take what was
+/// lost for what was never there.
+pub(super) fn unmark(root: &Path) -> Result<(), OpenError> {
+    let path = root.join(MARK);
+    match std::fs::remove_file(&path) {
+        Ok(()) => std::fs::File::open(root)
+            .and_then(|dir| dir.sync_all())
+            .map_err(|cause| OpenError::Io {
+                path: root.to_owned(),
+                cause,
+            }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(cause) => Err(OpenError::Io { path, cause }),
+    }
+}
+
+/// From now on this store counts as not lost.
+pub(super) fn mark(root: &Path) -> io::Result<()> {
+    write_durably(&root.join(MARK), "1\n")
+}
+
+/// This node's id: `configured`, else what `data_dir/node-id` holds, else a fresh one kept there.
+/// Without `data_dir` a fresh one each time. Lower-case UUID text.
+///
+/// Errors: [`OpenError`] when the file cannot be read or written, or holds no UUID.
+/// Source: CONSUL.md B.7, "Node identity".
+pub fn node_id(data_dir: Option<&Path>, configured: Option<&str>) -> Result<String, OpenError> {
+    let Some(dir) = data_dir else {
+        return Ok(configured.map_or_else(weft_proto::ids::mint, str::to_lowercase));
+    };
+    let path = dir.join(NODE_ID);
+    let failed = |cause| OpenError::Io {
+        path: path.clone(),
+        cause,
+    };
+    let kept = match std::fs::read_to_string(&path) {
+        Ok(text) => Some(text.trim().to_lowercase()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(failed(error)),
+    };
+    let id = match (configured.map(str::to_lowercase), &kept) {
+        (Some(configured), _) => configured,
+        (None, Some(kept)) => kept.clone(),
+        (None, None) => weft_proto::ids::mint(),
+    };
+    if uuid::Uuid::try_parse(&id).is_err() {
+        let why =
+            format!("{id:?} is not a UUID; remove the file to get a new node id, or set node_id");
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, why)));
+    }
+    if kept.as_ref() != Some(&id) {
+        std::fs::create_dir_all(dir).map_err(failed)?;
+        write_durably(&path, &id).map_err(failed)?;
+    }
+    Ok(id)
+}

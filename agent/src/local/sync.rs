@@ -1,0 +1,481 @@
+//! Anti-entropy: bring the catalog into agreement with what this agent runs.
+//!
+//! Owns: the comparison of the local table with the catalog's rows of this node, and the writes
+//! that follow from it.
+//! Never: awaits, reads a clock, or writes. It is handed rows and hands back commands.
+//! Source: Consul docs, "Anti-Entropy"; CONSUL.md B.7; DESIGN F1 (amnesia).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use weft_proto::v1;
+use weft_proto::v1::stamped::Command;
+
+use super::LocalService;
+use super::table::{Gone, Table};
+
+/// Checks one command carries: bounds the size of a log entry.
+pub(super) const CHECKS_PER_COMMAND: usize = 64;
+/// Commands one round plans; what is left follows in the next.
+pub(super) const COMMANDS_PER_ROUND: usize = 1_024;
+
+/// The service every server registers for itself; not the agent's to remove.
+const SERVER_SERVICE: &str = "consul";
+/// The check the leader keeps from gossip; not the agent's to remove.
+const GOSSIP_CHECK: &str = "serfHealth";
+
+/// What the catalog has for this node.
+#[derive(Default)]
+pub(super) struct Remote {
+    pub(super) node: Option<Arc<v1::Node>>,
+    pub(super) services: BTreeMap<String, Arc<v1::Service>>,
+    pub(super) checks: BTreeMap<String, Arc<v1::Check>>,
+}
+
+/// Whether this agent may remove what it does not know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// Its files were all there: what it does not know is not its own.
+    #[default]
+    Whole,
+    /// Files were lost, and the catalog was not looked at since.
+    Lost,
+    /// These were in the catalog when it first looked: they may be its own, so they stay until an
+    /// operator says otherwise.
+    Holding {
+        /// Service ids.
+        services: BTreeSet<String>,
+        /// Check ids.
+        checks: BTreeSet<String>,
+    },
+}
+
+impl Memory {
+    fn holds_service(&self, id: &str) -> bool {
+        matches!(self, Self::Holding { services, .. } if services.contains(id))
+    }
+
+    fn holds_check(&self, check: &v1::Check) -> bool {
+        let Self::Holding { services, checks } = self else {
+            return false;
+        };
+        checks.contains(&check.id) || services.contains(&check.service_id)
+    }
+
+    /// The user named this service, so it may go. Answers whether it was held.
+    pub(super) fn release_service(&mut self, id: &str) -> bool {
+        if let Self::Holding { services, .. } = self {
+            services.remove(id)
+        } else {
+            false
+        }
+    }
+
+    /// The user named this check, so it may go. Answers whether it was held.
+    pub(super) fn release_check(&mut self, id: &str) -> bool {
+        if let Self::Holding { checks, .. } = self {
+            checks.remove(id)
+        } else {
+            false
+        }
+    }
+
+    /// How many entries are held.
+    pub(super) fn held(&self) -> usize {
+        match self {
+            Self::Holding { services, checks } => services.len() + checks.len(),
+            Self::Whole | Self::Lost => 0,
+        }
+    }
+}
+
+/// One write, and what it puts into agreement when it is applied.
+pub(super) struct Write {
+    pub(super) command: Command,
+    pub(super) carries: Vec<Carried>,
+}
+
+/// An entry at the revision that was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Carried {
+    Node,
+    Service(String, u64),
+    Check(String, u64),
+    GoneService(String, u64),
+    GoneCheck(String, u64),
+}
+
+/// Full comparison: sets every sync mark anew, and marks for removal what the agent does not know.
+pub(super) fn compare(table: &mut Table, remote: &Remote, memory: &mut Memory) {
+    table.node_in_sync = remote
+        .node
+        .as_ref()
+        .is_some_and(|node| same_node(&table.node, node));
+    adopt_tags(table, remote, false);
+    for (id, entry) in &mut table.services {
+        entry.blocked = false;
+        entry.in_sync = remote
+            .services
+            .get(id)
+            .is_some_and(|theirs| same_service(&entry.local.service, theirs));
+    }
+    let marks: Vec<(String, bool)> = table
+        .checks
+        .iter()
+        .map(|(id, entry)| {
+            let ours = table.check_record(entry);
+            let waits = entry.output_due.is_some();
+            (
+                id.clone(),
+                remote
+                    .checks
+                    .get(id)
+                    .is_some_and(|theirs| same_check(&ours, theirs, waits)),
+            )
+        })
+        .collect();
+    for (id, in_sync) in marks {
+        if let Some(entry) = table.checks.get_mut(&id) {
+            entry.blocked = false;
+            entry.in_sync = in_sync;
+        }
+    }
+    mark_unknown(table, remote, memory);
+}
+
+fn mark_unknown(table: &mut Table, remote: &Remote, memory: &mut Memory) {
+    table.gone_services.retain(|id, gone| {
+        gone.blocked = false;
+        remote.services.contains_key(id)
+    });
+    table.gone_checks.retain(|id, gone| {
+        gone.blocked = false;
+        remote.checks.contains_key(id)
+    });
+    let services = unknown_services(table, remote);
+    let checks = unknown_checks(table, remote);
+    if *memory == Memory::Lost {
+        let own = |check: &&Arc<v1::Check>| !services.contains(&check.service_id);
+        let stand_alone = checks
+            .iter()
+            .filter(own)
+            .map(|check| check.id.clone())
+            .collect();
+        *memory = Memory::Holding {
+            services: services.clone(),
+            checks: stand_alone,
+        };
+    }
+    if let Memory::Holding {
+        services: held,
+        checks: held_checks,
+    } = memory
+    {
+        held.retain(|id| services.contains(id));
+        held_checks.retain(|id| remote.checks.contains_key(id) && !table.checks.contains_key(id));
+    }
+    let removable: Vec<String> = services
+        .iter()
+        .filter(|id| !memory.holds_service(id))
+        .cloned()
+        .collect();
+    for id in removable {
+        let revision = table.next_revision();
+        table.gone_services.insert(id, Gone::new(revision));
+    }
+    let removable: Vec<String> = checks
+        .iter()
+        .filter(|check| !memory.holds_check(check))
+        .map(|check| check.id.clone())
+        .collect();
+    for id in removable {
+        let revision = table.next_revision();
+        table.gone_checks.insert(id, Gone::new(revision));
+    }
+}
+
+fn unknown_services(table: &Table, remote: &Remote) -> BTreeSet<String> {
+    let unknown = |id: &&String| {
+        id.as_str() != SERVER_SERVICE
+            && !table.services.contains_key(*id)
+            && !table.gone_services.contains_key(*id)
+    };
+    remote.services.keys().filter(unknown).cloned().collect()
+}
+
+/// Checks of the server's own service are not the agent's either.
+fn unknown_checks(table: &Table, remote: &Remote) -> Vec<Arc<v1::Check>> {
+    let unknown = |check: &&Arc<v1::Check>| {
+        let of_server =
+            check.service_id == SERVER_SERVICE && !table.services.contains_key(SERVER_SERVICE);
+        check.id != GOSSIP_CHECK
+            && !of_server
+            && !table.checks.contains_key(&check.id)
+            && !table.gone_checks.contains_key(&check.id)
+    };
+    remote.checks.values().filter(unknown).cloned().collect()
+}
+
+/// Services with `enable_tag_override` take their tags from the catalog. `dirty_only`: before a
+/// partial sync, so that it does not overwrite them.
+pub(super) fn adopt_tags(table: &mut Table, remote: &Remote, dirty_only: bool) {
+    let mut changed = Vec::new();
+    for (id, entry) in &table.services {
+        let ours = &entry.local.service;
+        if !ours.enable_tag_override || (dirty_only && entry.in_sync) {
+            continue;
+        }
+        if let Some(theirs) = remote
+            .services
+            .get(id)
+            .filter(|theirs| theirs.tags != ours.tags)
+        {
+            changed.push((id.clone(), theirs.tags.clone()));
+        }
+    }
+    for (id, tags) in changed {
+        let revision = table.next_revision();
+        if let Some(entry) = table.services.get_mut(&id) {
+            let service = v1::Service {
+                tags,
+                ..entry.local.service.clone()
+            };
+            entry.local = Arc::new(LocalService {
+                service,
+                ..LocalService::clone(&entry.local)
+            });
+            entry.revision = revision;
+        }
+    }
+}
+
+/// The writes that bring what is marked out of sync into agreement, bounded by
+/// [`COMMANDS_PER_ROUND`]. A service goes with its checks in one command. `batch_checks`: put
+/// checks of several services into one command too.
+pub(super) fn plan(table: &Table, batch_checks: bool) -> Vec<Write> {
+    let mut writes = removals(table);
+    let mut by_service: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (id, entry) in table
+        .checks
+        .iter()
+        .filter(|(_, entry)| !entry.in_sync && !entry.blocked)
+    {
+        by_service
+            .entry(&entry.definition.service_id)
+            .or_default()
+            .push(id);
+    }
+    for (id, entry) in table
+        .services
+        .iter()
+        .filter(|(_, entry)| !entry.in_sync && !entry.blocked)
+    {
+        if writes.len() >= COMMANDS_PER_ROUND {
+            return writes;
+        }
+        let mut checks = by_service.remove(id.as_str()).unwrap_or_default();
+        // The rest waits for the next round: commands of one round may be applied in any order.
+        checks.truncate(CHECKS_PER_COMMAND);
+        writes.push(register(
+            table,
+            Some((id, entry.revision, &entry.local.service)),
+            &checks,
+        ));
+    }
+    // A check cannot be written before its service is there.
+    let ready = |service: &str| {
+        table
+            .services
+            .get(service)
+            .is_none_or(|entry| entry.in_sync)
+    };
+    let checks: Vec<&str> = by_service
+        .into_iter()
+        .filter(|(service, _)| ready(service))
+        .flat_map(|(_, checks)| checks)
+        .collect();
+    for chunk in checks.chunks(if batch_checks { CHECKS_PER_COMMAND } else { 1 }) {
+        if writes.len() >= COMMANDS_PER_ROUND {
+            return writes;
+        }
+        writes.push(register(table, None, chunk));
+    }
+    let carries_node = writes
+        .iter()
+        .any(|write| write.carries.contains(&Carried::Node));
+    if !table.node_in_sync && !carries_node {
+        writes.push(register(table, None, &[]));
+    }
+    writes
+}
+
+fn removals(table: &Table) -> Vec<Write> {
+    let node = || table.node.name.clone();
+    let services = table
+        .gone_services
+        .iter()
+        .filter(|(_, gone)| !gone.blocked)
+        .map(|(id, gone)| Write {
+            command: Command::Deregister(v1::Deregister {
+                node: node(),
+                service_id: id.clone(),
+                ..Default::default()
+            }),
+            carries: vec![Carried::GoneService(id.clone(), gone.revision)],
+        });
+    let checks = table
+        .gone_checks
+        .iter()
+        .filter(|(_, gone)| !gone.blocked)
+        .map(|(id, gone)| Write {
+            command: Command::Deregister(v1::Deregister {
+                node: node(),
+                check_id: id.clone(),
+                ..Default::default()
+            }),
+            carries: vec![Carried::GoneCheck(id.clone(), gone.revision)],
+        });
+    services.chain(checks).take(COMMANDS_PER_ROUND).collect()
+}
+
+fn register(
+    table: &Table,
+    service: Option<(&String, u64, &v1::Service)>,
+    checks: &[&str],
+) -> Write {
+    let mut carries = Vec::with_capacity(checks.len() + 2);
+    if !table.node_in_sync {
+        carries.push(Carried::Node);
+    }
+    if let Some((id, revision, _)) = service {
+        carries.push(Carried::Service(id.clone(), revision));
+    }
+    let entries = checks.iter().filter_map(|id| table.checks.get(*id));
+    let records = entries
+        .map(|entry| {
+            carries.push(Carried::Check(entry.definition.id.clone(), entry.revision));
+            table.check_record(entry)
+        })
+        .collect();
+    let command = Command::Register(v1::Register {
+        node: Some(table.node.clone()),
+        service: service.map(|(_, _, service)| service.clone()),
+        checks: records,
+        skip_node_update: table.node_in_sync,
+    });
+    Write { command, carries }
+}
+
+/// A write was applied: what it carried is in agreement, unless it changed since.
+pub(super) fn confirm(table: &mut Table, carries: &[Carried], node_sent: &v1::Node) {
+    for carried in carries {
+        match carried {
+            Carried::Node => table.node_in_sync = table.node == *node_sent,
+            Carried::Service(id, revision) => {
+                if let Some(entry) = table
+                    .services
+                    .get_mut(id)
+                    .filter(|entry| entry.revision == *revision)
+                {
+                    entry.in_sync = true;
+                }
+            }
+            Carried::Check(id, revision) => {
+                if let Some(entry) = table
+                    .checks
+                    .get_mut(id)
+                    .filter(|entry| entry.revision == *revision)
+                {
+                    entry.in_sync = true;
+                    entry.output_due = None;
+                }
+            }
+            Carried::GoneService(id, revision) => {
+                if table
+                    .gone_services
+                    .get(id)
+                    .is_some_and(|gone| gone.revision == *revision)
+                {
+                    table.gone_services.remove(id);
+                }
+            }
+            Carried::GoneCheck(id, revision) => {
+                if table
+                    .gone_checks
+                    .get(id)
+                    .is_some_and(|gone| gone.revision == *revision)
+                {
+                    table.gone_checks.remove(id);
+                }
+            }
+        }
+    }
+}
+
+/// A write was refused: what it carried is left alone until the next full comparison.
+pub(super) fn block(table: &mut Table, carries: &[Carried]) {
+    for carried in carries {
+        match carried {
+            // The node may have been removed under us, so the next write brings it again.
+            Carried::Node => {}
+            Carried::Service(id, _) => {
+                if let Some(entry) = table.services.get_mut(id) {
+                    entry.blocked = true;
+                }
+            }
+            Carried::Check(id, _) => {
+                if let Some(entry) = table.checks.get_mut(id) {
+                    entry.blocked = true;
+                }
+            }
+            Carried::GoneService(id, _) => {
+                if let Some(gone) = table.gone_services.get_mut(id) {
+                    gone.blocked = true;
+                }
+            }
+            Carried::GoneCheck(id, _) => {
+                if let Some(gone) = table.gone_checks.get_mut(id) {
+                    gone.blocked = true;
+                }
+            }
+        }
+    }
+}
+
+fn same_node(ours: &v1::Node, theirs: &v1::Node) -> bool {
+    ours.id == theirs.id
+        && ours.name.eq_ignore_ascii_case(&theirs.name)
+        && ours.address == theirs.address
+        && ours.tagged_addresses == theirs.tagged_addresses
+        && ours.meta == theirs.meta
+}
+
+fn same_service(ours: &v1::Service, theirs: &v1::Service) -> bool {
+    let bare = |service: &v1::Service| v1::Service {
+        create_index: 0,
+        modify_index: 0,
+        weights: Some(service.weights.unwrap_or(v1::Weights {
+            passing: 1,
+            warning: 1,
+        })),
+        ..service.clone()
+    };
+    bare(ours) == bare(theirs)
+}
+
+/// `output_waits`: an output-only change is not due yet, so it does not count.
+fn same_check(ours: &v1::Check, theirs: &v1::Check, output_waits: bool) -> bool {
+    let bare = |check: &v1::Check| v1::Check {
+        create_index: 0,
+        modify_index: 0,
+        // Kept as each side writes it.
+        node: String::new(),
+        output: if output_waits {
+            String::new()
+        } else {
+            check.output.clone()
+        },
+        ..check.clone()
+    };
+    bare(ours) == bare(theirs)
+}

@@ -1,0 +1,251 @@
+//! What a restart remembers.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::world::{API, check, open, service};
+use crate::local::{LocalError, NODE_MAINTENANCE, SERVICE_MAINTENANCE, Source, Status, node_id};
+
+#[tokio::test(start_paused = true)]
+async fn registrations_ttl_state_and_maintenance_survive() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = open(Some(dir.path()));
+    let web = json!({"ID": "web-1", "Name": "web", "Token": "t", "Checks": [{"TTL": "1h"}, {"HTTP": "http://127.0.0.1:9/", "Interval": "10s"}]});
+    local.register_service(service(web), API).await.unwrap();
+    local
+        .register_check(check(json!({"Name": "disk", "TTL": "20ms"})), Source::Api)
+        .await
+        .unwrap();
+    local
+        .register_service(service(json!({"Name": "gone"})), API)
+        .await
+        .unwrap();
+    local.deregister_service("gone").await.unwrap();
+    local
+        .update_ttl("service:web-1:1", Status::Warning, "hm")
+        .await
+        .unwrap();
+    local
+        .update_ttl("disk", Status::Passing, "fine")
+        .await
+        .unwrap();
+    local.enable_node_maintenance("").await.unwrap();
+    local
+        .enable_service_maintenance("web-1", "upgrade")
+        .await
+        .unwrap();
+    let hash = local.service("web-1").unwrap().1;
+    let checks = local.checks();
+    drop(local);
+    // Longer than the TTL of `disk`; the test's wall clock begins anew with each table.
+    let state = std::fs::read_dir(dir.path().join("checks/state")).unwrap();
+    for file in state {
+        let path = file.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        if text.contains("\"disk\"") {
+            let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+            value["Expires"] = json!(1);
+            value.as_object_mut().unwrap().remove("Sum");
+            std::fs::write(path, value.to_string()).unwrap();
+        }
+    }
+
+    let local = open(Some(dir.path()));
+    assert_eq!(local.services().keys().collect::<Vec<_>>(), ["web-1"]);
+    assert_eq!(local.services()["web-1"].token, "t");
+    assert_eq!(local.service("web-1").unwrap().1, hash);
+    let again = local.checks();
+    assert_eq!(
+        again.keys().collect::<Vec<_>>(),
+        checks.keys().collect::<Vec<_>>()
+    );
+    assert_eq!(
+        again["service:web-1:1"], checks["service:web-1:1"],
+        "an unexpired report is restored"
+    );
+    assert_eq!(
+        again["disk"].record.status, "critical",
+        "an expired one is not"
+    );
+    let maintenance = &again[&format!("{SERVICE_MAINTENANCE}web-1")].record;
+    assert_eq!(
+        (maintenance.notes.as_str(), maintenance.name.as_str()),
+        ("upgrade", "Service Maintenance Mode")
+    );
+    assert!(
+        again[NODE_MAINTENANCE]
+            .record
+            .notes
+            .contains("no reason was provided")
+    );
+    local.disable_service_maintenance("web-1").await.unwrap();
+    local.disable_node_maintenance().await.unwrap();
+    local.disable_node_maintenance().await.unwrap();
+    assert_eq!(open(Some(dir.path())).counts().checks, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_define_services_that_are_not_saved_and_win() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = open(Some(dir.path()));
+    local
+        .register_service(service(json!({"Name": "web", "Port": 1})), API)
+        .await
+        .unwrap();
+    local
+        .register_service(service(json!({"Name": "api", "Port": 1})), API)
+        .await
+        .unwrap();
+    let file = || service(json!({"Name": "web", "Port": 2, "Check": {"TTL": "1h"}}));
+    local
+        .replace_files(
+            vec![file()],
+            vec![check(json!({"Name": "disk", "TTL": "1h"}))],
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        (
+            local.services()["web"].service.port,
+            local.services()["web"].source
+        ),
+        (2, Source::File)
+    );
+    // An API check on a file's service.
+    let extra = check(json!({"Name": "extra", "ServiceID": "web", "TTL": "1h"}));
+    local.register_check(extra, Source::Api).await.unwrap();
+    local
+        .update_ttl("service:web", Status::Passing, "ok")
+        .await
+        .unwrap();
+    // A reload keeps status.
+    local.replace_files(vec![file()], Vec::new()).await.unwrap();
+    assert_eq!(local.check("service:web").unwrap().record.status, "passing");
+    assert!(local.check("disk").is_none() && local.check("extra").is_some());
+    drop(local);
+
+    let local = open(Some(dir.path()));
+    assert_eq!(local.services().keys().collect::<Vec<_>>(), ["api"]);
+    local.replace_files(vec![file()], Vec::new()).await.unwrap();
+    assert!(
+        local.check("extra").is_some(),
+        "it waited for its service's file"
+    );
+    assert_eq!(
+        local.check("service:web").unwrap().record.status,
+        "passing",
+        "TTL state of a file's check"
+    );
+    local.replace_files(Vec::new(), Vec::new()).await.unwrap();
+    assert_eq!(local.services().keys().collect::<Vec<_>>(), ["api"]);
+    assert!(local.checks().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_file_is_set_aside_and_the_rest_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = open(Some(dir.path()));
+    for name in ["a", "b"] {
+        local
+            .register_service(service(json!({"Name": name})), API)
+            .await
+            .unwrap();
+    }
+    drop(local);
+    let file = std::fs::read_dir(dir.path().join("services"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    std::fs::write(&file, "{").unwrap();
+    let local = open(Some(dir.path()));
+    assert_eq!(local.services().len(), 1);
+    assert!(file.with_extension("corrupt").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_is_told_to_the_caller() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = open(Some(dir.path()));
+    std::fs::remove_dir_all(dir.path().join("services")).unwrap();
+    let error = local
+        .register_service(service(json!({"Name": "a"})), API)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, LocalError::NotSaved(_)), "{error}");
+    assert!(local.services().contains_key("a"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_ids_are_told_in_consuls_words() {
+    let local = open(None);
+    let texts = [
+        local.deregister_service("x").await.unwrap_err(),
+        local.deregister_check("x").await.unwrap_err(),
+        local
+            .update_ttl("x", Status::Passing, "")
+            .await
+            .unwrap_err(),
+        local.enable_service_maintenance("x", "").await.unwrap_err(),
+        local.disable_service_maintenance("x").await.unwrap_err(),
+        local
+            .register_check(
+                check(json!({"Name": "c", "ServiceID": "x", "TTL": "1s"})),
+                Source::Api,
+            )
+            .await
+            .unwrap_err(),
+    ];
+    let texts: Vec<String> = texts.iter().map(ToString::to_string).collect();
+    let service =
+        "Unknown service ID \"x\". Ensure that the service ID is passed, not the service name.";
+    let check = "Unknown check ID \"x\". Ensure that the check ID is passed, not the check name.";
+    assert_eq!(
+        texts,
+        [
+            service,
+            check,
+            check,
+            service,
+            service,
+            "ServiceID \"x\" does not exist"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saved_ttl_runs_on_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = open(Some(dir.path()));
+    local
+        .register_check(check(json!({"Name": "c", "TTL": "10s"})), Source::Api)
+        .await
+        .unwrap();
+    local.update_ttl("c", Status::Passing, "").await.unwrap();
+    drop(local);
+    let local = open(Some(dir.path()));
+    local.start_checks();
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    assert_eq!(local.check("c").unwrap().record.status, "passing");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(local.check("c").unwrap().record.status, "critical");
+}
+
+#[test]
+fn the_node_id_is_kept_and_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = node_id(Some(dir.path()), None).unwrap();
+    assert_eq!(node_id(Some(dir.path()), None).unwrap(), first);
+    let own = "0F0C0000-0000-4000-8000-000000000007";
+    assert_eq!(
+        node_id(Some(dir.path()), Some(own)).unwrap(),
+        own.to_lowercase()
+    );
+    assert_eq!(node_id(Some(dir.path()), None).unwrap(), own.to_lowercase());
+    assert!(node_id(Some(dir.path()), Some("seven")).is_err());
+    std::fs::write(dir.path().join("node-id"), "garbage").unwrap();
+    assert!(node_id(Some(dir.path()), None).is_err());
+    assert_ne!(node_id(None, None).unwrap(), node_id(None, None).unwrap());
+}
