@@ -13,11 +13,11 @@ use openraft::errors::{ClientWriteError, RaftError};
 use crate::error::ChangeError;
 use crate::net::Raft;
 use crate::node::RaftNode;
-use crate::peer::{Peer, RaftId};
+use crate::peer::{Node, Peer, RaftId};
 use crate::status::{Role, Status};
 use crate::types::Types;
 
-type Changes = ChangeMembers<RaftId, Peer>;
+type Changes = ChangeMembers<RaftId, Node>;
 
 /// A joint change takes two commits; a follower that must catch up first takes longer.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(60);
@@ -30,7 +30,7 @@ impl RaftNode {
     /// Errors: [`ChangeError`].
     pub async fn add_learner(&self, peer: Peer) -> Result<(), ChangeError> {
         self.change(
-            ChangeMembers::AddNodes(BTreeMap::from([(peer.id, peer)])),
+            ChangeMembers::AddNodes(BTreeMap::from([(peer.id, peer.into_node())])),
             true,
         )
         .await
@@ -74,8 +74,11 @@ impl RaftNode {
             address,
             ..self.member(id)?.peer
         };
-        self.change(ChangeMembers::SetNodes(BTreeMap::from([(id, peer)])), true)
-            .await
+        self.change(
+            ChangeMembers::SetNodes(BTreeMap::from([(id, peer.into_node())])),
+            true,
+        )
+        .await
     }
 
     /// Makes exactly these members voters, in one joint change; former voters stay as learners.

@@ -22,6 +22,8 @@ mod recovery;
 mod snapshot;
 mod status;
 mod storage;
+#[cfg(test)]
+mod suite;
 mod types;
 
 pub use config::{ConfigError, RaftConfig};

@@ -257,7 +257,9 @@ impl Machine {
             membership,
             ..
         } = batch;
-        let Some(last) = last else { return Ok(()) };
+        let Some(last) = last else {
+            return Ok(());
+        };
         let next = last.index + 1;
         if entries.is_empty() {
             self.progress.advance(next);

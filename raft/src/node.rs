@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
@@ -118,8 +119,10 @@ impl RaftNode {
     ///
     /// Errors: [`BootstrapError::AlreadyInitialized`] on a server that has a log or has voted.
     pub async fn bootstrap(&self, peers: Vec<Peer>) -> Result<(), BootstrapError> {
-        let members: std::collections::BTreeMap<_, _> =
-            peers.into_iter().map(|peer| (peer.id, peer)).collect();
+        let members: std::collections::BTreeMap<_, _> = peers
+            .into_iter()
+            .map(|peer| (peer.id, peer.into_node()))
+            .collect();
         match self.inner.raft.initialize(members).await {
             Ok(()) => Ok(()),
             Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
@@ -276,6 +279,23 @@ impl RaftNode {
         self.inner.runtime.spawn(acceptor.serve(stream));
     }
 
+    /// As [`Self::serve`], with the opening (TLS, type byte) done on the Raft runtime too.
+    ///
+    /// A socket belongs to the reactor of the runtime that made it: one accepted elsewhere and handed
+    /// to [`Self::serve`] makes each heartbeat depend on that other runtime, and costs a thread switch
+    /// a message. Accept, `into_std`, and turn it into a tokio socket inside `opening`. `None` means
+    /// the connection spoke another protocol and was handed on.
+    pub fn serve_with(&self, opening: BoxFuture<'static, io::Result<Option<Box<dyn RaftStream>>>>) {
+        let acceptor = self.inner.acceptor.clone();
+        self.inner.runtime.spawn(async move {
+            match opening.await {
+                Ok(Some(stream)) => acceptor.serve(stream).await,
+                Ok(None) => {}
+                Err(cause) => tracing::debug!(error = %cause, "raft connection was not opened"),
+            }
+        });
+    }
+
     /// Size of the log.
     #[must_use]
     pub fn log_usage(&self) -> LogUsage {
@@ -339,7 +359,7 @@ impl Inner {
 
     /// A leader that lost its quorum must not send its clients to itself.
     pub(crate) fn other_leader(&self, forward: ForwardToLeader<Types>) -> Option<Peer> {
-        forward.leader_node.filter(|peer| peer.id != self.config.id)
+        reads::leader_of(forward).filter(|peer| peer.id != self.config.id)
     }
 
     fn stopped(&self) -> Option<String> {

@@ -71,6 +71,47 @@ pub struct Peer {
     pub public_key: Bytes,
 }
 
+impl Peer {
+    /// A member from openraft's map of them.
+    pub(crate) fn new(id: RaftId, node: Node) -> Self {
+        let Node {
+            name,
+            address,
+            public_key,
+        } = node;
+        Self {
+            id,
+            name,
+            address,
+            public_key,
+        }
+    }
+
+    /// What openraft keeps under the peer's id.
+    pub(crate) fn into_node(self) -> Node {
+        let Self {
+            name,
+            address,
+            public_key,
+            ..
+        } = self;
+        Node {
+            name,
+            address,
+            public_key,
+        }
+    }
+}
+
+/// A [`Peer`] without its id: openraft's membership has ids as keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) address: String,
+    #[serde(serialize_with = "write_key", deserialize_with = "read_key")]
+    pub(crate) public_key: Bytes,
+}
+
 fn write_key<S: Serializer>(key: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(key.iter())
 }

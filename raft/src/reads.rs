@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use openraft::errors::{LinearizableReadError, RaftError};
+use openraft::errors::{ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{LinearizerOption, ReadPolicy};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -13,6 +13,8 @@ use tokio::time::timeout;
 use crate::error::ReadIndexError;
 use crate::metrics::RaftMetrics;
 use crate::net::Raft;
+use crate::peer::Peer;
+use crate::types::Types;
 
 /// Reads waiting for a round, at most.
 pub(crate) const WAITING_MAX: usize = 65_536;
@@ -65,7 +67,7 @@ async fn confirm(raft: &Raft, patience: Duration) -> Answer {
         Ok(Ok((read, _))) => Ok(read.index()),
         Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
             Err(ReadIndexError::NotLeader {
-                leader: forward.leader_node,
+                leader: leader_of(forward),
             })
         }
         Ok(Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)))) => {
@@ -73,6 +75,11 @@ async fn confirm(raft: &Raft, patience: Duration) -> Answer {
         }
         Ok(Err(RaftError::Fatal(fatal))) => Err(ReadIndexError::Stopped(fatal.to_string())),
     }
+}
+
+/// Where a request is to go, as far as openraft knows.
+pub(crate) fn leader_of(forward: ForwardToLeader<Types>) -> Option<Peer> {
+    Some(Peer::new(forward.leader_id?, forward.leader_node?))
 }
 
 fn stopped() -> ReadIndexError {

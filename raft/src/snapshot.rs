@@ -334,7 +334,10 @@ impl Manifest {
                 .iter()
                 .map(|set| set.iter().copied().collect())
                 .collect(),
-            peers: membership.nodes().map(|(_, peer)| peer.clone()).collect(),
+            peers: membership
+                .nodes()
+                .map(|(id, node)| Peer::new(*id, node.clone()))
+                .collect(),
         }
     }
 
@@ -344,8 +347,11 @@ impl Manifest {
             .into_iter()
             .map(|set| set.into_iter().collect())
             .collect();
-        let peers: std::collections::BTreeMap<_, _> =
-            self.peers.into_iter().map(|peer| (peer.id, peer)).collect();
+        let peers: std::collections::BTreeMap<_, _> = self
+            .peers
+            .into_iter()
+            .map(|peer| (peer.id, peer.into_node()))
+            .collect();
         let membership = Membership::new(voters, peers).map_err(|cause| {
             corrupt(&format!(
                 "membership in manifest.json is inconsistent: {cause}"

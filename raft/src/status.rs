@@ -93,7 +93,7 @@ impl Status {
             term: metrics.current_term,
             leader: metrics
                 .current_leader
-                .and_then(|id| membership.get_node(&id).cloned()),
+                .and_then(|id| Some(Peer::new(id, membership.get_node(&id)?.clone()))),
             last_log: metrics.last_log_index.unwrap_or(0),
             committed: metrics.local_committed.map_or(0, |id| id.index),
             applied: metrics.last_applied.map_or(0, |id| id.index),
@@ -154,8 +154,8 @@ fn members(metrics: &Metrics) -> Vec<Member> {
     };
     membership
         .nodes()
-        .map(|(id, peer)| Member {
-            peer: peer.clone(),
+        .map(|(id, node)| Member {
+            peer: Peer::new(*id, node.clone()),
             voter: voters.iter().any(|set| set.contains(id)),
             matched: matched(id),
             last_contact: if *id == metrics.id && metrics.state == ServerState::Leader {
@@ -244,8 +244,11 @@ impl Publisher {
             .set(i64::from(now.role == Role::Leader));
         if before.is_none_or(|before| before.membership_index != now.membership_index) {
             let nodes = metrics.membership_config.membership().nodes();
-            self.transport
-                .set_peers(nodes.map(|(id, peer)| (*id, peer.clone())).collect());
+            self.transport.set_peers(
+                nodes
+                    .map(|(id, node)| (*id, Peer::new(*id, node.clone())))
+                    .collect(),
+            );
         }
         if before.is_some_and(|before| before.leader != now.leader) {
             self.metrics.leader_change();

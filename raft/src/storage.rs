@@ -8,14 +8,18 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
+use futures::stream::{self, Stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use tokio::sync::oneshot;
 
-use crate::log::LogStore;
+use crate::log::{LogEntry, LogError, LogStore};
 use crate::types::{
     Entry, LogId, Types, Vote, decode_vote, encode_vote, from_log_entry, from_position, position,
     to_log_entry,
 };
+
+/// Bytes of bodies read from the log at once.
+const PIECE_BYTES: usize = 4 * 1024 * 1024;
 
 #[derive(Clone)]
 pub(crate) struct LogAdapter {
@@ -32,17 +36,65 @@ impl LogAdapter {
         }
     }
 
-    fn read_all(&self, mut start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        while start < end {
-            let part = self.store.read(start, end, usize::MAX)?;
-            let Some(last) = part.last() else { break };
-            start = last.position.index + 1;
-            for entry in part {
-                entries.push(from_log_entry(entry)?);
+    fn entries(&self, range: impl RangeBounds<u64>) -> Entries {
+        let next = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end + 1,
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        let past_last = self.store.state().last.map_or(0, |last| last.index + 1);
+        Entries {
+            store: self.store.clone(),
+            next,
+            end: end.min(past_last),
+            read: Vec::new().into_iter(),
+        }
+    }
+
+    /// First entry kept, or anything not greater than `from` when `from` is kept.
+    fn first_kept(&self, from: u64) -> io::Result<u64> {
+        let Err(cause) = self.store.read(from, from.saturating_add(1), 1) else {
+            return Ok(from);
+        };
+        match cause.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(LogError::Purged { first, .. }) => Ok(*first),
+            _ => Err(cause),
+        }
+    }
+}
+
+/// Reads a range piece by piece, so that a long one is never in memory as a whole.
+struct Entries {
+    store: Arc<dyn LogStore>,
+    next: u64,
+    end: u64,
+    read: std::vec::IntoIter<LogEntry>,
+}
+
+impl Iterator for Entries {
+    type Item = io::Result<Entry>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.read.as_slice().is_empty() {
+            if self.next >= self.end {
+                return None;
+            }
+            match self.store.read(self.next, self.end, PIECE_BYTES) {
+                Ok(entries) => self.read = entries.into_iter(),
+                Err(cause) => {
+                    self.next = self.end;
+                    return Some(Err(cause));
+                }
             }
         }
-        Ok(entries)
+        let entry = self.read.next()?;
+        self.next = entry.position.index + 1;
+        Some(from_log_entry(entry))
     }
 }
 
@@ -51,22 +103,22 @@ impl RaftLogReader<Types> for LogAdapter {
         &mut self,
         range: RB,
     ) -> io::Result<Vec<Entry>> {
-        let start = match range.start_bound() {
-            Bound::Included(start) => *start,
-            Bound::Excluded(start) => start + 1,
-            Bound::Unbounded => self
-                .store
-                .state()
-                .purged
-                .map_or(0, |purged| purged.index + 1),
-        };
-        let end = match range.end_bound() {
-            Bound::Included(end) => end + 1,
-            Bound::Excluded(end) => *end,
-            Bound::Unbounded => u64::MAX,
-        };
-        let past_last = self.store.state().last.map_or(0, |last| last.index + 1);
-        self.read_all(start, end.min(past_last))
+        // Asked for more than it keeps, a reader gets what is there (openraft's contract).
+        let mut entries = self.entries(range);
+        entries.next = entries.next.max(self.first_kept(entries.next)?);
+        entries.collect()
+    }
+
+    // What the state machine is fed from: a range that begins before the first kept entry is an
+    // error here, so that no entry can be skipped.
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = io::Result<Entry>> + Send
+    where
+        RB: RangeBounds<u64> + Clone + Debug + Send,
+    {
+        stream::iter(self.entries(range))
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {

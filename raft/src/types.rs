@@ -18,7 +18,7 @@ use prost::Message;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::log::{EntryKind, LogEntry, Position};
-use crate::peer::{Peer, RaftId};
+use crate::peer::{Node, RaftId};
 use crate::wire;
 
 openraft::declare_raft_types!(
@@ -27,7 +27,7 @@ openraft::declare_raft_types!(
         D = Body,
         R = Body,
         NodeId = RaftId,
-        Node = Peer,
+        Node = Node,
         Term = u64,
         LeaderId = leader_id_std::LeaderId<u64, RaftId>,
         AsyncRuntime = openraft_rt_tokio::TokioRuntime,
@@ -36,7 +36,7 @@ openraft::declare_raft_types!(
 pub(crate) type LogId = openraft::alias::LogIdOf<Types>;
 pub(crate) type Vote = openraft::alias::VoteOf<Types>;
 pub(crate) type Entry = openraft::alias::EntryOf<Types>;
-pub(crate) type Membership = openraft::Membership<RaftId, Peer>;
+pub(crate) type Membership = openraft::Membership<RaftId, Node>;
 pub(crate) type StoredMembership = openraft::alias::StoredMembershipOf<Types>;
 pub(crate) type SnapshotMeta = openraft::alias::SnapshotMetaOf<Types>;
 
@@ -136,7 +136,7 @@ pub(crate) fn membership_record(membership: &Membership) -> wire::Membership {
             .collect(),
         peers: membership
             .nodes()
-            .map(|(_, peer)| peer_record(peer))
+            .map(|(id, node)| peer_record(id, node))
             .collect(),
     }
 }
@@ -150,30 +150,39 @@ pub(crate) fn membership_of(record: wire::Membership) -> io::Result<Membership> 
     }
     let mut peers = BTreeMap::new();
     for peer in record.peers {
-        let peer = peer_of(peer)?;
-        peers.insert(peer.id, peer);
+        let (id, node) = peer_of(peer)?;
+        peers.insert(id, node);
     }
     Membership::new(voters, peers)
         .map_err(|cause| corrupt(&format!("membership is inconsistent: {cause}")))
 }
 
-fn peer_record(peer: &Peer) -> wire::Peer {
+fn peer_record(id: &RaftId, node: &Node) -> wire::Peer {
     wire::Peer {
-        id: peer.id.to_bytes(),
-        name: peer.name.clone(),
-        address: peer.address.clone(),
-        public_key: peer.public_key.clone(),
+        id: id.to_bytes(),
+        name: node.name.clone(),
+        address: node.address.clone(),
+        public_key: node.public_key.clone(),
     }
 }
 
-fn peer_of(record: wire::Peer) -> io::Result<Peer> {
-    Ok(Peer {
-        id: RaftId::from_slice(&record.id)
-            .ok_or_else(|| corrupt("membership holds a malformed id"))?,
-        name: record.name,
-        address: record.address,
-        public_key: record.public_key,
-    })
+fn peer_of(record: wire::Peer) -> io::Result<(RaftId, Node)> {
+    let id =
+        RaftId::from_slice(&record.id).ok_or_else(|| corrupt("membership holds a malformed id"))?;
+    let wire::Peer {
+        name,
+        address,
+        public_key,
+        ..
+    } = record;
+    Ok((
+        id,
+        Node {
+            name,
+            address,
+            public_key,
+        },
+    ))
 }
 
 /// The payload as kind and bytes; a proposal's own buffer is shared, not copied.
@@ -226,9 +235,12 @@ pub(crate) fn corrupt(what: &str) -> io::Error {
 mod tests {
     use super::*;
 
-    fn peer(n: u128) -> Peer {
-        Peer {
-            id: RaftId(uuid::Uuid::from_u128(n)),
+    fn id(n: u128) -> RaftId {
+        RaftId(uuid::Uuid::from_u128(n))
+    }
+
+    fn node(n: u128) -> Node {
+        Node {
             name: format!("s{n}"),
             address: format!("127.0.0.{n}:8300"),
             public_key: Bytes::from_static(b"key"),
@@ -237,10 +249,7 @@ mod tests {
 
     #[test]
     fn votes_survive_their_bytes() {
-        for vote in [
-            new_vote(7, peer(3).id, false),
-            new_vote(u64::MAX, peer(1).id, true),
-        ] {
+        for vote in [new_vote(7, id(3), false), new_vote(u64::MAX, id(1), true)] {
             assert_eq!(decode_vote(&encode_vote(&vote)).unwrap(), vote);
         }
         for bad in [&b""[..], &[2; VOTE_BYTES][..], &[1; VOTE_BYTES + 1][..]] {
@@ -250,8 +259,8 @@ mod tests {
 
     #[test]
     fn entries_survive_the_log() {
-        let peers: BTreeMap<_, _> = (1..=4).map(|n| (peer(n).id, peer(n))).collect();
-        let voters = |ids: &[u128]| ids.iter().map(|n| peer(*n).id).collect::<BTreeSet<_>>();
+        let peers: BTreeMap<_, _> = (1..=4).map(|n| (id(n), node(n))).collect();
+        let voters = |ids: &[u128]| ids.iter().map(|n| id(*n)).collect::<BTreeSet<_>>();
         let membership =
             Membership::new(vec![voters(&[1, 2, 3]), voters(&[1, 2, 4])], peers).unwrap();
         for payload in [
@@ -271,7 +280,7 @@ mod tests {
     fn a_membership_with_an_unknown_voter_is_refused() {
         let record = wire::Membership {
             voters: vec![wire::membership::Voters {
-                ids: vec![peer(1).id.to_bytes()],
+                ids: vec![id(1).to_bytes()],
             }],
             peers: vec![],
         };

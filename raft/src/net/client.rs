@@ -31,7 +31,7 @@ use super::conn::{Conn, Opening};
 use super::convert;
 use super::{Dialer, snapshot_send};
 use crate::config::RaftConfig;
-use crate::peer::{Peer, RaftId};
+use crate::peer::{Node, Peer, RaftId};
 use crate::snapshot::SnapshotData;
 use crate::types::{SnapshotMeta, Types, Vote, corrupt};
 use crate::wire::frame::Kind;
@@ -115,8 +115,8 @@ pub(crate) struct Factory(pub(crate) Arc<Transport>);
 impl RaftNetworkFactory<Types> for Factory {
     type Network = Link;
 
-    async fn new_client(&mut self, _target: RaftId, node: &Peer) -> Link {
-        Link::new(self.0.clone(), node.clone())
+    async fn new_client(&mut self, target: RaftId, node: &Node) -> Link {
+        Link::new(self.0.clone(), Peer::new(target, node.clone()))
     }
 }
 
@@ -424,7 +424,9 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> AppendSession<'_, S>
                     return Poll::Ready(convert::append_reply_of(reply).map(Some));
                 }
                 _ => {
-                    return Poll::Ready(Err(corrupt("peer answered an append with something else")));
+                    return Poll::Ready(Err(corrupt(
+                        "peer answered an append with something else",
+                    )));
                 }
             }
         }
