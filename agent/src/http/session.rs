@@ -50,7 +50,8 @@ pub(super) async fn create(mut call: Call) -> Result<Reply, Failure> {
 
 /// Consul answers 500 here; its clients look at the text.
 fn check_ttl(session: &v1::Session, min: Duration) -> Result<(), Failure> {
-    let ttl = Duration::from_millis(session.ttl_millis);
+    // The text, not the milliseconds: a TTL of nanoseconds must not round down to none at all.
+    let ttl = duration::parse(&session.ttl).unwrap_or_default();
     if ttl.is_zero() || (min..=TTL_MAX).contains(&ttl) {
         return Ok(());
     }
