@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use serde_json::json;
 use weft_agent::config::{self, Request};
 
 use super::agent::{FileFormat, machine};
 use super::failure::{Done, Exit, Failure};
-use super::output;
+use super::output::{self, Format};
 
 /// Check configuration files and directories
 #[derive(clap::Args)]
@@ -20,6 +21,15 @@ pub(crate) struct ValidateArgs {
     /// Say nothing when all is well
     #[arg(long)]
     quiet: bool,
+    /// Output form
+    #[arg(
+        short = 'o',
+        long = "output",
+        visible_alias = "format",
+        value_enum,
+        default_value_t
+    )]
+    output: Format,
     /// Files and directories, read together as an agent would
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
@@ -37,7 +47,20 @@ pub(crate) fn run(args: ValidateArgs) -> Done {
             format!("{problems}\nConfig validation failed"),
         )
     })?;
-    for refusal in config::exposure(&config) {
+    let refusals = config::exposure(&config);
+    if args.output == Format::Json {
+        let exposed: Vec<_> = refusals
+            .iter()
+            .map(|r| json!({"reason": r.reason, "message": r.message, "fix": r.fix}))
+            .collect();
+        let warnings: Vec<_> = config
+            .warnings
+            .iter()
+            .map(|w| json!({"code": w.code.id(), "message": w.message}))
+            .collect();
+        return output::json(&json!({"valid": true, "warnings": warnings, "exposed": exposed}));
+    }
+    for refusal in &refusals {
         eprintln!("{}", refusal.to_string().replacen("error", "warning", 1));
     }
     for problem in &config.warnings {

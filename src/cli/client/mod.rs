@@ -109,7 +109,7 @@ impl Client {
             .collect()
             .await;
         let body = collected
-            .map_err(|error| self.lost(&error.to_string()))?
+            .map_err(|error| self.lost(&chain(&*error)))?
             .to_bytes();
         Ok(Answer {
             status: parts.status,
@@ -150,7 +150,7 @@ impl Client {
         };
         connecting
             .await
-            .map_err(|error: std::io::Error| self.lost(&error.to_string()))
+            .map_err(|error: std::io::Error| self.lost(&chain(&error)))
     }
 
     fn request(
@@ -221,6 +221,21 @@ impl Client {
         };
         Failure::new(Exit::Unreachable, message).hint(hint)
     }
+}
+
+/// An error with its causes, each said once.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
 }
 
 async fn tcp(host: &str, port: u16) -> std::io::Result<tokio::net::TcpStream> {
