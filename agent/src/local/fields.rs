@@ -57,11 +57,10 @@ impl<'a> Fields<'a> {
         self.known.extend_from_slice(names);
         let mut found = None;
         for name in names {
-            if let Some((_, value)) = self.values.remove(&plain(name)) {
-                if found.is_none() && !value.is_null() {
-                    found = Some(value);
-                }
-            }
+            let taken = self.values.remove(&plain(name));
+            found = found.or(taken
+                .map(|(_, value)| value)
+                .filter(|value| !value.is_null()));
         }
         found
     }
