@@ -101,7 +101,9 @@ pub enum ArchiveError {
     #[error("meta.json cannot be understood: {0}")]
     Meta(#[from] serde_json::Error),
     /// The content is not what was written.
-    #[error("checksum of {member} is {actual}, SHA256SUMS says {expected}: the archive is damaged; take another backup")]
+    #[error(
+        "checksum of {member} is {actual}, SHA256SUMS says {expected}: the archive is damaged; take another backup"
+    )]
     Checksum {
         /// Which file of the archive.
         member: &'static str,
@@ -130,14 +132,22 @@ pub(crate) fn write(mut meta: ArchiveMeta, state: &mut File, to: impl Write) -> 
     let sums = format!("{}  {META}\n{state_sum}  {STATE}\n", sum(&meta_json[..])?);
 
     // Level 1: state frames are compressed already, gzip is only Consul's wrapping.
-    let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(to, flate2::Compression::fast()));
+    let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(
+        to,
+        flate2::Compression::fast(),
+    ));
     append(&mut tar, META, meta_json.len() as u64, &meta_json[..])?;
     append(&mut tar, STATE, meta.size, state)?;
     append(&mut tar, SUMS, sums.len() as u64, sums.as_bytes())?;
     tar.into_inner()?.finish()?.flush()
 }
 
-fn append(tar: &mut tar::Builder<impl Write>, name: &str, bytes: u64, from: impl Read) -> io::Result<()> {
+fn append(
+    tar: &mut tar::Builder<impl Write>,
+    name: &str,
+    bytes: u64,
+    from: impl Read,
+) -> io::Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_size(bytes);
     header.set_mode(0o600);
@@ -146,7 +156,10 @@ fn append(tar: &mut tar::Builder<impl Write>, name: &str, bytes: u64, from: impl
 }
 
 /// Reads an archive, puts `state.bin` into an unnamed file in `scratch`, and verifies the sums.
-pub(crate) fn read(from: impl Read, scratch: &Path) -> Result<(ArchiveMeta, Verified), ArchiveError> {
+pub(crate) fn read(
+    from: impl Read,
+    scratch: &Path,
+) -> Result<(ArchiveMeta, Verified), ArchiveError> {
     let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(from));
     let (mut meta, mut sums) = (None, None);
     let mut state = None;
@@ -157,7 +170,10 @@ pub(crate) fn read(from: impl Read, scratch: &Path) -> Result<(ArchiveMeta, Veri
             META => meta = Some(small(META, &mut entry)?),
             SUMS => sums = Some(small(SUMS, &mut entry)?),
             STATE => state = Some(spool(&mut entry, scratch)?),
-            other => tracing::debug!(member = other, "unknown member of a snapshot archive, ignored"),
+            other => tracing::debug!(
+                member = other,
+                "unknown member of a snapshot archive, ignored"
+            ),
         }
     }
     let meta_json = meta.ok_or(ArchiveError::Missing(META))?;
@@ -178,7 +194,11 @@ fn small(member: &'static str, entry: &mut impl Read) -> Result<Vec<u8>, Archive
     let mut bytes = Vec::new();
     entry.take(SMALL_MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > SMALL_MAX_BYTES {
-        return Err(ArchiveError::TooLarge { member, bytes: bytes.len() as u64, max: SMALL_MAX_BYTES });
+        return Err(ArchiveError::TooLarge {
+            member,
+            bytes: bytes.len() as u64,
+            max: SMALL_MAX_BYTES,
+        });
     }
     Ok(bytes)
 }
@@ -195,24 +215,40 @@ fn spool(entry: &mut impl Read, scratch: &Path) -> Result<Verified, ArchiveError
         }
         total += n as u64;
         if total > STATE_MAX_BYTES {
-            return Err(ArchiveError::TooLarge { member: STATE, bytes: total, max: STATE_MAX_BYTES });
+            return Err(ArchiveError::TooLarge {
+                member: STATE,
+                bytes: total,
+                max: STATE_MAX_BYTES,
+            });
         }
         hash.update(&buffer[..n]);
         file.write_all(&buffer[..n])?;
     }
     file.seek(SeekFrom::Start(0))?;
-    Ok(Verified { state: file, state_bytes: total, state_sha256: hex(&hash.finalize()) })
+    Ok(Verified {
+        state: file,
+        state_bytes: total,
+        state_sha256: hex(&hash.finalize()),
+    })
 }
 
 /// A file in `dir` that is gone when it is closed.
 pub(crate) fn unnamed(dir: &Path) -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
-    match rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR) {
+    match rustix::fs::open(
+        dir,
+        OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::RUSR | Mode::WUSR,
+    ) {
         Ok(fd) => Ok(File::from(fd)),
         // Some file systems (overlays, network) have no unnamed files: a named one, removed at once.
         Err(_) => {
             let path = dir.join(format!(".weft-{}.tmp", weft_proto::ids::mint()));
-            let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&path)?;
             std::fs::remove_file(&path)?;
             Ok(file)
         }
@@ -220,12 +256,24 @@ pub(crate) fn unnamed(dir: &Path) -> io::Result<File> {
 }
 
 fn verify(member: &'static str, sums: &str, actual: &str) -> Result<(), ArchiveError> {
-    let line = |line: &str| line.split_once("  ").map(|(sum, name)| (sum.to_owned(), name.trim().to_owned()));
-    let expected = sums.lines().filter_map(line).find(|(_, name)| name == member).map(|(sum, _)| sum).ok_or(ArchiveError::Missing(SUMS))?;
+    let line = |line: &str| {
+        line.split_once("  ")
+            .map(|(sum, name)| (sum.to_owned(), name.trim().to_owned()))
+    };
+    let expected = sums
+        .lines()
+        .filter_map(line)
+        .find(|(_, name)| name == member)
+        .map(|(sum, _)| sum)
+        .ok_or(ArchiveError::Missing(SUMS))?;
     if expected == actual {
         return Ok(());
     }
-    Err(ArchiveError::Checksum { member, expected, actual: actual.to_owned() })
+    Err(ArchiveError::Checksum {
+        member,
+        expected,
+        actual: actual.to_owned(),
+    })
 }
 
 fn sum(mut from: impl Read) -> io::Result<String> {
@@ -236,10 +284,12 @@ fn sum(mut from: impl Read) -> io::Result<String> {
 
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 #[cfg(test)]
@@ -251,7 +301,17 @@ mod tests {
         let mut file = unnamed(dir.path()).unwrap();
         file.write_all(state).unwrap();
         let mut out = Vec::new();
-        write(ArchiveMeta { id: "2-7-1".into(), index: 7, term: 2, ..ArchiveMeta::default() }, &mut file, &mut out).unwrap();
+        write(
+            ArchiveMeta {
+                id: "2-7-1".into(),
+                index: 7,
+                term: 2,
+                ..ArchiveMeta::default()
+            },
+            &mut file,
+            &mut out,
+        )
+        .unwrap();
         out
     }
 
@@ -261,7 +321,10 @@ mod tests {
         let (meta, mut verified) = read(&archive(b"the state")[..], dir.path()).unwrap();
         let mut state = String::new();
         verified.state.read_to_string(&mut state).unwrap();
-        assert_eq!((meta.index, meta.term, meta.size, state.as_str()), (7, 2, 9, "the state"));
+        assert_eq!(
+            (meta.index, meta.term, meta.size, state.as_str()),
+            (7, 2, 9, "the state")
+        );
     }
 
     #[test]
@@ -275,7 +338,11 @@ mod tests {
             if let Ok((meta, mut verified)) = read(&bad[..], dir.path()) {
                 let mut state = String::new();
                 verified.state.read_to_string(&mut state).unwrap();
-                assert_eq!((meta.index, state.as_str()), (7, "the state"), "damage at byte {at} went through");
+                assert_eq!(
+                    (meta.index, state.as_str()),
+                    (7, "the state"),
+                    "damage at byte {at} went through"
+                );
             }
         }
     }
@@ -285,7 +352,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let text = read(&b"hello"[..], dir.path()).unwrap_err().to_string();
         assert!(text.contains("gzip'd tar expected"), "{text}");
-        let empty = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast())).into_inner().unwrap().finish().unwrap();
-        assert!(read(&empty[..], dir.path()).unwrap_err().to_string().contains("no meta.json"));
+        let empty = tar::Builder::new(flate2::write::GzEncoder::new(
+            Vec::new(),
+            flate2::Compression::fast(),
+        ))
+        .into_inner()
+        .unwrap()
+        .finish()
+        .unwrap();
+        assert!(
+            read(&empty[..], dir.path())
+                .unwrap_err()
+                .to_string()
+                .contains("no meta.json")
+        );
     }
 }

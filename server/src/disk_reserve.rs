@@ -34,8 +34,13 @@ impl DiskReserve {
     pub(crate) fn refresh(&self) {
         let Some(dir) = &self.data_dir else { return };
         match rustix::fs::statvfs(dir) {
-            Ok(fs) => self.note(fs.f_bavail.saturating_mul(fs.f_frsize), fs.f_blocks.saturating_mul(fs.f_frsize)),
-            Err(cause) => tracing::warn!(data_dir = %dir.display(), error = %cause, "cannot read free space"),
+            Ok(fs) => self.note(
+                fs.f_bavail.saturating_mul(fs.f_frsize),
+                fs.f_blocks.saturating_mul(fs.f_frsize),
+            ),
+            Err(cause) => {
+                tracing::warn!(data_dir = %dir.display(), error = %cause, "cannot read free space")
+            }
         }
     }
 
@@ -45,9 +50,16 @@ impl DiskReserve {
         let low = is_low(available, total);
         if self.low.swap(low, Ordering::Relaxed) != low {
             if low {
-                tracing::error!(disk.available_bytes = available, disk.total_bytes = total, "disk reserve reached, refusing writes");
+                tracing::error!(
+                    disk.available_bytes = available,
+                    disk.total_bytes = total,
+                    "disk reserve reached, refusing writes"
+                );
             } else {
-                tracing::info!(disk.available_bytes = available, "disk has room again, accepting writes");
+                tracing::info!(
+                    disk.available_bytes = available,
+                    "disk has room again, accepting writes"
+                );
             }
         }
     }
@@ -62,7 +74,11 @@ impl DiskReserve {
         if !self.low.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let dir = self.data_dir.as_deref().map(|d| d.display().to_string()).unwrap_or_default();
+        let dir = self
+            .data_dir
+            .as_deref()
+            .map(|d| d.display().to_string())
+            .unwrap_or_default();
         Err(format!(
             "disk nearly full: {} MiB of {} MiB free under {dir}, below the {RESERVE_PERCENT} % reserve; \
              nothing was written, reads go on; free space or grow the disk and writes resume by themselves",
@@ -82,7 +98,12 @@ mod tests {
 
     #[test]
     fn five_percent_is_the_line() {
-        for (available, total, low) in [(5, 100, false), (4, 100, true), (0, 0, false), (u64::MAX, u64::MAX, false)] {
+        for (available, total, low) in [
+            (5, 100, false),
+            (4, 100, true),
+            (0, 0, false),
+            (u64::MAX, u64::MAX, false),
+        ] {
             assert_eq!(is_low(available, total), low, "{available} of {total}");
         }
     }
@@ -91,7 +112,12 @@ mod tests {
     fn refuses_while_low_and_resumes() {
         let reserve = DiskReserve::new(None);
         reserve.note(1 << 20, 100 << 20);
-        assert!(reserve.check().unwrap_err().contains("1 MiB of 100 MiB free"));
+        assert!(
+            reserve
+                .check()
+                .unwrap_err()
+                .contains("1 MiB of 100 MiB free")
+        );
         reserve.note(50 << 20, 100 << 20);
         assert!(reserve.check().is_ok());
     }

@@ -49,7 +49,10 @@ pub(crate) struct PoolServer {
 
 /// The servers of `datacenter` among `members`.
 pub(crate) fn pool_servers(members: &[Arc<Member>], datacenter: &str) -> Vec<PoolServer> {
-    members.iter().filter_map(|member| pool_server(member, datacenter)).collect()
+    members
+        .iter()
+        .filter_map(|member| pool_server(member, datacenter))
+        .collect()
 }
 
 fn pool_server(member: &Member, datacenter: &str) -> Option<PoolServer> {
@@ -70,7 +73,11 @@ fn pool_server(member: &Member, datacenter: &str) -> Option<PoolServer> {
 
 /// The first membership this server should coordinate, if the pool is ready and the turn is ours.
 fn first_membership(pool: &[PoolServer], me: RaftId, expect: usize) -> Option<Vec<PoolServer>> {
-    let mut ready: Vec<_> = pool.iter().filter(|s| s.alive && s.expect == Some(expect)).cloned().collect();
+    let mut ready: Vec<_> = pool
+        .iter()
+        .filter(|s| s.alive && s.expect == Some(expect))
+        .cloned()
+        .collect();
     if ready.len() < expect {
         return None;
     }
@@ -94,10 +101,20 @@ impl Reservation {
     /// Promises to take part in `set` only, or says why not.
     fn promise(&self, coordinator: &str, set: &[String], now: Duration) -> Result<(), String> {
         let mut promised = self.0.lock();
-        if let Some(other) = promised.as_ref().filter(|p| now < p.until && (p.coordinator != coordinator || p.set != set)) {
-            return Err(format!("already promised to the first membership that {} is forming", other.coordinator));
+        if let Some(other) = promised
+            .as_ref()
+            .filter(|p| now < p.until && (p.coordinator != coordinator || p.set != set))
+        {
+            return Err(format!(
+                "already promised to the first membership that {} is forming",
+                other.coordinator
+            ));
         }
-        *promised = Some(Promise { coordinator: coordinator.to_owned(), set: set.to_vec(), until: now + RESERVED_FOR });
+        *promised = Some(Promise {
+            coordinator: coordinator.to_owned(),
+            set: set.to_vec(),
+            until: now + RESERVED_FOR,
+        });
         Ok(())
     }
 }
@@ -125,12 +142,22 @@ impl Inner {
 
     pub(crate) fn reserve(&self, request: &v1::ReserveRequest) -> Result<(), String> {
         if self.raft.is_initialized() {
-            return Err(format!("{} already belongs to a cluster", self.config.node_name));
+            return Err(format!(
+                "{} already belongs to a cluster",
+                self.config.node_name
+            ));
         }
         if request.datacenter != self.config.datacenter {
-            return Err(format!("{} is of datacenter {:?}", self.config.node_name, self.config.datacenter));
+            return Err(format!(
+                "{} is of datacenter {:?}",
+                self.config.node_name, self.config.datacenter
+            ));
         }
-        self.reservation.promise(&request.coordinator_raft_id, &request.raft_ids, self.clock.monotonic())
+        self.reservation.promise(
+            &request.coordinator_raft_id,
+            &request.raft_ids,
+            self.clock.monotonic(),
+        )
     }
 
     pub(crate) fn own_peer(&self) -> Peer {
@@ -154,7 +181,11 @@ pub(crate) async fn run(server: Server) {
                 said.once(why);
             }
         }
-        let pause = if server.inner.raft.is_initialized() { Duration::from_secs(1) } else { LOOK_EVERY };
+        let pause = if server.inner.raft.is_initialized() {
+            Duration::from_secs(1)
+        } else {
+            LOOK_EVERY
+        };
         tokio::select! {
             biased;
             _ = stop.wait_for(|stopped| *stopped) => return,
@@ -178,32 +209,45 @@ impl Said {
 
 impl Server {
     fn refresh_directory(&self) {
-        let Some(gossip) = self.inner.gossip.load_full() else { return };
-        let directory: BTreeMap<RaftId, String> = pool_servers(&gossip.members(), &self.inner.config.datacenter)
-            .into_iter()
-            .filter(|s| s.alive)
-            .map(|s| (s.raft_id, s.address))
-            .collect();
+        let Some(gossip) = self.inner.gossip.load_full() else {
+            return;
+        };
+        let directory: BTreeMap<RaftId, String> =
+            pool_servers(&gossip.members(), &self.inner.config.datacenter)
+                .into_iter()
+                .filter(|s| s.alive)
+                .map(|s| (s.raft_id, s.address))
+                .collect();
         self.inner.transport.set_directory(directory);
     }
 
     async fn form_or_join(&self) -> Result<(), String> {
         let inner = &self.inner;
         if inner.config.bootstrap == Bootstrap::Alone {
-            return inner.raft.bootstrap(vec![inner.own_peer()]).await.map_err(|cause| cause.to_string());
+            return inner
+                .raft
+                .bootstrap(vec![inner.own_peer()])
+                .await
+                .map_err(|cause| cause.to_string());
         }
-        let Some(gossip) = inner.gossip.load_full() else { return Err("gossip is not up yet".into()) };
+        let Some(gossip) = inner.gossip.load_full() else {
+            return Err("gossip is not up yet".into());
+        };
         let pool = pool_servers(&gossip.members(), &inner.config.datacenter);
         let hellos = self.greet(&pool).await;
         if let Some(member) = hellos.values().find(|hello| hello.initialized) {
             return self.join_through(&member.rpc_address).await;
         }
         let Bootstrap::Expect(expect) = inner.config.bootstrap else {
-            return Err("waiting for a server that belongs to a cluster (-retry-join names one)".into());
+            return Err(
+                "waiting for a server that belongs to a cluster (-retry-join names one)".into(),
+            );
         };
         let Some(set) = first_membership(&pool, inner.raft.status().id, expect) else {
             let seen = pool.iter().filter(|s| s.alive).count();
-            return Err(format!("waiting for {expect} servers that expect {expect}; {seen} seen"));
+            return Err(format!(
+                "waiting for {expect} servers that expect {expect}; {seen} seen"
+            ));
         };
         self.form(&set, &hellos).await
     }
@@ -223,10 +267,18 @@ impl Server {
                 }
             }
         });
-        futures::future::join_all(calls).await.into_iter().flatten().collect()
+        futures::future::join_all(calls)
+            .await
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
-    async fn form(&self, set: &[PoolServer], hellos: &BTreeMap<RaftId, v1::HelloReply>) -> Result<(), String> {
+    async fn form(
+        &self,
+        set: &[PoolServer],
+        hellos: &BTreeMap<RaftId, v1::HelloReply>,
+    ) -> Result<(), String> {
         let inner = &self.inner;
         let begun = inner.clock.monotonic();
         let request = v1::ReserveRequest {
@@ -237,23 +289,39 @@ impl Server {
         inner.reserve(&request)?;
         let mut peers = vec![inner.own_peer()];
         for server in set.iter().filter(|s| s.raft_id != inner.raft.status().id) {
-            let hello = hellos.get(&server.raft_id).ok_or_else(|| format!("{} ({}) does not answer on its server port", server.name, server.address))?;
+            let hello = hellos.get(&server.raft_id).ok_or_else(|| {
+                format!(
+                    "{} ({}) does not answer on its server port",
+                    server.name, server.address
+                )
+            })?;
             let asked = request.clone();
             let reply = inner
                 .forwarder
-                .call(&server.address, HELLO_TIMEOUT, async move |mut client| client.reserve(asked).await)
+                .call(&server.address, HELLO_TIMEOUT, async move |mut client| {
+                    client.reserve(asked).await
+                })
                 .await
                 .map_err(|cause| format!("{} does not answer: {cause:?}", server.name))?;
             if !reply.granted {
                 return Err(reply.reason);
             }
-            peers.push(Peer { id: server.raft_id, name: server.name.clone(), address: server.address.clone(), public_key: Bytes::clone(&hello.public_key) });
+            peers.push(Peer {
+                id: server.raft_id,
+                name: server.name.clone(),
+                address: server.address.clone(),
+                public_key: Bytes::clone(&hello.public_key),
+            });
         }
         if inner.clock.monotonic() > begun + FORM_WITHIN {
             return Err("forming the first membership took too long; trying again".into());
         }
         let names: Vec<_> = peers.iter().map(|p| p.name.clone()).collect();
-        inner.raft.bootstrap(peers).await.map_err(|cause| cause.to_string())?;
+        inner
+            .raft
+            .bootstrap(peers)
+            .await
+            .map_err(|cause| cause.to_string())?;
         tracing::info!(raft.peers = ?names, "cluster formed");
         Ok(())
     }
@@ -275,11 +343,17 @@ impl Server {
             let asked = request.clone();
             let reply = inner
                 .forwarder
-                .call(&at, Duration::from_secs(10), async move |mut client| client.join(asked).await)
+                .call(&at, Duration::from_secs(10), async move |mut client| {
+                    client.join(asked).await
+                })
                 .await
                 .map_err(|cause| format!("cannot ask {at} to let us in: {cause:?}"))?;
             if !reply.not_leader {
-                return if reply.error.is_empty() { Ok(()) } else { Err(reply.error) };
+                return if reply.error.is_empty() {
+                    Ok(())
+                } else {
+                    Err(reply.error)
+                };
             }
             if reply.leader_address.is_empty() {
                 return Err(format!("{at} knows no leader yet"));
@@ -294,7 +368,10 @@ impl Server {
         let inner = &self.inner;
         let invalid = |why: String| Err(ServerError::Invalid(why));
         if request.datacenter != inner.config.datacenter {
-            return invalid(format!("this cluster is of datacenter {:?}, the server of {:?}", inner.config.datacenter, request.datacenter));
+            return invalid(format!(
+                "this cluster is of datacenter {:?}, the server of {:?}",
+                inner.config.datacenter, request.datacenter
+            ));
         }
         let state = inner.published.load();
         if !request.cluster_id.is_empty() && request.cluster_id != state.cluster_id() {
@@ -305,21 +382,41 @@ impl Server {
                 state.cluster_id()
             ));
         }
-        let id: RaftId = request.raft_id.parse().map_err(|_| ServerError::Invalid(format!("{:?} is not a Raft id", request.raft_id)))?;
+        let id: RaftId = request
+            .raft_id
+            .parse()
+            .map_err(|_| ServerError::Invalid(format!("{:?} is not a Raft id", request.raft_id)))?;
         let status = inner.raft.status();
         if let Some(known) = status.members.iter().find(|m| m.peer.id == id) {
             if known.peer.address != request.address {
-                inner.raft.update_address(id, request.address).await.map_err(change_failed)?;
+                inner
+                    .raft
+                    .update_address(id, request.address)
+                    .await
+                    .map_err(change_failed)?;
             }
             return Ok(());
         }
         // A server that lost its data comes back under its name with a new id: the old id holds
         // nothing any more, and as a voter it would only count against the quorum.
-        for old in status.members.iter().filter(|m| m.peer.name == request.node_name) {
+        for old in status
+            .members
+            .iter()
+            .filter(|m| m.peer.name == request.node_name)
+        {
             tracing::warn!(server.name = %request.node_name, raft.old_id = %old.peer.id, raft.new_id = %id, "server came back without its log; replacing its old Raft id");
-            inner.raft.remove(old.peer.id).await.map_err(change_failed)?;
+            inner
+                .raft
+                .remove(old.peer.id)
+                .await
+                .map_err(change_failed)?;
         }
-        let peer = Peer { id, name: request.node_name, address: request.address, public_key: request.public_key };
+        let peer = Peer {
+            id,
+            name: request.node_name,
+            address: request.address,
+            public_key: request.public_key,
+        };
         tracing::info!(server.name = %peer.name, server.addr = %peer.address, raft.id = %id, "adding server as learner");
         inner.raft.add_learner(peer).await.map_err(change_failed)
     }
@@ -334,7 +431,14 @@ mod tests {
     use super::*;
 
     fn server(n: u128, expect: Option<usize>, alive: bool) -> PoolServer {
-        PoolServer { raft_id: RaftId(uuid::Uuid::from_u128(n)), name: format!("s{n}"), address: format!("127.0.0.{n}:8300"), expect, alive, left: false }
+        PoolServer {
+            raft_id: RaftId(uuid::Uuid::from_u128(n)),
+            name: format!("s{n}"),
+            address: format!("127.0.0.{n}:8300"),
+            expect,
+            alive,
+            left: false,
+        }
     }
 
     fn id(n: u128) -> RaftId {
@@ -343,8 +447,15 @@ mod tests {
 
     #[test]
     fn the_lowest_id_acts_once_enough_servers_are_seen() {
-        let pool = [server(3, Some(3), true), server(1, Some(3), true), server(2, Some(3), true)];
-        let names = |me| first_membership(&pool, id(me), 3).map(|set| set.into_iter().map(|s| s.name).collect::<Vec<_>>());
+        let pool = [
+            server(3, Some(3), true),
+            server(1, Some(3), true),
+            server(2, Some(3), true),
+        ];
+        let names = |me| {
+            first_membership(&pool, id(me), 3)
+                .map(|set| set.into_iter().map(|s| s.name).collect::<Vec<_>>())
+        };
         assert_eq!(names(1), Some(vec!["s1".into(), "s2".into(), "s3".into()]));
         assert_eq!(names(2), None);
         assert_eq!(first_membership(&pool[..2], id(1), 3), None);
@@ -352,18 +463,37 @@ mod tests {
 
     #[test]
     fn dead_servers_and_other_expectations_do_not_count() {
-        let pool = [server(1, Some(3), true), server(2, Some(3), false), server(3, Some(5), true), server(4, None, true)];
+        let pool = [
+            server(1, Some(3), true),
+            server(2, Some(3), false),
+            server(3, Some(5), true),
+            server(4, None, true),
+        ];
         assert_eq!(first_membership(&pool, id(1), 3), None);
     }
 
     #[test]
     fn a_server_promises_itself_to_one_set_at_a_time() {
         let reservation = Reservation::default();
-        let (ab, bc) = (vec!["a".to_owned(), "b".to_owned()], vec!["b".to_owned(), "c".to_owned()]);
+        let (ab, bc) = (
+            vec!["a".to_owned(), "b".to_owned()],
+            vec!["b".to_owned(), "c".to_owned()],
+        );
         let at = Duration::from_secs;
         assert!(reservation.promise("a", &ab, at(1)).is_ok());
-        assert!(reservation.promise("a", &ab, at(2)).is_ok(), "asking again renews");
-        assert!(reservation.promise("b", &bc, at(3)).unwrap_err().contains("already promised"));
-        assert!(reservation.promise("b", &bc, at(60)).is_ok(), "an old promise lapses");
+        assert!(
+            reservation.promise("a", &ab, at(2)).is_ok(),
+            "asking again renews"
+        );
+        assert!(
+            reservation
+                .promise("b", &bc, at(3))
+                .unwrap_err()
+                .contains("already promised")
+        );
+        assert!(
+            reservation.promise("b", &bc, at(60)).is_ok(),
+            "an old promise lapses"
+        );
     }
 }

@@ -38,7 +38,11 @@ pub(crate) enum CallError {
 
 impl Forwarder {
     pub(crate) fn new(transport: Transport, timeout: Duration) -> Self {
-        Self { transport, channels: Arc::default(), timeout }
+        Self {
+            transport,
+            channels: Arc::default(),
+            timeout,
+        }
     }
 
     /// A client for `address`, connecting lazily.
@@ -72,15 +76,31 @@ impl Forwarder {
     }
 
     /// Forwards an encoded command to the leader at `address`.
-    pub(crate) async fn write(&self, address: &str, command: bytes::Bytes) -> Result<v1::WriteReply, CallError> {
-        let request = v1::WriteRequest { command, forwarded: true, token: String::new() };
-        self.client(address).write(request).await.map(tonic::Response::into_inner).map_err(|status| self.judge(address, &status))
+    pub(crate) async fn write(
+        &self,
+        address: &str,
+        command: bytes::Bytes,
+    ) -> Result<v1::WriteReply, CallError> {
+        let request = v1::WriteRequest {
+            command,
+            forwarded: true,
+            token: String::new(),
+        };
+        self.client(address)
+            .write(request)
+            .await
+            .map(tonic::Response::into_inner)
+            .map_err(|status| self.judge(address, &status))
     }
 
     /// Asks the leader at `address` for the index a linearizable read must wait for.
     pub(crate) async fn read_index(&self, address: &str) -> Result<v1::ReadIndexReply, CallError> {
         let request = v1::ReadIndexRequest {};
-        self.client(address).read_index(request).await.map(tonic::Response::into_inner).map_err(|status| self.judge(address, &status))
+        self.client(address)
+            .read_index(request)
+            .await
+            .map(tonic::Response::into_inner)
+            .map_err(|status| self.judge(address, &status))
     }
 
     /// Any other call, with a time-out of its own.
@@ -91,8 +111,12 @@ impl Forwarder {
         call: impl AsyncFnOnce(ServerClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, CallError> {
         match tokio::time::timeout(limit, call(self.client(address))).await {
-            Ok(answer) => answer.map(tonic::Response::into_inner).map_err(|status| self.judge(address, &status)),
-            Err(_) => Err(CallError::Unknown(format!("no answer from {address} within {limit:?}"))),
+            Ok(answer) => answer
+                .map(tonic::Response::into_inner)
+                .map_err(|status| self.judge(address, &status)),
+            Err(_) => Err(CallError::Unknown(format!(
+                "no answer from {address} within {limit:?}"
+            ))),
         }
     }
 

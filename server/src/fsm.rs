@@ -35,7 +35,13 @@ impl Fsm {
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { catalog, published, time, clock, metrics }
+        Self {
+            catalog,
+            published,
+            time,
+            clock,
+            metrics,
+        }
     }
 
     fn apply_one(&mut self, entry: &Committed) -> Result<Bytes, FatalError> {
@@ -49,7 +55,8 @@ impl Fsm {
             .catalog
             .apply(LogIndex(entry.index), &stamped)
             .map_err(|cause| FatalError(format!("log entry {}: {cause}", entry.index)))?;
-        self.time.applied(UnixMillis(stamped.at_millis), self.clock.monotonic());
+        self.time
+            .applied(UnixMillis(stamped.at_millis), self.clock.monotonic());
         self.metrics.applied(&stamped);
         Ok(Bytes::from(outcome.encode_to_vec()))
     }
@@ -57,7 +64,10 @@ impl Fsm {
 
 impl StateMachine for Fsm {
     fn apply(&mut self, batch: &[Committed]) -> Result<Vec<Bytes>, FatalError> {
-        let replies = batch.iter().map(|entry| self.apply_one(entry)).collect::<Result<Vec<_>, _>>()?;
+        let replies = batch
+            .iter()
+            .map(|entry| self.apply_one(entry))
+            .collect::<Result<Vec<_>, _>>()?;
         let (state, touched) = self.catalog.publish();
         self.published.store(state, &touched);
         Ok(replies)
@@ -71,7 +81,8 @@ impl StateMachine for Fsm {
         let catalog = weft_catalog::snapshot::read(&mut io::BufReader::new(from))
             .map_err(|cause| FatalError(format!("snapshot cannot be restored: {cause}")))?;
         let old = std::mem::replace(&mut self.catalog, catalog);
-        self.time.applied(self.catalog.state().cluster_time(), self.clock.monotonic());
+        self.time
+            .applied(self.catalog.state().cluster_time(), self.clock.monotonic());
         let (state, touched) = self.catalog.publish_everything();
         self.published.store(state, &touched);
         // A big tree is freed node by node; not on the thread that applies.

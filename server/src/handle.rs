@@ -19,8 +19,8 @@ use weft_raft::{ProposeError, RaftNode, ReadIndexError, Role, Status};
 
 use crate::config::ServerConfig;
 use crate::disk_reserve::DiskReserve;
-use crate::forward::{CallError, Forwarder};
 use crate::formation::Reservation;
+use crate::forward::{CallError, Forwarder};
 use crate::metrics::Metrics;
 use crate::published::Published;
 use crate::reads::{ReadMeta, Rounds};
@@ -146,7 +146,10 @@ impl Server {
     #[must_use]
     pub fn leader_address(&self) -> Option<String> {
         let status = self.status();
-        status.leader.as_ref().map(|peer| self.inner.transport.address_of(peer))
+        status
+            .leader
+            .as_ref()
+            .map(|peer| self.inner.transport.address_of(peer))
     }
 
     /// Stamps, proposes (here or at the leader) and waits until this server has applied it.
@@ -161,47 +164,77 @@ impl Server {
                 self.forward(&command).await
             };
             match attempt {
-                Err(WriteFailure::NoLeader) if self.inner.clock.monotonic() < deadline => self.leader_may_have_changed(deadline).await,
+                Err(WriteFailure::NoLeader) if self.inner.clock.monotonic() < deadline => {
+                    self.leader_may_have_changed(deadline).await
+                }
                 other => return other,
             }
         }
     }
 
     /// Proposes on this server, which must be the leader.
-    pub(crate) async fn propose(&self, command: v1::stamped::Command) -> Result<v1::Outcome, WriteFailure> {
+    pub(crate) async fn propose(
+        &self,
+        command: v1::stamped::Command,
+    ) -> Result<v1::Outcome, WriteFailure> {
         let inner = &self.inner;
         if !frees_space(&command) {
             inner.disk.check().map_err(WriteFailure::DiskFull)?;
         }
         let stamped = v1::Stamped {
-            at_millis: inner.time.now(inner.clock.monotonic(), inner.clock.wall()).get(),
+            at_millis: inner
+                .time
+                .now(inner.clock.monotonic(), inner.clock.wall())
+                .get(),
             term: inner.raft.status().term,
             command: Some(command),
             ..v1::Stamped::default()
         };
-        match inner.raft.propose(Bytes::from(stamped.encode_to_vec())).await {
-            Ok(applied) => v1::Outcome::decode(applied.reply).map_err(|cause| WriteFailure::Unknown(format!("the reply cannot be read: {cause}"))),
+        match inner
+            .raft
+            .propose(Bytes::from(stamped.encode_to_vec()))
+            .await
+        {
+            Ok(applied) => v1::Outcome::decode(applied.reply).map_err(|cause| {
+                WriteFailure::Unknown(format!("the reply cannot be read: {cause}"))
+            }),
             Err(ProposeError::NotLeader { .. }) => Err(WriteFailure::NoLeader),
             Err(ProposeError::Unknown(why)) => Err(WriteFailure::Unknown(why)),
-            Err(cause @ ProposeError::Overloaded { .. }) => Err(WriteFailure::Overloaded(cause.to_string())),
+            Err(cause @ ProposeError::Overloaded { .. }) => {
+                Err(WriteFailure::Overloaded(cause.to_string()))
+            }
             Err(cause) => Err(WriteFailure::Stopped(cause.to_string())),
         }
     }
 
     async fn forward(&self, command: &v1::stamped::Command) -> Result<v1::Outcome, WriteFailure> {
         let address = self.leader_address().ok_or(WriteFailure::NoLeader)?;
-        let stamped = v1::Stamped { command: Some(command.clone()), ..v1::Stamped::default() };
-        let reply = match self.inner.forwarder.write(&address, Bytes::from(stamped.encode_to_vec())).await {
+        let stamped = v1::Stamped {
+            command: Some(command.clone()),
+            ..v1::Stamped::default()
+        };
+        let reply = match self
+            .inner
+            .forwarder
+            .write(&address, Bytes::from(stamped.encode_to_vec()))
+            .await
+        {
             Ok(reply) => reply,
             Err(CallError::NotSent(why)) => {
                 tracing::debug!(leader.addr = %address, error = %why, "leader not reached");
                 return Err(WriteFailure::NoLeader);
             }
-            Err(CallError::Unknown(why)) => return Err(WriteFailure::Unknown(format!("forwarded to the leader, but {why}"))),
+            Err(CallError::Unknown(why)) => {
+                return Err(WriteFailure::Unknown(format!(
+                    "forwarded to the leader, but {why}"
+                )));
+            }
         };
         match reply.result {
             Some(v1::write_reply::Result::Outcome(bytes)) => {
-                let outcome = v1::Outcome::decode(bytes).map_err(|cause| WriteFailure::Unknown(format!("the leader's reply cannot be read: {cause}")))?;
+                let outcome = v1::Outcome::decode(bytes).map_err(|cause| {
+                    WriteFailure::Unknown(format!("the leader's reply cannot be read: {cause}"))
+                })?;
                 self.see_own_write(&outcome).await;
                 Ok(outcome)
             }
@@ -219,7 +252,11 @@ impl Server {
         }
         let log_index = outcome.index.saturating_sub(state.base());
         drop(state);
-        let _ = self.inner.raft.wait_applied(log_index, Duration::from_secs(2)).await;
+        let _ = self
+            .inner
+            .raft
+            .wait_applied(log_index, Duration::from_secs(2))
+            .await;
     }
 
     /// Waits until this server's state is linearizable with respect to the call's beginning.
@@ -234,8 +271,14 @@ impl Server {
             };
             match attempt {
                 Ok(index) => {
-                    let left = deadline.saturating_sub(inner.clock.monotonic()).max(Duration::from_millis(100));
-                    inner.raft.wait_applied(index, left).await.map_err(|cause| ReadFailure::Timeout(cause.to_string()))?;
+                    let left = deadline
+                        .saturating_sub(inner.clock.monotonic())
+                        .max(Duration::from_millis(100));
+                    inner
+                        .raft
+                        .wait_applied(index, left)
+                        .await
+                        .map_err(|cause| ReadFailure::Timeout(cause.to_string()))?;
                     return Ok(self.meta());
                 }
                 Err(ReadFailure::Stopped(why)) => return Err(ReadFailure::Stopped(why)),
@@ -249,8 +292,16 @@ impl Server {
     #[must_use]
     pub fn meta(&self) -> ReadMeta {
         let status = self.inner.raft.status();
-        let uptime = || self.inner.clock.monotonic().saturating_sub(self.inner.started);
-        ReadMeta { known_leader: status.leader.is_some(), last_contact: self.inner.raft.last_contact().unwrap_or_else(uptime) }
+        let uptime = || {
+            self.inner
+                .clock
+                .monotonic()
+                .saturating_sub(self.inner.started)
+        };
+        ReadMeta {
+            known_leader: status.leader.is_some(),
+            last_contact: self.inner.raft.last_contact().unwrap_or_else(uptime),
+        }
     }
 
     /// Sleeps until the role or leader changes, a moment passes, or `deadline` comes.
@@ -258,7 +309,10 @@ impl Server {
         let left = deadline.saturating_sub(self.inner.clock.monotonic());
         let mut status = self.inner.raft.watch_status();
         let seen = leader_of(&status.borrow_and_update());
-        let changed = async { while status.changed().await.is_ok() && leader_of(&status.borrow_and_update()) == seen {} };
+        let changed = async {
+            while status.changed().await.is_ok() && leader_of(&status.borrow_and_update()) == seen {
+            }
+        };
         let _ = tokio::time::timeout(left.min(Duration::from_millis(50)), changed).await;
     }
 
@@ -270,8 +324,14 @@ impl Server {
     /// Ends the role: hands leadership over when there is somebody to take it, then stops.
     pub async fn shutdown(&self) {
         let status = self.status();
-        if status.role == Role::Leader && status.members.iter().filter(|member| member.voter).count() > 1 {
-            let _ = tokio::time::timeout(Duration::from_secs(2), self.inner.raft.transfer_leader(None)).await;
+        if status.role == Role::Leader
+            && status.members.iter().filter(|member| member.voter).count() > 1
+        {
+            let _ = tokio::time::timeout(
+                Duration::from_secs(2),
+                self.inner.raft.transfer_leader(None),
+            )
+            .await;
         }
         let _ = self.inner.stop.send(true);
         self.inner.raft.shutdown().await;
@@ -287,8 +347,15 @@ fn frees_space(command: &v1::stamped::Command) -> bool {
     use v1::KvVerb;
     use v1::stamped::Command;
     match command {
-        Command::Deregister(_) | Command::SessionDestroy(_) | Command::SessionExpire(_) | Command::TombstoneReap(_) | Command::LeaderStart(_) => true,
-        Command::Kv(kv) => matches!(kv.verb(), KvVerb::Delete | KvVerb::DeleteCas | KvVerb::DeleteTree),
+        Command::Deregister(_)
+        | Command::SessionDestroy(_)
+        | Command::SessionExpire(_)
+        | Command::TombstoneReap(_)
+        | Command::LeaderStart(_) => true,
+        Command::Kv(kv) => matches!(
+            kv.verb(),
+            KvVerb::Delete | KvVerb::DeleteCas | KvVerb::DeleteTree
+        ),
         _ => false,
     }
 }

@@ -34,13 +34,30 @@ pub(crate) struct TableLabel {
 impl Metrics {
     /// Adds every metric of the role to `registry`.
     pub(crate) fn register(&self, registry: &mut Registry) {
-        registry.register("weft_catalog_applied", "Commands applied to the catalog", self.applied.clone());
-        registry.register("weft_catalog_rows", "Rows in the catalog", self.catalog_rows.clone());
-        registry.register("weft_disk_available_bytes", "Free bytes under data_dir", self.disk_available_bytes.clone());
+        registry.register(
+            "weft_catalog_applied",
+            "Commands applied to the catalog",
+            self.applied.clone(),
+        );
+        registry.register(
+            "weft_catalog_rows",
+            "Rows in the catalog",
+            self.catalog_rows.clone(),
+        );
+        registry.register(
+            "weft_disk_available_bytes",
+            "Free bytes under data_dir",
+            self.disk_available_bytes.clone(),
+        );
     }
 
     pub(crate) fn applied(&self, stamped: &v1::Stamped) {
-        self.applied.get_or_create(&CommandLabel { command: name(stamped) }).inner().fetch_add(1, Ordering::Relaxed);
+        self.applied
+            .get_or_create(&CommandLabel {
+                command: name(stamped),
+            })
+            .inner()
+            .fetch_add(1, Ordering::Relaxed);
     }
 
     /// Takes the sizes of the tables from a state.
@@ -54,7 +71,9 @@ impl Metrics {
             ("sessions", counts.sessions),
         ];
         for (table, rows) in tables {
-            self.catalog_rows.get_or_create(&TableLabel { table }).set(i64::try_from(rows).unwrap_or(i64::MAX));
+            self.catalog_rows
+                .get_or_create(&TableLabel { table })
+                .set(i64::try_from(rows).unwrap_or(i64::MAX));
         }
     }
 }
@@ -72,7 +91,12 @@ fn name(stamped: &v1::Stamped) -> &'static str {
         Some(Command::Txn(_)) => "txn",
         Some(Command::TombstoneReap(_)) => "tombstone_reap",
         Some(Command::ClusterVersion(_)) => "cluster_version",
-        Some(Command::RestoreBegin(_) | Command::RestoreChunk(_) | Command::RestoreCommit(_) | Command::RestoreAbort(_)) => "restore",
+        Some(
+            Command::RestoreBegin(_)
+            | Command::RestoreChunk(_)
+            | Command::RestoreCommit(_)
+            | Command::RestoreAbort(_),
+        ) => "restore",
         Some(Command::LeaderStart(_)) => "leader_start",
         Some(Command::StateHash(_)) => "state_hash",
         Some(Command::ServerKey(_)) => "server_key",

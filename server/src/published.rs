@@ -18,7 +18,10 @@ impl Published {
     /// Starts with `state` and nobody waiting.
     #[must_use]
     pub fn new(state: Arc<State>) -> Self {
-        Self { state: ArcSwap::new(state), hub: Hub::new() }
+        Self {
+            state: ArcSwap::new(state),
+            hub: Hub::new(),
+        }
     }
 
     /// The newest state. O(1), never blocks.

@@ -23,7 +23,8 @@ pub struct ReadMeta {
 }
 
 /// Runs one ReadIndex exchange; answers the log index to wait for.
-pub(crate) type RunRound = Arc<dyn Fn() -> BoxFuture<'static, Result<u64, ReadFailure>> + Send + Sync>;
+pub(crate) type RunRound =
+    Arc<dyn Fn() -> BoxFuture<'static, Result<u64, ReadFailure>> + Send + Sync>;
 
 /// Merges reads that arrive while a round is in flight into the next one.
 ///
@@ -45,7 +46,10 @@ const WAITING_MAX: usize = 16_384;
 
 impl Rounds {
     pub(crate) fn new(run: RunRound) -> Self {
-        Self { inner: Arc::default(), run }
+        Self {
+            inner: Arc::default(),
+            run,
+        }
     }
 
     /// Waits for a round that begins after this call.
@@ -54,7 +58,9 @@ impl Rounds {
         let start = {
             let mut waiting = self.inner.lock();
             if waiting.next.len() >= WAITING_MAX {
-                return Err(ReadFailure::Timeout(format!("{WAITING_MAX} reads already wait for the leader")));
+                return Err(ReadFailure::Timeout(format!(
+                    "{WAITING_MAX} reads already wait for the leader"
+                )));
             }
             waiting.next.push(tx);
             !std::mem::replace(&mut waiting.in_flight, true)
@@ -62,7 +68,8 @@ impl Rounds {
         if start {
             tokio::spawn(drive(self.inner.clone(), self.run.clone()));
         }
-        rx.await.unwrap_or_else(|_| Err(ReadFailure::Stopped("the server is shutting down".into())))
+        rx.await
+            .unwrap_or_else(|_| Err(ReadFailure::Stopped("the server is shutting down".into())))
     }
 }
 
@@ -119,7 +126,11 @@ mod tests {
         gate.add_permits(2);
         assert_eq!(first.await.unwrap(), Ok(1));
         for reader in late {
-            assert_eq!(reader.await.unwrap(), Ok(2), "a read that arrived during round 1 must not be served by it");
+            assert_eq!(
+                reader.await.unwrap(),
+                Ok(2),
+                "a read that arrived during round 1 must not be served by it"
+            );
         }
     }
 }

@@ -43,7 +43,9 @@ impl Server {
             id: format!("{}-{index}-{}", status.term, self.inner.clock.wall()),
             index,
             term: status.term,
-            configuration: ArchiveConfiguration { servers: servers.collect() },
+            configuration: ArchiveConfiguration {
+                servers: servers.collect(),
+            },
             configuration_index: status.membership_index,
             ..ArchiveMeta::default()
         };
@@ -70,11 +72,22 @@ impl Server {
     pub async fn snapshot_restore(&self, source: Pieces) -> Result<(), ServerError> {
         let scratch = self.scratch();
         let verified = tokio::task::spawn_blocking(move || {
-            let (_, mut verified) = archive::read(FromChannel { source, piece: Bytes::new() }, &scratch).map_err(|cause| ServerError::Invalid(cause.to_string()))?;
+            let (_, mut verified) = archive::read(
+                FromChannel {
+                    source,
+                    piece: Bytes::new(),
+                },
+                &scratch,
+            )
+            .map_err(|cause| ServerError::Invalid(cause.to_string()))?;
             // What cannot be read must be refused before the first entry is written.
-            weft_catalog::snapshot::read(&mut io::BufReader::new(&mut verified.state))
-                .map_err(|cause| ServerError::Invalid(format!("state.bin cannot be restored: {cause}")))?;
-            verified.state.rewind().map_err(|cause| ServerError::Io { what: "cannot reread the staged snapshot".into(), cause })?;
+            weft_catalog::snapshot::read(&mut io::BufReader::new(&mut verified.state)).map_err(
+                |cause| ServerError::Invalid(format!("state.bin cannot be restored: {cause}")),
+            )?;
+            verified.state.rewind().map_err(|cause| ServerError::Io {
+                what: "cannot reread the staged snapshot".into(),
+                cause,
+            })?;
             Ok::<_, ServerError>(verified)
         })
         .await
@@ -84,44 +97,77 @@ impl Server {
         let staged = self.stage(&restore_id, verified).await;
         if let Err(cause) = &staged {
             tracing::warn!(restore.id = %restore_id, error = %cause, "restore abandoned");
-            let _ = self.write(Command::RestoreAbort(v1::RestoreAbort { restore_id })).await;
+            let _ = self
+                .write(Command::RestoreAbort(v1::RestoreAbort { restore_id }))
+                .await;
         }
         staged
     }
 
-    async fn stage(&self, restore_id: &str, mut verified: archive::Verified) -> Result<(), ServerError> {
+    async fn stage(
+        &self,
+        restore_id: &str,
+        mut verified: archive::Verified,
+    ) -> Result<(), ServerError> {
         let id = || restore_id.to_owned();
-        self.must(Command::RestoreBegin(v1::RestoreBegin { restore_id: id(), size_bytes: verified.state_bytes, sha256: verified.state_sha256 })).await?;
+        self.must(Command::RestoreBegin(v1::RestoreBegin {
+            restore_id: id(),
+            size_bytes: verified.state_bytes,
+            sha256: verified.state_sha256,
+        }))
+        .await?;
         let mut offset = 0;
         loop {
-            let (file, data) = tokio::task::spawn_blocking(move || read_chunk(&mut verified.state).map(|data| (verified.state, data)))
-                .await
-                .map_err(|cause| ServerError::Failed(cause.to_string()))?
-                .map_err(|cause| ServerError::Io { what: "cannot reread the staged snapshot".into(), cause })?;
+            let (file, data) = tokio::task::spawn_blocking(move || {
+                read_chunk(&mut verified.state).map(|data| (verified.state, data))
+            })
+            .await
+            .map_err(|cause| ServerError::Failed(cause.to_string()))?
+            .map_err(|cause| ServerError::Io {
+                what: "cannot reread the staged snapshot".into(),
+                cause,
+            })?;
             verified.state = file;
             if data.is_empty() {
                 break;
             }
             let sent = data.len() as u64;
-            self.must(Command::RestoreChunk(v1::RestoreChunk { restore_id: id(), offset, data })).await?;
+            self.must(Command::RestoreChunk(v1::RestoreChunk {
+                restore_id: id(),
+                offset,
+                data,
+            }))
+            .await?;
             offset += sent;
         }
-        self.must(Command::RestoreCommit(v1::RestoreCommit { restore_id: id() })).await?;
+        self.must(Command::RestoreCommit(v1::RestoreCommit {
+            restore_id: id(),
+        }))
+        .await?;
         tracing::info!(restore.id = %restore_id, restore.bytes = offset, "snapshot restored");
         Ok(())
     }
 
     /// Writes a command that has no business being refused.
     async fn must(&self, command: Command) -> Result<(), ServerError> {
-        let outcome = self.write(command).await.map_err(|cause| ServerError::Failed(cause.to_string()))?;
+        let outcome = self
+            .write(command)
+            .await
+            .map_err(|cause| ServerError::Failed(cause.to_string()))?;
         match outcome.result {
-            Some(v1::outcome::Result::Refusal(refusal)) => Err(ServerError::Failed(refusal.message)),
+            Some(v1::outcome::Result::Refusal(refusal)) => {
+                Err(ServerError::Failed(refusal.message))
+            }
             _ => Ok(()),
         }
     }
 
     fn scratch(&self) -> PathBuf {
-        self.inner.config.data_dir.clone().unwrap_or_else(std::env::temp_dir)
+        self.inner
+            .config
+            .data_dir
+            .clone()
+            .unwrap_or_else(std::env::temp_dir)
     }
 
     /// Runs an operator's request here or at the leader.
@@ -134,11 +180,19 @@ impl Server {
         let reply = self
             .inner
             .forwarder
-            .call(&address, std::time::Duration::from_secs(15), async move |mut client| client.operate(request).await)
+            .call(
+                &address,
+                std::time::Duration::from_secs(15),
+                async move |mut client| client.operate(request).await,
+            )
             .await
-            .map_err(|cause| ServerError::Failed(format!("the leader did not answer: {cause:?}")))?;
+            .map_err(|cause| {
+                ServerError::Failed(format!("the leader did not answer: {cause:?}"))
+            })?;
         match reply {
-            v1::OperateReply { not_leader: true, .. } => Err(ServerError::NoLeader),
+            v1::OperateReply {
+                not_leader: true, ..
+            } => Err(ServerError::NoLeader),
             v1::OperateReply { error, peers, .. } if error.is_empty() => Ok(peers),
             v1::OperateReply { error, .. } => Err(ServerError::Failed(error)),
         }
@@ -155,7 +209,11 @@ impl Server {
                 Ok(None)
             }
             Op::TransferLeader(to) => {
-                let to = if to.raft_id.is_empty() { None } else { Some(parse_id(&to.raft_id)?) };
+                let to = if to.raft_id.is_empty() {
+                    None
+                } else {
+                    Some(parse_id(&to.raft_id)?)
+                };
                 raft.transfer_leader(to).await.map_err(failed)?;
                 Ok(None)
             }
@@ -175,11 +233,20 @@ impl Server {
     fn find_peer(&self, which: &v1::RemovePeer) -> Result<weft_raft::RaftId, ServerError> {
         let status = self.status();
         let matches = |m: &&weft_raft::Member| {
-            m.peer.id.to_string() == which.raft_id || (which.raft_id.is_empty() && (m.peer.address == which.address || self.inner.transport.address_of(&m.peer) == which.address))
+            m.peer.id.to_string() == which.raft_id
+                || (which.raft_id.is_empty()
+                    && (m.peer.address == which.address
+                        || self.inner.transport.address_of(&m.peer) == which.address))
         };
         let found = status.members.iter().find(matches).ok_or_else(|| {
-            let (what, value) = if which.raft_id.is_empty() { ("address", &which.address) } else { ("id", &which.raft_id) };
-            ServerError::Invalid(format!("{what} {value:?} was not found in the Raft configuration"))
+            let (what, value) = if which.raft_id.is_empty() {
+                ("address", &which.address)
+            } else {
+                ("id", &which.raft_id)
+            };
+            ServerError::Invalid(format!(
+                "{what} {value:?} was not found in the Raft configuration"
+            ))
         })?;
         Ok(found.peer.id)
     }
@@ -196,22 +263,39 @@ impl Server {
             leader: leader == Some(m.peer.id),
             voter: m.voter,
             last_index: m.matched.unwrap_or(0),
-            last_contact_millis: m.last_contact.map_or(0, |c| u64::try_from(c.as_millis()).unwrap_or(u64::MAX)),
+            last_contact_millis: m
+                .last_contact
+                .map_or(0, |c| u64::try_from(c.as_millis()).unwrap_or(u64::MAX)),
         });
-        v1::RaftPeers { index: status.membership_index, peers: peers.collect() }
+        v1::RaftPeers {
+            index: status.membership_index,
+            peers: peers.collect(),
+        }
     }
 
     /// This server leaves for good: it gives up leadership and asks to be removed.
     pub async fn leave(&self) -> Result<(), ServerError> {
         let me = self.inner.raft.status().id.to_string();
-        let others = self.status().members.iter().filter(|m| m.voter && m.peer.id != self.inner.raft.status().id).count();
+        let others = self
+            .status()
+            .members
+            .iter()
+            .filter(|m| m.voter && m.peer.id != self.inner.raft.status().id)
+            .count();
         if others == 0 {
             return Ok(());
         }
         for _ in 0..20 {
-            match self.operate(Op::Leave(v1::Leave { raft_id: me.clone() })).await {
+            match self
+                .operate(Op::Leave(v1::Leave {
+                    raft_id: me.clone(),
+                }))
+                .await
+            {
                 Ok(_) => return Ok(()),
-                Err(ServerError::NoLeader) => tokio::time::sleep(std::time::Duration::from_millis(250)).await,
+                Err(ServerError::NoLeader) => {
+                    tokio::time::sleep(std::time::Duration::from_millis(250)).await
+                }
                 Err(cause) => return Err(cause),
             }
         }
@@ -220,7 +304,11 @@ impl Server {
 }
 
 fn parse_id(text: &str) -> Result<weft_raft::RaftId, ServerError> {
-    text.parse().map_err(|_| ServerError::Invalid(format!("{text:?} is not a Raft id (a UUID as `weft operator raft list-peers` shows it)")))
+    text.parse().map_err(|_| {
+        ServerError::Invalid(format!(
+            "{text:?} is not a Raft id (a UUID as `weft operator raft list-peers` shows it)"
+        ))
+    })
 }
 
 fn read_chunk(file: &mut std::fs::File) -> io::Result<Bytes> {
@@ -234,7 +322,10 @@ fn spawn_named(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), S
         .name(name.to_owned())
         .spawn(work)
         .map(drop)
-        .map_err(|cause| ServerError::Io { what: format!("cannot start the {name} thread"), cause })
+        .map_err(|cause| ServerError::Io {
+            what: format!("cannot start the {name} thread"),
+            cause,
+        })
 }
 
 /// The writing end of an archive; blocks while the reader is slow, fails when it is gone.
@@ -242,7 +333,9 @@ struct ToChannel(mpsc::Sender<io::Result<Bytes>>);
 
 impl Write for ToChannel {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.0.blocking_send(Ok(Bytes::copy_from_slice(buf))).map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the reader went away"))?;
+        self.0
+            .blocking_send(Ok(Bytes::copy_from_slice(buf)))
+            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the reader went away"))?;
         Ok(buf.len())
     }
     fn flush(&mut self) -> io::Result<()> {

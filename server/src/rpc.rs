@@ -19,7 +19,9 @@ pub(crate) struct Service {
 
 impl Service {
     fn server(&self) -> Server {
-        Server { inner: self.inner.clone() }
+        Server {
+            inner: self.inner.clone(),
+        }
     }
 
     fn is_leader(&self) -> bool {
@@ -29,69 +31,132 @@ impl Service {
 
 #[tonic::async_trait]
 impl v1::server_server::Server for Service {
-    async fn write(&self, request: Request<v1::WriteRequest>) -> Result<Response<v1::WriteReply>, Status> {
+    async fn write(
+        &self,
+        request: Request<v1::WriteRequest>,
+    ) -> Result<Response<v1::WriteReply>, Status> {
         let request = request.into_inner();
-        let stamped = v1::Stamped::decode(request.command).map_err(|cause| Status::invalid_argument(cause.to_string()))?;
-        let command = stamped.command.ok_or_else(|| Status::invalid_argument("the command is of a kind this server does not know; upgrade it"))?;
+        let stamped = v1::Stamped::decode(request.command)
+            .map_err(|cause| Status::invalid_argument(cause.to_string()))?;
+        let command = stamped.command.ok_or_else(|| {
+            Status::invalid_argument(
+                "the command is of a kind this server does not know; upgrade it",
+            )
+        })?;
         // Only the leader's own duties may propose these; a peer that sends one is confused or hostile.
         if internal_only(&command) {
-            return Err(Status::permission_denied("this command is proposed by the leader itself only"));
+            return Err(Status::permission_denied(
+                "this command is proposed by the leader itself only",
+            ));
         }
         let result = match self.server().propose(command).await {
             Ok(outcome) => v1::write_reply::Result::Outcome(outcome.encode_to_vec().into()),
             Err(failure) => v1::write_reply::Result::Failure(describe(&failure)),
         };
-        Ok(Response::new(v1::WriteReply { result: Some(result) }))
+        Ok(Response::new(v1::WriteReply {
+            result: Some(result),
+        }))
     }
 
-    async fn read_index(&self, _request: Request<v1::ReadIndexRequest>) -> Result<Response<v1::ReadIndexReply>, Status> {
+    async fn read_index(
+        &self,
+        _request: Request<v1::ReadIndexRequest>,
+    ) -> Result<Response<v1::ReadIndexReply>, Status> {
         let reply = match self.inner.raft.read_index().await {
-            Ok(log_index) => v1::ReadIndexReply { leader: true, log_index, error: String::new() },
-            Err(cause) => v1::ReadIndexReply { leader: false, log_index: 0, error: cause.to_string() },
+            Ok(log_index) => v1::ReadIndexReply {
+                leader: true,
+                log_index,
+                error: String::new(),
+            },
+            Err(cause) => v1::ReadIndexReply {
+                leader: false,
+                log_index: 0,
+                error: cause.to_string(),
+            },
         };
         Ok(Response::new(reply))
     }
 
-    async fn hello(&self, request: Request<v1::HelloRequest>) -> Result<Response<v1::HelloReply>, Status> {
+    async fn hello(
+        &self,
+        request: Request<v1::HelloRequest>,
+    ) -> Result<Response<v1::HelloReply>, Status> {
         let theirs = request.into_inner().datacenter;
         let config = &self.inner.config;
         if theirs != config.datacenter {
-            return Err(Status::failed_precondition(format!("this server is of datacenter {:?}, the caller of {theirs:?}", config.datacenter)));
+            return Err(Status::failed_precondition(format!(
+                "this server is of datacenter {:?}, the caller of {theirs:?}",
+                config.datacenter
+            )));
         }
         Ok(Response::new(self.inner.hello()))
     }
 
-    async fn operate(&self, request: Request<v1::OperateRequest>) -> Result<Response<v1::OperateReply>, Status> {
+    async fn operate(
+        &self,
+        request: Request<v1::OperateRequest>,
+    ) -> Result<Response<v1::OperateReply>, Status> {
         if !self.is_leader() {
-            return Ok(Response::new(v1::OperateReply { not_leader: true, ..v1::OperateReply::default() }));
+            return Ok(Response::new(v1::OperateReply {
+                not_leader: true,
+                ..v1::OperateReply::default()
+            }));
         }
         let Some(op) = request.into_inner().op else {
-            return Err(Status::invalid_argument("the operation is of a kind this server does not know; upgrade it"));
+            return Err(Status::invalid_argument(
+                "the operation is of a kind this server does not know; upgrade it",
+            ));
         };
         let reply = match self.server().operate_here(op).await {
-            Ok(peers) => v1::OperateReply { peers, ..v1::OperateReply::default() },
-            Err(cause) => v1::OperateReply { error: cause.to_string(), ..v1::OperateReply::default() },
+            Ok(peers) => v1::OperateReply {
+                peers,
+                ..v1::OperateReply::default()
+            },
+            Err(cause) => v1::OperateReply {
+                error: cause.to_string(),
+                ..v1::OperateReply::default()
+            },
         };
         Ok(Response::new(reply))
     }
 
-    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
+    async fn join(
+        &self,
+        request: Request<v1::JoinRequest>,
+    ) -> Result<Response<v1::JoinReply>, Status> {
         if !self.is_leader() {
             let leader_address = self.server().leader_address().unwrap_or_default();
-            return Ok(Response::new(v1::JoinReply { not_leader: true, leader_address, ..v1::JoinReply::default() }));
+            return Ok(Response::new(v1::JoinReply {
+                not_leader: true,
+                leader_address,
+                ..v1::JoinReply::default()
+            }));
         }
         let cluster_id = self.inner.published.load().cluster_id().to_owned();
         let error = match self.server().admit(request.into_inner()).await {
             Ok(()) => String::new(),
             Err(cause) => cause.to_string(),
         };
-        Ok(Response::new(v1::JoinReply { error, cluster_id, ..v1::JoinReply::default() }))
+        Ok(Response::new(v1::JoinReply {
+            error,
+            cluster_id,
+            ..v1::JoinReply::default()
+        }))
     }
 
-    async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Result<Response<v1::ReserveReply>, Status> {
+    async fn reserve(
+        &self,
+        request: Request<v1::ReserveRequest>,
+    ) -> Result<Response<v1::ReserveReply>, Status> {
         let reply = match self.inner.reserve(&request.into_inner()) {
-            Ok(()) => v1::ReserveReply { granted: true, reason: String::new() },
-            Err(reason) => v1::ReserveReply { granted: false, reason },
+            Ok(()) => v1::ReserveReply {
+                granted: true,
+                reason: String::new(),
+            },
+            Err(reason) => v1::ReserveReply {
+                granted: false,
+                reason,
+            },
         };
         Ok(Response::new(reply))
     }
@@ -101,7 +166,12 @@ fn internal_only(command: &v1::stamped::Command) -> bool {
     use v1::stamped::Command;
     matches!(
         command,
-        Command::SessionExpire(_) | Command::TombstoneReap(_) | Command::ClusterVersion(_) | Command::LeaderStart(_) | Command::StateHash(_) | Command::ServerKey(_)
+        Command::SessionExpire(_)
+            | Command::TombstoneReap(_)
+            | Command::ClusterVersion(_)
+            | Command::LeaderStart(_)
+            | Command::StateHash(_)
+            | Command::ServerKey(_)
     )
 }
 
@@ -113,5 +183,8 @@ fn describe(failure: &WriteFailure) -> v1::WriteFailure {
         WriteFailure::DiskFull(_) => Kind::DiskFull,
         WriteFailure::Overloaded(_) => Kind::Overloaded,
     };
-    v1::WriteFailure { kind: kind.into(), message: failure.to_string() }
+    v1::WriteFailure {
+        kind: kind.into(),
+        message: failure.to_string(),
+    }
 }

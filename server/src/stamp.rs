@@ -34,14 +34,23 @@ impl ClusterTime {
     /// Cluster time at `monotonic`. `first` is used when no entry was ever applied.
     pub(crate) fn now(&self, monotonic: Duration, first: UnixMillis) -> UnixMillis {
         let mut anchor = self.anchor.lock();
-        anchor.get_or_insert(Anchor { cluster: first, monotonic }).now(monotonic)
+        anchor
+            .get_or_insert(Anchor {
+                cluster: first,
+                monotonic,
+            })
+            .now(monotonic)
     }
 }
 
 impl Anchor {
     fn now(&self, monotonic: Duration) -> UnixMillis {
         let elapsed = monotonic.saturating_sub(self.monotonic).as_millis();
-        UnixMillis(self.cluster.get().saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX)))
+        UnixMillis(
+            self.cluster
+                .get()
+                .saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX)),
+        )
     }
 }
 

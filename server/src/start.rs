@@ -59,10 +59,23 @@ impl Server {
         let time = Arc::new(ClusterTime::default());
         let mut catalog = Catalog::new();
         let published = Arc::new(Published::new(catalog.publish().0));
-        let fsm = Fsm::new(catalog, published.clone(), time.clone(), clock.clone(), metrics.clone());
+        let fsm = Fsm::new(
+            catalog,
+            published.clone(),
+            time.clone(),
+            clock.clone(),
+            metrics.clone(),
+        );
         let transport = Transport::new(tls, Duration::from_secs(2));
-        let raft = RaftNode::start(raft_config(&config, id), store, snapshot_dir(&config), fsm, Arc::new(transport.clone()), clock.clone())
-            .map_err(|cause| ServerError::Store(cause.to_string()))?;
+        let raft = RaftNode::start(
+            raft_config(&config, id),
+            store,
+            snapshot_dir(&config),
+            fsm,
+            Arc::new(transport.clone()),
+            clock.clone(),
+        )
+        .map_err(|cause| ServerError::Store(cause.to_string()))?;
         let forwarder = Forwarder::new(transport.clone(), FORWARD_TIMEOUT);
         let inner = Arc::new_cyclic(|weak: &std::sync::Weak<Inner>| Inner {
             follower_rounds: Rounds::new(ask_leader(weak.clone())),
@@ -88,7 +101,11 @@ impl Server {
 
     fn spawn(&self, listener: TcpListener) {
         let inner = &self.inner;
-        let acceptor = inner.transport.acceptor(listener, inner.config.rpc_handshake_timeout, inner.config.rpc_max_conns_per_client);
+        let acceptor = inner.transport.acceptor(
+            listener,
+            inner.config.rpc_handshake_timeout,
+            inner.config.rpc_max_conns_per_client,
+        );
         let (rpc_tx, rpc_rx) = mpsc::channel(RPC_BACKLOG);
         let raft = inner.raft.clone();
         let mut stopped = inner.stop.subscribe();
@@ -98,11 +115,15 @@ impl Server {
             let stop = async move {
                 let _ = stopped.wait_for(|stopped| *stopped).await;
             };
-            acceptor.run(move |stream| raft.serve(stream), rpc_tx, stop).await;
+            acceptor
+                .run(move |stream| raft.serve(stream), rpc_tx, stop)
+                .await;
         });
-        let service = ServerServer::new(Service { inner: inner.clone() })
-            .max_decoding_message_size(RPC_MESSAGE_MAX_BYTES)
-            .max_encoding_message_size(RPC_MESSAGE_MAX_BYTES);
+        let service = ServerServer::new(Service {
+            inner: inner.clone(),
+        })
+        .max_decoding_message_size(RPC_MESSAGE_MAX_BYTES)
+        .max_encoding_message_size(RPC_MESSAGE_MAX_BYTES);
         let rpc = tonic::transport::Server::builder()
             .initial_stream_window_size(2 << 20)
             .initial_connection_window_size(8 << 20)
@@ -132,7 +153,10 @@ async fn housekeeping(server: Server) {
     loop {
         let inner = &server.inner;
         inner.disk.refresh();
-        inner.metrics.disk_available_bytes.set(i64::try_from(inner.disk.available_bytes()).unwrap_or(i64::MAX));
+        inner
+            .metrics
+            .disk_available_bytes
+            .set(i64::try_from(inner.disk.available_bytes()).unwrap_or(i64::MAX));
         inner.metrics.rows(&inner.published.load().counts());
         tokio::select! {
             biased;
@@ -147,7 +171,8 @@ fn ask_leader(inner: std::sync::Weak<Inner>) -> RunRound {
     Arc::new(move || {
         let inner = inner.upgrade();
         Box::pin(async move {
-            let inner = inner.ok_or_else(|| ReadFailure::Stopped("the server is shutting down".into()))?;
+            let inner =
+                inner.ok_or_else(|| ReadFailure::Stopped("the server is shutting down".into()))?;
             let status = inner.raft.status();
             let leader = status.leader.as_ref().ok_or(ReadFailure::NoLeader)?;
             let address = inner.transport.address_of(leader);
@@ -189,14 +214,28 @@ fn open_log(config: &ServerConfig) -> Result<Arc<dyn LogStore>, ServerError> {
     let store = |cause: weft_raft::log::LogError| ServerError::Store(cause.to_string());
     Ok(match config.backend {
         LogBackend::Memory => Arc::new(weft_raft::log::MemoryLog::new()),
-        LogBackend::Wal => Arc::new(Wal::open_dir(&dir.join("wal"), WalOptions { salt: config.seed, ..WalOptions::default() }).map_err(store)?),
-        LogBackend::Sled => Arc::new(SledLog::open_dir(&dir.join("sled"), SledOptions::default()).map_err(store)?),
+        LogBackend::Wal => Arc::new(
+            Wal::open_dir(
+                &dir.join("wal"),
+                WalOptions {
+                    salt: config.seed,
+                    ..WalOptions::default()
+                },
+            )
+            .map_err(store)?,
+        ),
+        LogBackend::Sled => {
+            Arc::new(SledLog::open_dir(&dir.join("sled"), SledOptions::default()).map_err(store)?)
+        }
     })
 }
 
 fn make_dir(dir: &Path) -> Result<(), ServerError> {
     std::fs::create_dir_all(dir).map_err(|cause| ServerError::Io {
-        what: format!("cannot create {} ({cause}); check data_dir and its owner", dir.display()),
+        what: format!(
+            "cannot create {} ({cause}); check data_dir and its owner",
+            dir.display()
+        ),
         cause,
     })
 }
@@ -204,18 +243,34 @@ fn make_dir(dir: &Path) -> Result<(), ServerError> {
 /// The id minted with the log. A log that is gone takes its id with it: the server that comes back
 /// must not vote with a memory it no longer has (DESIGN §4, Membership).
 fn raft_id(config: &ServerConfig, store: &dyn LogStore) -> Result<RaftId, ServerError> {
-    let Some(dir) = raft_dir(config) else { return Ok(mint()) };
+    let Some(dir) = raft_dir(config) else {
+        return Ok(mint());
+    };
     let path = dir.join("raft-id");
     let log = store.state();
-    let has_history = log.vote.is_some() || log.last.is_some() || has_snapshots(&dir.join("snapshots"));
+    let has_history =
+        log.vote.is_some() || log.last.is_some() || has_snapshots(&dir.join("snapshots"));
     match (std::fs::read_to_string(&path), has_history) {
-        (Ok(text), true) => text.trim().parse().map_err(|_| damaged(&path, "does not hold a UUID")),
-        (Err(cause), true) if cause.kind() == io::ErrorKind::NotFound => Err(damaged(&path, "is missing although there is a log")),
-        (Err(cause), true) => Err(ServerError::Io { what: format!("cannot read {} ({cause})", path.display()), cause }),
+        (Ok(text), true) => text
+            .trim()
+            .parse()
+            .map_err(|_| damaged(&path, "does not hold a UUID")),
+        (Err(cause), true) if cause.kind() == io::ErrorKind::NotFound => {
+            Err(damaged(&path, "is missing although there is a log"))
+        }
+        (Err(cause), true) => Err(ServerError::Io {
+            what: format!("cannot read {} ({cause})", path.display()),
+            cause,
+        }),
         (_, false) => {
             let id = mint();
-            write_durably(&path, id.to_string().as_bytes())
-                .map_err(|cause| ServerError::Io { what: format!("cannot write {} ({cause}); check data_dir and its owner", path.display()), cause })?;
+            write_durably(&path, id.to_string().as_bytes()).map_err(|cause| ServerError::Io {
+                what: format!(
+                    "cannot write {} ({cause}); check data_dir and its owner",
+                    path.display()
+                ),
+                cause,
+            })?;
             tracing::info!(raft.id = %id, "new Raft id minted with a new log");
             Ok(id)
         }
@@ -234,7 +289,9 @@ fn damaged(path: &Path, what: &str) -> ServerError {
 }
 
 fn mint() -> RaftId {
-    weft_proto::ids::mint().parse().expect("mint answers a UUID")
+    weft_proto::ids::mint()
+        .parse()
+        .expect("mint answers a UUID")
 }
 
 /// Written aside, synced, renamed, directory synced: there or not there, never half.

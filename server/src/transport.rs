@@ -50,7 +50,11 @@ impl Transport {
     /// `tls` absent: clear text, which the configuration allows on loopback only.
     #[must_use]
     pub fn new(tls: Option<Arc<dyn RpcTls>>, timeout: Duration) -> Self {
-        Self { tls, directory: Arc::default(), timeout }
+        Self {
+            tls,
+            directory: Arc::default(),
+            timeout,
+        }
     }
 
     /// Replaces what gossip says about where servers are.
@@ -62,7 +66,11 @@ impl Transport {
 
     /// Gossip's address of `id`, else the one in the membership.
     pub(crate) fn address_of(&self, peer: &Peer) -> String {
-        self.directory.load().get(&peer.id).cloned().unwrap_or_else(|| peer.address.clone())
+        self.directory
+            .load()
+            .get(&peer.id)
+            .cloned()
+            .unwrap_or_else(|| peer.address.clone())
     }
 
     /// Opens an RPC connection.
@@ -84,7 +92,12 @@ impl Transport {
         };
         tokio::time::timeout(self.timeout, dialing)
             .await
-            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("dialing {address} took over {:?}", self.timeout))))
+            .unwrap_or_else(|_| {
+                Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("dialing {address} took over {:?}", self.timeout),
+                ))
+            })
     }
 }
 
@@ -105,8 +118,18 @@ pub(crate) struct Acceptor {
 
 impl Transport {
     /// An acceptor that shares this transport's TLS.
-    pub(crate) fn acceptor(&self, listener: TcpListener, handshake_timeout: Duration, max_conns_per_client: usize) -> Acceptor {
-        Acceptor { listener, tls: self.tls.clone(), handshake_timeout, max_conns_per_client }
+    pub(crate) fn acceptor(
+        &self,
+        listener: TcpListener,
+        handshake_timeout: Duration,
+        max_conns_per_client: usize,
+    ) -> Acceptor {
+        Acceptor {
+            listener,
+            tls: self.tls.clone(),
+            handshake_timeout,
+            max_conns_per_client,
+        }
     }
 }
 
@@ -140,13 +163,34 @@ impl Acceptor {
                 tracing::warn!(peer.addr = %from, limit = self.max_conns_per_client, "connection refused: limits.rpc_max_conns_per_client reached");
                 continue;
             };
-            let (tls, limit, raft, rpc) = (self.tls.clone(), self.handshake_timeout, raft.clone(), rpc.clone());
+            let (tls, limit, raft, rpc) = (
+                self.tls.clone(),
+                self.handshake_timeout,
+                raft.clone(),
+                rpc.clone(),
+            );
             tokio::spawn(async move {
                 match tokio::time::timeout(limit, open(tls, tcp)).await {
-                    Ok(Ok((RAFT, stream))) => raft(Box::new(Seated { stream, _seat: seat })),
-                    Ok(Ok((_, stream))) => drop(rpc.send(Ok(RpcConn { stream: Seated { stream, _seat: seat }, from })).await),
-                    Ok(Err(cause)) => tracing::warn!(peer.addr = %from, error = %cause, "connection to the server port refused"),
-                    Err(_) => tracing::warn!(peer.addr = %from, limit = ?limit, "no handshake within limits.rpc_handshake_timeout"),
+                    Ok(Ok((RAFT, stream))) => raft(Box::new(Seated {
+                        stream,
+                        _seat: seat,
+                    })),
+                    Ok(Ok((_, stream))) => drop(
+                        rpc.send(Ok(RpcConn {
+                            stream: Seated {
+                                stream,
+                                _seat: seat,
+                            },
+                            from,
+                        }))
+                        .await,
+                    ),
+                    Ok(Err(cause)) => {
+                        tracing::warn!(peer.addr = %from, error = %cause, "connection to the server port refused")
+                    }
+                    Err(_) => {
+                        tracing::warn!(peer.addr = %from, limit = ?limit, "no handshake within limits.rpc_handshake_timeout")
+                    }
                 }
             });
         }
@@ -162,16 +206,22 @@ async fn open(tls: Option<Arc<dyn RpcTls>>, tcp: TcpStream) -> io::Result<(u8, C
     let mut stream: Conn = match (tls, first[0] == TLS_HANDSHAKE) {
         (Some(tls), true) => tls.accept(tcp).await?,
         (Some(tls), false) if tls.required() => {
-            return Err(refuse("clear text on a port that requires TLS (tls.internal_rpc.verify_incoming); give the caller a certificate and verify_outgoing"));
+            return Err(refuse(
+                "clear text on a port that requires TLS (tls.internal_rpc.verify_incoming); give the caller a certificate and verify_outgoing",
+            ));
         }
         (None, true) => {
-            return Err(refuse("TLS on a port that has none configured; set tls.defaults.cert_file and key_file here, or switch verify_outgoing off at the caller"));
+            return Err(refuse(
+                "TLS on a port that has none configured; set tls.defaults.cert_file and key_file here, or switch verify_outgoing off at the caller",
+            ));
         }
         (_, false) => Box::new(tcp),
     };
     match stream.read_u8().await? {
         kind @ (RAFT | RPC) => Ok((kind, stream)),
-        other => Err(refuse(&format!("unknown protocol byte 0x{other:02x}; is the caller a weft server of a compatible version?"))),
+        other => Err(refuse(&format!(
+            "unknown protocol byte 0x{other:02x}; is the caller a weft server of a compatible version?"
+        ))),
     }
 }
 
@@ -193,7 +243,10 @@ impl Seat {
             return None;
         }
         *count += 1;
-        Some(Self { counts: counts.clone(), ip })
+        Some(Self {
+            counts: counts.clone(),
+            ip,
+        })
     }
 }
 
@@ -216,22 +269,40 @@ pub(crate) struct Seated {
 }
 
 impl tokio::io::AsyncRead for Seated {
-    fn poll_read(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &mut tokio::io::ReadBuf<'_>) -> std::task::Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
         std::pin::Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl tokio::io::AsyncWrite for Seated {
-    fn poll_write(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &[u8]) -> std::task::Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &[u8],
+    ) -> std::task::Poll<io::Result<usize>> {
         std::pin::Pin::new(&mut self.stream).poll_write(cx, buf)
     }
-    fn poll_flush(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
         std::pin::Pin::new(&mut self.stream).poll_flush(cx)
     }
-    fn poll_shutdown(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
         std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
     }
-    fn poll_write_vectored(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, bufs: &[io::IoSlice<'_>]) -> std::task::Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> std::task::Poll<io::Result<usize>> {
         std::pin::Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
     fn is_write_vectored(&self) -> bool {
@@ -253,19 +324,33 @@ impl tonic::transport::server::Connected for RpcConn {
 }
 
 impl tokio::io::AsyncRead for RpcConn {
-    fn poll_read(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &mut tokio::io::ReadBuf<'_>) -> std::task::Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
         std::pin::Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl tokio::io::AsyncWrite for RpcConn {
-    fn poll_write(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &[u8]) -> std::task::Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &[u8],
+    ) -> std::task::Poll<io::Result<usize>> {
         std::pin::Pin::new(&mut self.stream).poll_write(cx, buf)
     }
-    fn poll_flush(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
         std::pin::Pin::new(&mut self.stream).poll_flush(cx)
     }
-    fn poll_shutdown(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
         std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

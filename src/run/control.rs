@@ -31,7 +31,15 @@ pub(crate) struct Process {
 impl Process {
     pub(crate) fn new(load: Load) -> (Arc<Self>, mpsc::Receiver<Asked>) {
         let (asked, receiver) = mpsc::channel(1);
-        (Arc::new(Self { load, parts: OnceLock::new(), asked, reloading: Mutex::new(()) }), receiver)
+        (
+            Arc::new(Self {
+                load,
+                parts: OnceLock::new(),
+                asked,
+                reloading: Mutex::new(()),
+            }),
+            receiver,
+        )
     }
 
     /// Gives it the running parts; once.
@@ -41,7 +49,9 @@ impl Process {
     }
 
     fn parts(&self) -> Result<&Arc<Parts>, String> {
-        self.parts.get().ok_or_else(|| "the agent is still starting".to_owned())
+        self.parts
+            .get()
+            .ok_or_else(|| "the agent is still starting".to_owned())
     }
 }
 
@@ -51,7 +61,9 @@ impl Control for Process {
         let _one = self.reloading.lock().await;
         let parts = self.parts()?;
         let load = self.load.clone();
-        let config = tokio::task::spawn_blocking(move || load()).await.map_err(|cause| cause.to_string())??;
+        let config = tokio::task::spawn_blocking(move || load())
+            .await
+            .map_err(|cause| cause.to_string())??;
         parts.reload(config).await
     }
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use weft_agent::backend::{
-    Backend, Consistency, Member, MemberStatus, Membership, Operator, OperatorError, ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
+    Backend, Consistency, Member, MemberStatus, Membership, Operator, OperatorError, ReadError,
+    ReadMeta, SnapshotSource, SnapshotStream, WriteError,
 };
 use weft_agent::dns::{DnsView, Viewed};
 use weft_catalog::{Hub, State};
@@ -27,25 +28,36 @@ pub(crate) struct Local {
 #[async_trait]
 impl Backend for Local {
     async fn write(&self, command: v1::stamped::Command) -> Result<v1::Outcome, WriteError> {
-        self.server.write(command).await.map_err(|failure| match failure {
-            WriteFailure::NoLeader => WriteError::NoLeader,
-            WriteFailure::Unknown(why) => WriteError::Unknown(why),
-            WriteFailure::DiskFull(why) => WriteError::DiskFull(why),
-            WriteFailure::Overloaded(why) => WriteError::Overloaded(why),
-            WriteFailure::Stopped(why) => WriteError::Stopped(why),
-        })
+        self.server
+            .write(command)
+            .await
+            .map_err(|failure| match failure {
+                WriteFailure::NoLeader => WriteError::NoLeader,
+                WriteFailure::Unknown(why) => WriteError::Unknown(why),
+                WriteFailure::DiskFull(why) => WriteError::DiskFull(why),
+                WriteFailure::Overloaded(why) => WriteError::Overloaded(why),
+                WriteFailure::Stopped(why) => WriteError::Stopped(why),
+            })
     }
 
     async fn barrier(&self, consistency: Consistency) -> Result<ReadMeta, ReadError> {
         let meta = match consistency {
             Consistency::Stale => self.server.meta(),
-            Consistency::Default | Consistency::Consistent => self.server.barrier().await.map_err(|failure| match failure {
-                ReadFailure::NoLeader => ReadError::NoLeader,
-                ReadFailure::Timeout(why) => ReadError::Timeout(why),
-                ReadFailure::Stopped(why) => ReadError::Stopped(why),
-            })?,
+            Consistency::Default | Consistency::Consistent => {
+                self.server
+                    .barrier()
+                    .await
+                    .map_err(|failure| match failure {
+                        ReadFailure::NoLeader => ReadError::NoLeader,
+                        ReadFailure::Timeout(why) => ReadError::Timeout(why),
+                        ReadFailure::Stopped(why) => ReadError::Stopped(why),
+                    })?
+            }
         };
-        Ok(ReadMeta { known_leader: meta.known_leader, last_contact: meta.last_contact })
+        Ok(ReadMeta {
+            known_leader: meta.known_leader,
+            last_contact: meta.last_contact,
+        })
     }
 
     fn state(&self) -> Arc<State> {
@@ -61,7 +73,10 @@ impl DnsView for Local {
     fn look(&self) -> Viewed {
         // A server's own state is its view; how old it is, is how long ago the leader was heard.
         let age = self.server.meta().last_contact;
-        Viewed::Ready { state: self.server.state(), age }
+        Viewed::Ready {
+            state: self.server.state(),
+            age,
+        }
     }
 }
 
@@ -80,53 +95,93 @@ impl Operator for Local {
     }
 
     fn peers(&self) -> Vec<String> {
-        self.server.raft_peers().peers.into_iter().map(|peer| peer.address).collect()
+        self.server
+            .raft_peers()
+            .peers
+            .into_iter()
+            .map(|peer| peer.address)
+            .collect()
     }
 
     async fn raft_configuration(&self, stale: bool) -> Result<v1::RaftPeers, OperatorError> {
         if stale {
             return Ok(self.server.raft_peers());
         }
-        let answer = self.server.operate(Op::Status(v1::RaftStatus {})).await.map_err(operator_failed)?;
+        let answer = self
+            .server
+            .operate(Op::Status(v1::RaftStatus {}))
+            .await
+            .map_err(operator_failed)?;
         Ok(answer.unwrap_or_default())
     }
 
-    async fn remove_peer(&self, id: Option<String>, address: Option<String>) -> Result<(), OperatorError> {
-        let which = v1::RemovePeer { raft_id: id.unwrap_or_default(), address: address.unwrap_or_default() };
-        self.server.operate(Op::RemovePeer(which)).await.map(drop).map_err(operator_failed)
+    async fn remove_peer(
+        &self,
+        id: Option<String>,
+        address: Option<String>,
+    ) -> Result<(), OperatorError> {
+        let which = v1::RemovePeer {
+            raft_id: id.unwrap_or_default(),
+            address: address.unwrap_or_default(),
+        };
+        self.server
+            .operate(Op::RemovePeer(which))
+            .await
+            .map(drop)
+            .map_err(operator_failed)
     }
 
     async fn transfer_leader(&self, id: Option<String>) -> Result<(), OperatorError> {
-        let to = v1::TransferLeader { raft_id: id.unwrap_or_default() };
-        self.server.operate(Op::TransferLeader(to)).await.map(drop).map_err(operator_failed)
+        let to = v1::TransferLeader {
+            raft_id: id.unwrap_or_default(),
+        };
+        self.server
+            .operate(Op::TransferLeader(to))
+            .await
+            .map(drop)
+            .map_err(operator_failed)
     }
 
     async fn snapshot_save(&self, stale: bool) -> Result<(u64, SnapshotStream), OperatorError> {
         if !stale {
-            self.server.barrier().await.map_err(|failure| match failure {
-                ReadFailure::NoLeader => OperatorError::NoLeader,
-                other => OperatorError::Failed(other.to_string()),
-            })?;
+            self.server
+                .barrier()
+                .await
+                .map_err(|failure| match failure {
+                    ReadFailure::NoLeader => OperatorError::NoLeader,
+                    other => OperatorError::Failed(other.to_string()),
+                })?;
         }
         self.server.snapshot_save().map_err(operator_failed)
     }
 
     async fn snapshot_restore(&self, source: SnapshotSource) -> Result<(), OperatorError> {
-        self.server.snapshot_restore(source).await.map_err(|error| match error {
-            ServerError::Invalid(why) => OperatorError::BadSnapshot(why),
-            other => operator_failed(other),
-        })
+        self.server
+            .snapshot_restore(source)
+            .await
+            .map_err(|error| match error {
+                ServerError::Invalid(why) => OperatorError::BadSnapshot(why),
+                other => operator_failed(other),
+            })
     }
 
     fn stats(&self) -> BTreeMap<String, BTreeMap<String, String>> {
         let status = self.server.status();
-        let own = |pairs: Vec<(&str, String)>| pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<BTreeMap<_, _>>();
+        let own = |pairs: Vec<(&str, String)>| {
+            pairs
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect::<BTreeMap<_, _>>()
+        };
         let leader = status.leader.as_ref();
         let is_leader = status.role == weft_raft::Role::Leader;
         let consul = own(vec![
             ("server", "true".into()),
             ("leader", is_leader.to_string()),
-            ("leader_addr", self.server.leader_address().unwrap_or_default()),
+            (
+                "leader_addr",
+                self.server.leader_address().unwrap_or_default(),
+            ),
             ("bootstrap", (status.members.len() == 1).to_string()),
             ("known_datacenters", "1".into()),
         ]);
@@ -137,9 +192,24 @@ impl Operator for Local {
             ("commit_index", status.committed.to_string()),
             ("applied_index", status.applied.to_string()),
             ("last_snapshot_index", status.snapshot.to_string()),
-            ("num_peers", status.members.iter().filter(|m| m.voter).count().saturating_sub(1).to_string()),
-            ("last_contact", last_contact(is_leader, leader.is_some(), self.server.meta().last_contact)),
-            ("latest_configuration_index", status.membership_index.to_string()),
+            (
+                "num_peers",
+                status
+                    .members
+                    .iter()
+                    .filter(|m| m.voter)
+                    .count()
+                    .saturating_sub(1)
+                    .to_string(),
+            ),
+            (
+                "last_contact",
+                last_contact(is_leader, leader.is_some(), self.server.meta().last_contact),
+            ),
+            (
+                "latest_configuration_index",
+                status.membership_index.to_string(),
+            ),
             ("raft_id", self.server.raft_id().to_string()),
         ]);
         BTreeMap::from([("consul".to_owned(), consul), ("raft".to_owned(), raft)])
@@ -171,7 +241,11 @@ pub(crate) struct Pool(pub(crate) Arc<Gossip>);
 #[async_trait]
 impl Membership for Pool {
     fn members(&self) -> Vec<Member> {
-        self.0.members().iter().map(|member| shown(member)).collect()
+        self.0
+            .members()
+            .iter()
+            .map(|member| shown(member))
+            .collect()
     }
 
     fn local(&self) -> Member {
@@ -183,11 +257,19 @@ impl Membership for Pool {
         if outcome.contacted > 0 {
             return Ok(outcome.contacted);
         }
-        Err(outcome.errors.iter().map(|(address, cause)| format!("{address}: {cause}")).collect::<Vec<_>>().join("; "))
+        Err(outcome
+            .errors
+            .iter()
+            .map(|(address, cause)| format!("{address}: {cause}"))
+            .collect::<Vec<_>>()
+            .join("; "))
     }
 
     async fn force_leave(&self, node: &str, prune: bool) -> Result<(), String> {
-        self.0.force_leave(node, prune).await.map_err(|cause| cause.to_string())
+        self.0
+            .force_leave(node, prune)
+            .await
+            .map_err(|cause| cause.to_string())
     }
 }
 

@@ -18,7 +18,10 @@ pub(crate) async fn at_start(gossip: &Gossip, addresses: &[String]) -> anyhow::R
         tracing::info!(contacted = outcome.contacted, "joined the LAN pool");
         return Ok(());
     }
-    anyhow::bail!("-join reached nobody: {}. Is one of them up? -retry-join keeps trying", reasons(&outcome))
+    anyhow::bail!(
+        "-join reached nobody: {}. Is one of them up? -retry-join keeps trying",
+        reasons(&outcome)
+    )
 }
 
 /// `-retry-join`: until one answers; gives up only after `retry_max` tries.
@@ -46,10 +49,20 @@ pub(crate) async fn retry(gossip: Arc<Gossip>, config: JoinConfig) -> anyhow::Re
             said = why;
         }
         // Servers of one cluster usually start together: look often at first, then as configured.
-        tokio::time::sleep(if tries < 20 { Duration::from_millis(500).min(config.retry_interval) } else { config.retry_interval }).await;
+        tokio::time::sleep(if tries < 20 {
+            Duration::from_millis(500).min(config.retry_interval)
+        } else {
+            config.retry_interval
+        })
+        .await;
     }
 }
 
 fn reasons(outcome: &JoinOutcome) -> String {
-    outcome.errors.iter().map(|(address, cause)| format!("{address}: {cause}")).collect::<Vec<_>>().join("; ")
+    outcome
+        .errors
+        .iter()
+        .map(|(address, cause)| format!("{address}: {cause}"))
+        .collect::<Vec<_>>()
+        .join("; ")
 }

@@ -34,12 +34,20 @@ struct Rotating {
 impl LogFile {
     /// Opens the configured file; `None` when there is none.
     pub(crate) fn open(config: &LogConfig, clock: Arc<dyn Clock>) -> anyhow::Result<Option<Self>> {
-        let Some(configured) = &config.file else { return Ok(None) };
-        let path = if configured.as_os_str().to_string_lossy().ends_with('/') { configured.join(DEFAULT_NAME) } else { configured.clone() };
+        let Some(configured) = &config.file else {
+            return Ok(None);
+        };
+        let path = if configured.as_os_str().to_string_lossy().ends_with('/') {
+            configured.join(DEFAULT_NAME)
+        } else {
+            configured.clone()
+        };
         if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir).with_context(|| format!("cannot create {} for log_file", dir.display()))?;
+            std::fs::create_dir_all(dir)
+                .with_context(|| format!("cannot create {} for log_file", dir.display()))?;
         }
-        let file = append_to(&path).with_context(|| format!("cannot write log_file {}", path.display()))?;
+        let file = append_to(&path)
+            .with_context(|| format!("cannot write log_file {}", path.display()))?;
         let written = file.metadata().map_or(0, |meta| meta.len());
         let rotating = Rotating {
             file,
@@ -61,14 +69,19 @@ fn append_to(path: &Path) -> io::Result<File> {
 
 impl Rotating {
     fn rotate_when_due(&mut self, next: usize) -> io::Result<()> {
-        let full = self.max_bytes.is_some_and(|max| self.written > 0 && self.written + next as u64 > max);
+        let full = self
+            .max_bytes
+            .is_some_and(|max| self.written > 0 && self.written + next as u64 > max);
         let old = self.clock.monotonic().saturating_sub(self.opened) >= self.max_age;
         if !(full || old) {
             return Ok(());
         }
         let (stem, ext) = self.name();
         let stamp = self.clock.wall().get().saturating_mul(1_000_000);
-        std::fs::rename(&self.path, self.path.with_file_name(format!("{stem}-{stamp}{ext}")))?;
+        std::fs::rename(
+            &self.path,
+            self.path.with_file_name(format!("{stem}-{stamp}{ext}")),
+        )?;
         self.file = append_to(&self.path)?;
         (self.written, self.opened) = (0, self.clock.monotonic());
         self.prune();
@@ -76,18 +89,31 @@ impl Rotating {
     }
 
     fn name(&self) -> (String, String) {
-        let part = |os: Option<&std::ffi::OsStr>| os.map(|text| text.to_string_lossy().into_owned());
+        let part =
+            |os: Option<&std::ffi::OsStr>| os.map(|text| text.to_string_lossy().into_owned());
         let ext = part(self.path.extension()).map_or_else(String::new, |ext| format!(".{ext}"));
         (part(self.path.file_stem()).unwrap_or_default(), ext)
     }
 
     /// Removes the oldest rotated files beyond `log_rotate_max_files`.
     fn prune(&self) {
-        let (Some(keep), Some(dir)) = (self.keep, self.path.parent()) else { return };
+        let (Some(keep), Some(dir)) = (self.keep, self.path.parent()) else {
+            return;
+        };
         let (stem, ext) = self.name();
-        let is_ours = |name: &str| name.strip_prefix(&format!("{stem}-")).and_then(|rest| rest.strip_suffix(&ext)).is_some_and(|stamp| stamp.parse::<u64>().is_ok());
-        let Ok(entries) = std::fs::read_dir(dir) else { return };
-        let mut rotated: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| is_ours(name)).collect();
+        let is_ours = |name: &str| {
+            name.strip_prefix(&format!("{stem}-"))
+                .and_then(|rest| rest.strip_suffix(&ext))
+                .is_some_and(|stamp| stamp.parse::<u64>().is_ok())
+        };
+        let Ok(entries) = std::fs::read_dir(dir) else {
+            return;
+        };
+        let mut rotated: Vec<String> = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| is_ours(name))
+            .collect();
         rotated.sort();
         let excess = rotated.len().saturating_sub(keep as usize);
         for name in &rotated[..excess] {
@@ -109,7 +135,12 @@ impl Write for LogWriter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).file.flush()
+        self.0
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .file
+            .flush()
     }
 }
 

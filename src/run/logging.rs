@@ -27,13 +27,29 @@ static LEVEL: OnceLock<LevelHandle> = OnceLock::new();
 /// Errors: the file cannot be opened.
 pub(crate) fn start(config: &LogConfig, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
     let (filter, handle) = reload::Layer::new(filter(config));
-    let format = Lines { json: config.json, clock: clock.clone() };
-    let screen = tracing_subscriber::fmt::layer().event_format(format.clone()).with_ansi(false).with_writer(std::io::stdout);
+    let format = Lines {
+        json: config.json,
+        clock: clock.clone(),
+    };
+    let screen = tracing_subscriber::fmt::layer()
+        .event_format(format.clone())
+        .with_ansi(false)
+        .with_writer(std::io::stdout);
     let file = match LogFile::open(config, clock)? {
-        Some(file) => Some(tracing_subscriber::fmt::layer().event_format(format).with_ansi(false).with_writer(file).boxed()),
+        Some(file) => Some(
+            tracing_subscriber::fmt::layer()
+                .event_format(format)
+                .with_ansi(false)
+                .with_writer(file)
+                .boxed(),
+        ),
         None => None,
     };
-    tracing_subscriber::registry().with(filter).with(screen).with(file).init();
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(screen)
+        .with(file)
+        .init();
     // Set once per process: a second start would have panicked in `init` above.
     let _ = LEVEL.set(handle);
     Ok(())
@@ -51,7 +67,9 @@ pub(crate) fn set_level(config: &LogConfig) {
 /// Our own crates at the level asked for; libraries only when they warn.
 fn filter(config: &LogConfig) -> EnvFilter {
     let level = config.level.as_str();
-    EnvFilter::new(format!("warn,weft={level},weft_agent={level},weft_catalog={level},weft_gossip={level},weft_identity={level},weft_raft={level},weft_server={level},openraft=error,foca=error"))
+    EnvFilter::new(format!(
+        "warn,weft={level},weft_agent={level},weft_catalog={level},weft_gossip={level},weft_identity={level},weft_raft={level},weft_server={level},openraft=error,foca=error"
+    ))
 }
 
 #[derive(Clone)]
@@ -65,7 +83,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        _context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let time = weft_proto::clock::rfc3339(self.clock.wall());
@@ -74,7 +97,12 @@ where
         if self.json {
             return writer.write_str(&json_line(&time, level, module, fields));
         }
-        write!(writer, "{time} {:<7} {module}: {}", bracketed(level), fields.message)?;
+        write!(
+            writer,
+            "{time} {:<7} {module}: {}",
+            bracketed(level),
+            fields.message
+        )?;
         for (index, (name, value)) in fields.rest.iter().enumerate() {
             let colon = if index == 0 { ":" } else { "" };
             write!(writer, "{colon} {name}={}", quoted(value))?;
@@ -122,8 +150,13 @@ fn name(level: Level) -> &'static str {
 
 /// Quotes values with spaces, and never lets a value begin a new line.
 fn quoted(value: &str) -> String {
-    let plain = !value.is_empty() && !value.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"' || c == '=');
-    if plain { value.to_owned() } else { format!("{value:?}") }
+    let plain = !value.is_empty()
+        && !value.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"' || c == '=');
+    if plain {
+        value.to_owned()
+    } else {
+        format!("{value:?}")
+    }
 }
 
 #[derive(Default)]
@@ -164,7 +197,10 @@ mod tests {
 
     #[test]
     fn json_lines_carry_consuls_keys() {
-        let fields = Fields { message: "became leader".into(), rest: vec![("raft.term", "3".into())] };
+        let fields = Fields {
+            message: "became leader".into(),
+            rest: vec![("raft.term", "3".into())],
+        };
         let line = json_line("2026-01-01T00:00:00Z", Level::INFO, "server", fields);
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["@level"], "info");

@@ -40,7 +40,11 @@ pub(crate) fn agent(config: RuntimeConfig, load: Load) -> ExitCode {
         }
         return ExitCode::from(EXIT_CONFIG);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("weft").build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("weft")
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(cause) => {
             eprintln!("error: cannot start threads: {cause}");
@@ -86,16 +90,26 @@ async fn run(config: RuntimeConfig, load: Load) -> ExitCode {
 }
 
 fn say_what_is_odd(config: &RuntimeConfig) {
-    for problem in config.warnings.iter().chain(&config::exposure_warnings(config)) {
+    for problem in config
+        .warnings
+        .iter()
+        .chain(&config::exposure_warnings(config))
+    {
         tracing::warn!(code = problem.code.id(), "{}", problem.message);
     }
 }
 
 /// Waits for the end, whoever brings it, and answers the exit code.
-async fn serve(parts: &Arc<Parts>, process: &Arc<Process>, asked: &mut tokio::sync::mpsc::Receiver<Asked>) -> ExitCode {
-    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))
-    else {
+async fn serve(
+    parts: &Arc<Parts>,
+    process: &Arc<Process>,
+    asked: &mut tokio::sync::mpsc::Receiver<Asked>,
+) -> ExitCode {
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+        signal(SignalKind::hangup()),
+    ) else {
         tracing::error!("cannot listen for signals");
         return ExitCode::from(EXIT_FATAL);
     };

@@ -15,14 +15,23 @@ use weft_proto::v1;
 pub(crate) const CONSUL_VERSION: &str = "1.22.0";
 
 /// Holds the data directory for as long as the process lives.
-pub(crate) struct DataDirLock(#[expect(dead_code, reason = "held, not read: closing it frees the lock")] Option<File>);
+pub(crate) struct DataDirLock(
+    #[expect(dead_code, reason = "held, not read: closing it frees the lock")] Option<File>,
+);
 
 /// Creates `data_dir` if need be and locks it.
 ///
 /// Errors: another process holds it (named by pid), or it cannot be used.
 pub(crate) fn lock_data_dir(data_dir: Option<&Path>) -> anyhow::Result<DataDirLock> {
-    let Some(dir) = data_dir else { return Ok(DataDirLock(None)) };
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot create data_dir {}; check its parent and owner", dir.display()))?;
+    let Some(dir) = data_dir else {
+        return Ok(DataDirLock(None));
+    };
+    std::fs::create_dir_all(dir).with_context(|| {
+        format!(
+            "cannot create data_dir {}; check its parent and owner",
+            dir.display()
+        )
+    })?;
     let path = dir.join("weft.lock");
     let mut file = File::options()
         .read(true)
@@ -30,7 +39,12 @@ pub(crate) fn lock_data_dir(data_dir: Option<&Path>) -> anyhow::Result<DataDirLo
         .create(true)
         .truncate(false)
         .open(&path)
-        .with_context(|| format!("cannot open {}; check the owner of data_dir", path.display()))?;
+        .with_context(|| {
+            format!(
+                "cannot open {}; check the owner of data_dir",
+                path.display()
+            )
+        })?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         let mut holder = String::new();
         let _ = file.read_to_string(&mut holder);
@@ -38,7 +52,11 @@ pub(crate) fn lock_data_dir(data_dir: Option<&Path>) -> anyhow::Result<DataDirLo
         bail!(
             "data_dir {} is in use by another weft process{}; stop that one, or give this one a data_dir of its own",
             dir.display(),
-            if holder.is_empty() { String::new() } else { format!(" (pid {holder})") },
+            if holder.is_empty() {
+                String::new()
+            } else {
+                format!(" (pid {holder})")
+            },
         );
     }
     file.set_len(0)?;
@@ -52,17 +70,25 @@ pub(crate) fn node_id(config: &RuntimeConfig) -> anyhow::Result<String> {
     if let Some(id) = &config.node.id {
         return Ok(id.clone());
     }
-    let Some(dir) = &config.data_dir else { return Ok(weft_proto::ids::mint()) };
+    let Some(dir) = &config.data_dir else {
+        return Ok(weft_proto::ids::mint());
+    };
     let path = dir.join("node-id");
     match std::fs::read_to_string(&path) {
         Ok(text) => {
             let id = text.trim().to_ascii_lowercase();
-            uuid::Uuid::parse_str(&id).with_context(|| format!("{} does not hold a UUID; remove it to get a new one, or set node_id", path.display()))?;
+            uuid::Uuid::parse_str(&id).with_context(|| {
+                format!(
+                    "{} does not hold a UUID; remove it to get a new one, or set node_id",
+                    path.display()
+                )
+            })?;
             Ok(id)
         }
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
             let id = weft_proto::ids::mint();
-            weft_identity::files::write(&path, format!("{id}\n").as_bytes(), 0o600).with_context(|| format!("cannot write {}", path.display()))?;
+            weft_identity::files::write(&path, format!("{id}\n").as_bytes(), 0o600)
+                .with_context(|| format!("cannot write {}", path.display()))?;
             Ok(id)
         }
         Err(cause) => Err(cause).with_context(|| format!("cannot read {}", path.display())),
@@ -94,7 +120,10 @@ pub(crate) fn tags(config: &RuntimeConfig, id: &str, raft_id: &str) -> BTreeMap<
             ("id", id),
             ("raft_id", raft_id),
             ("port", &config.network.advertise_rpc().port().to_string()),
-            ("build", &format!("{CONSUL_VERSION}:weft-{}", env!("CARGO_PKG_VERSION"))),
+            (
+                "build",
+                &format!("{CONSUL_VERSION}:weft-{}", env!("CARGO_PKG_VERSION")),
+            ),
             ("vsn", "2"),
             ("vsn_min", "2"),
             ("vsn_max", "3"),

@@ -45,7 +45,11 @@ impl Parts {
     /// Starts the server role, the pool, local registrations, HTTP and DNS.
     ///
     /// Errors name what could not be had and the remedy.
-    pub(crate) async fn start(config: RuntimeConfig, clock: Arc<dyn Clock>, process: Arc<Process>) -> anyhow::Result<Self> {
+    pub(crate) async fn start(
+        config: RuntimeConfig,
+        clock: Arc<dyn Clock>,
+        process: Arc<Process>,
+    ) -> anyhow::Result<Self> {
         anyhow::ensure!(
             config.server,
             "this version runs servers only: add -server (or -dev to try it out); agents without the server role come with a later version"
@@ -56,15 +60,31 @@ impl Parts {
         let seed = seed_of(&id, clock.as_ref());
         let registry = Arc::new(Mutex::new(Registry::default()));
         let public_key = match &config.data_dir {
-            Some(dir) => Bytes::from(weft_identity::server_key::ServerKey::load_or_create(dir).context("the server's own key")?.public_key().to_vec()),
+            Some(dir) => Bytes::from(
+                weft_identity::server_key::ServerKey::load_or_create(dir)
+                    .context("the server's own key")?
+                    .public_key()
+                    .to_vec(),
+            ),
             None => Bytes::new(),
         };
-        let server = Server::start(server_config(&config, &id, seed), tls.rpc(), public_key, clock.clone()).await?;
+        let server = Server::start(
+            server_config(&config, &id, seed),
+            tls.rpc(),
+            public_key,
+            clock.clone(),
+        )
+        .await?;
         let gossip = start_gossip(&config, &id, &server, clock.clone()).await?;
         server.attach_gossip(gossip.clone());
         let local = Local::open(local_config(&config, &id, seed), clock.clone())?;
-        local.replace_files(config.services.clone(), config.node_checks.clone()).await.map_err(|causes| anyhow::anyhow!(all(&causes)))?;
-        let glue = glue::Local { server: server.clone() };
+        local
+            .replace_files(config.services.clone(), config.node_checks.clone())
+            .await
+            .map_err(|causes| anyhow::anyhow!(all(&causes)))?;
+        let glue = glue::Local {
+            server: server.clone(),
+        };
         let backend = Arc::new(glue.clone());
         let running = local.start(backend.clone());
 
@@ -137,7 +157,10 @@ impl Parts {
         let old = self.config();
         let changes = config::changes(&old, &new);
         self.tls.reload().map_err(|cause| format!("{cause:#}"))?;
-        self.local.replace_files(new.services.clone(), new.node_checks.clone()).await.map_err(|causes| all(&causes))?;
+        self.local
+            .replace_files(new.services.clone(), new.node_checks.clone())
+            .await
+            .map_err(|causes| all(&causes))?;
         let mut record = self.local.node();
         record.meta = node::record(&new, &record.id).meta;
         self.local.set_node(record);
@@ -177,13 +200,21 @@ impl Parts {
 
 /// Every reason, for the user to mend in one go.
 fn all(causes: &[weft_agent::local::LocalError]) -> String {
-    causes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    causes
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 /// Dice differ between nodes and starts; nothing depends on their being secret.
 fn seed_of(node_id: &str, clock: &dyn Clock) -> u64 {
     let start = clock.wall().get();
-    node_id.bytes().fold(start.wrapping_mul(0x9e37_79b9_7f4a_7c15), |seed, byte| (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    node_id
+        .bytes()
+        .fold(start.wrapping_mul(0x9e37_79b9_7f4a_7c15), |seed, byte| {
+            (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
 }
 
 fn server_config(config: &RuntimeConfig, id: &str, seed: u64) -> ServerConfig {
@@ -217,8 +248,18 @@ fn server_config(config: &RuntimeConfig, id: &str, seed: u64) -> ServerConfig {
     }
 }
 
-async fn start_gossip(config: &RuntimeConfig, id: &str, server: &Server, clock: Arc<dyn Clock>) -> anyhow::Result<Arc<Gossip>> {
-    let mut core = CoreConfig::new(&config.node.name, id, &config.datacenter, config.network.advertise_serf_lan());
+async fn start_gossip(
+    config: &RuntimeConfig,
+    id: &str,
+    server: &Server,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<Arc<Gossip>> {
+    let mut core = CoreConfig::new(
+        &config.node.name,
+        id,
+        &config.datacenter,
+        config.network.advertise_serf_lan(),
+    );
     let lan = &config.gossip;
     let small = |n: u32| u8::try_from(n).unwrap_or(u8::MAX);
     core.timing = LanTiming {
@@ -236,9 +277,14 @@ async fn start_gossip(config: &RuntimeConfig, id: &str, server: &Server, clock: 
     gossip.verify_incoming = lan.verify_incoming;
     gossip.verify_outgoing = lan.verify_outgoing;
     gossip.rejoin_after_leave = config.join.rejoin_after_leave;
-    gossip.known_path = config.data_dir.as_ref().map(|dir| dir.join("serf").join("local.snapshot"));
+    gossip.known_path = config
+        .data_dir
+        .as_ref()
+        .map(|dir| dir.join("serf").join("local.snapshot"));
     if let Some(key) = &lan.key {
-        gossip.keyring = Some(Keyring::new(weft_gossip::GossipKey::from_bytes(key.bytes()).context("encrypt")?));
+        gossip.keyring = Some(Keyring::new(
+            weft_gossip::GossipKey::from_bytes(key.bytes()).context("encrypt")?,
+        ));
     }
     Ok(Arc::new(Gossip::start(gossip, clock).await?))
 }
@@ -264,9 +310,16 @@ async fn start_dns(
 ) -> anyhow::Result<Vec<DnsServer>> {
     let mut servers = Vec::new();
     for address in &config.network.dns {
-        let server =
-            DnsServer::start(*address, dns_options(config), Arc::new(view.clone()), metrics.clone(), clock.clone(), seed.wrapping_add(servers.len() as u64), stop.clone())
-                .await?;
+        let server = DnsServer::start(
+            *address,
+            dns_options(config),
+            Arc::new(view.clone()),
+            metrics.clone(),
+            clock.clone(),
+            seed.wrapping_add(servers.len() as u64),
+            stop.clone(),
+        )
+        .await?;
         tracing::info!(dns.addr = %server.local_addr(), "DNS is up");
         servers.push(server);
     }
@@ -293,7 +346,11 @@ fn dns_options(config: &RuntimeConfig) -> DnsOptions {
             expire: seconds(dns.soa.expire_seconds),
             min_ttl: dns.soa.min_ttl_seconds,
         },
-        max_stale: if dns.allow_stale { dns.max_stale } else { Duration::from_secs(5) },
+        max_stale: if dns.allow_stale {
+            dns.max_stale
+        } else {
+            Duration::from_secs(5)
+        },
     }
 }
 
@@ -301,18 +358,26 @@ fn http_config(config: &RuntimeConfig, tls: &Tls, seed: u64) -> anyhow::Result<H
     let mode = config.unix_sockets.mode;
     let clear = config.network.http.iter().map(|address| match address {
         runtime::ListenAddr::Ip(address) => Listen::Tcp(*address),
-        runtime::ListenAddr::Unix(path) => Listen::Unix { path: path.clone(), mode },
+        runtime::ListenAddr::Unix(path) => Listen::Unix {
+            path: path.clone(),
+            mode,
+        },
     });
     let mut addresses: Vec<Listen> = clear.collect();
     for address in &config.network.https {
         match address {
             runtime::ListenAddr::Ip(address) => addresses.push(Listen::Tls(*address, tls.https()?)),
-            runtime::ListenAddr::Unix(path) => anyhow::bail!("addresses.https: {} is a unix socket; give it to addresses.http instead", path.display()),
+            runtime::ListenAddr::Unix(path) => anyhow::bail!(
+                "addresses.https: {} is a unix socket; give it to addresses.http instead",
+                path.display()
+            ),
         }
     }
     let headers = config.http.response_headers.iter().map(|(name, value)| {
         let header = (name.parse().ok()).zip(value.parse().ok());
-        header.with_context(|| format!("http_config.response_headers: {name:?} is not a header that can be sent"))
+        header.with_context(|| {
+            format!("http_config.response_headers: {name:?} is not a header that can be sent")
+        })
     });
     Ok(HttpConfig {
         addresses,
@@ -345,7 +410,9 @@ fn agent_info(config: &RuntimeConfig, id: &str) -> AgentInfo {
         server: config.server,
         version: node::CONSUL_VERSION.into(),
         revision: option_env!("WEFT_REVISION").unwrap_or_default().into(),
-        build_date: option_env!("WEFT_BUILD_DATE").unwrap_or("1970-01-01T00:00:00Z").into(),
+        build_date: option_env!("WEFT_BUILD_DATE")
+            .unwrap_or("1970-01-01T00:00:00Z")
+            .into(),
         meta: config.node.meta.clone(),
         grpc_port: -1,
         grpc_tls_port: -1,

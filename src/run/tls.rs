@@ -30,17 +30,30 @@ impl Tls {
     ///
     /// Errors: as `identity` words them, with key, file and remedy.
     pub(crate) fn load(config: &RuntimeConfig, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
-        let load = |options: &TlsOptions, alpn: &[&str], what: &str| -> anyhow::Result<Option<Arc<TlsContext>>> {
+        let load = |options: &TlsOptions,
+                    alpn: &[&str],
+                    what: &str|
+         -> anyhow::Result<Option<Arc<TlsContext>>> {
             if !(options.has_certificate() || options.verify_outgoing && options.has_roots()) {
                 return Ok(None);
             }
-            let context = TlsContext::load(material(config, options, alpn), clock.wall()).with_context(|| format!("tls.{what}"))?;
+            let context = TlsContext::load(material(config, options, alpn), clock.wall())
+                .with_context(|| format!("tls.{what}"))?;
             Ok(Some(Arc::new(context)))
         };
         let rpc = load(&config.tls.internal_rpc, &[], "internal_rpc")?.map(|context| {
-            Arc::new(Rpc { context, limit: config.limits.rpc_handshake_timeout, datacenter: config.datacenter.clone(), domain: domain(config) })
+            Arc::new(Rpc {
+                context,
+                limit: config.limits.rpc_handshake_timeout,
+                datacenter: config.datacenter.clone(),
+                domain: domain(config),
+            })
         });
-        let https = if config.network.https.is_empty() { None } else { load(&config.tls.https, &["h2", "http/1.1"], "https")? };
+        let https = if config.network.https.is_empty() {
+            None
+        } else {
+            load(&config.tls.https, &["h2", "http/1.1"], "https")?
+        };
         Ok(Self { rpc, https, clock })
     }
 
@@ -55,13 +68,17 @@ impl Tls {
         let context = self.https.clone().context(missing)?;
         let first = context.server_config().context(missing)?;
         // A reload that loses the certificate keeps the last one that worked.
-        Ok(Arc::new(move || context.server_config().unwrap_or_else(|| first.clone())))
+        Ok(Arc::new(move || {
+            context.server_config().unwrap_or_else(|| first.clone())
+        }))
     }
 
     /// Reads the files again; the old ones stay in use when that fails.
     pub(crate) fn reload(&self) -> anyhow::Result<()> {
         if let Some(rpc) = &self.rpc {
-            rpc.context.reload(self.clock.wall()).context("tls.internal_rpc")?;
+            rpc.context
+                .reload(self.clock.wall())
+                .context("tls.internal_rpc")?;
         }
         if let Some(https) = &self.https {
             https.reload(self.clock.wall()).context("tls.https")?;
@@ -106,15 +123,25 @@ impl RpcTls for Rpc {
         let (context, limit) = (self.context.clone(), self.limit);
         let (datacenter, domain) = (self.datacenter.clone(), self.domain.clone());
         Box::pin(async move {
-            let peer = tcp.peer_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
-            let (stream, facts) = context.accept(tcp, &peer, limit).await.map_err(io::Error::other)?;
+            let peer = tcp
+                .peer_addr()
+                .map_or_else(|_| "?".to_owned(), |address| address.to_string());
+            let (stream, facts) = context
+                .accept(tcp, &peer, limit)
+                .await
+                .map_err(io::Error::other)?;
             // Whoever speaks on this port may propose and vote: with verify_server_hostname only a
             // server's certificate opens it, not any certificate of the CA.
             let material = context.material();
-            if material.verify_incoming && material.verify_server_hostname && !facts.is_some_and(|facts| facts.is_server(&datacenter, &domain)) {
+            if material.verify_incoming
+                && material.verify_server_hostname
+                && !facts.is_some_and(|facts| facts.is_server(&datacenter, &domain))
+            {
                 return Err(io::Error::new(
                     io::ErrorKind::PermissionDenied,
-                    format!("the caller's certificate lacks the name server.{datacenter}.{domain}; make one with `weft tls cert create -server`"),
+                    format!(
+                        "the caller's certificate lacks the name server.{datacenter}.{domain}; make one with `weft tls cert create -server`"
+                    ),
                 ));
             }
             Ok(Box::new(stream) as Box<dyn RaftStream>)
@@ -125,7 +152,10 @@ impl RpcTls for Rpc {
         let (context, limit) = (self.context.clone(), self.limit);
         Box::pin(async move {
             let host = tcp.peer_addr()?.ip().to_string();
-            let (stream, _) = context.connect(tcp, &host, limit).await.map_err(io::Error::other)?;
+            let (stream, _) = context
+                .connect(tcp, &host, limit)
+                .await
+                .map_err(io::Error::other)?;
             Ok(Box::new(stream) as Box<dyn RaftStream>)
         })
     }

@@ -29,7 +29,9 @@ pub(super) async fn run(server: &Server) {
     let mut stable_since: BTreeMap<RaftId, Duration> = BTreeMap::new();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        let Some(gossip) = inner.gossip.load_full() else { continue };
+        let Some(gossip) = inner.gossip.load_full() else {
+            continue;
+        };
         let status = inner.raft.status();
         if status.role != Role::Leader {
             continue;
@@ -37,23 +39,46 @@ pub(super) async fn run(server: &Server) {
         let now = inner.clock.monotonic();
         let pool = pool_servers(&gossip.members(), &inner.config.datacenter);
         note_stability(&mut stable_since, &status.members, status.last_log, now);
-        let ready: Vec<RaftId> =
-            stable_since.iter().filter(|(_, since)| now.saturating_sub(**since) >= inner.config.stabilization).map(|(id, _)| *id).collect();
-        let Some(change) = decide(&status.members, &pool, inner.raft.status().id, &ready, inner.config.cleanup_dead_servers) else { continue };
+        let ready: Vec<RaftId> = stable_since
+            .iter()
+            .filter(|(_, since)| now.saturating_sub(**since) >= inner.config.stabilization)
+            .map(|(id, _)| *id)
+            .collect();
+        let Some(change) = decide(
+            &status.members,
+            &pool,
+            inner.raft.status().id,
+            &ready,
+            inner.config.cleanup_dead_servers,
+        ) else {
+            continue;
+        };
         let done = match change {
             Change::Promote(id) => inner.raft.promote(id).await,
             Change::Remove(id) => inner.raft.remove(id).await,
         };
         match done {
             Ok(()) => tracing::info!(change = ?change, "membership changed by autopilot"),
-            Err(cause) => tracing::warn!(change = ?change, error = %cause, "autopilot's change failed"),
+            Err(cause) => {
+                tracing::warn!(change = ?change, error = %cause, "autopilot's change failed")
+            }
         }
     }
 }
 
 /// Keeps, per learner, since when it has kept up.
-fn note_stability(since: &mut BTreeMap<RaftId, Duration>, members: &[Member], last_log: u64, now: Duration) {
-    let keeps_up = |m: &&Member| !m.voter && m.matched.is_some_and(|matched| matched + TRAILING_MAX >= last_log) && m.last_contact.is_some_and(|c| c < CONTACT_WITHIN);
+fn note_stability(
+    since: &mut BTreeMap<RaftId, Duration>,
+    members: &[Member],
+    last_log: u64,
+    now: Duration,
+) {
+    let keeps_up = |m: &&Member| {
+        !m.voter
+            && m.matched
+                .is_some_and(|matched| matched + TRAILING_MAX >= last_log)
+            && m.last_contact.is_some_and(|c| c < CONTACT_WITHIN)
+    };
     let ids: Vec<RaftId> = members.iter().filter(keeps_up).map(|m| m.peer.id).collect();
     since.retain(|id, _| ids.contains(id));
     for id in ids {
@@ -62,8 +87,17 @@ fn note_stability(since: &mut BTreeMap<RaftId, Duration>, members: &[Member], la
 }
 
 /// At most one change at a time: learners first, then those who said goodbye, then the dead.
-fn decide(members: &[Member], pool: &[PoolServer], me: RaftId, ready: &[RaftId], cleanup: bool) -> Option<Change> {
-    if let Some(learner) = members.iter().find(|m| !m.voter && ready.contains(&m.peer.id)) {
+fn decide(
+    members: &[Member],
+    pool: &[PoolServer],
+    me: RaftId,
+    ready: &[RaftId],
+    cleanup: bool,
+) -> Option<Change> {
+    if let Some(learner) = members
+        .iter()
+        .find(|m| !m.voter && ready.contains(&m.peer.id))
+    {
         return Some(Change::Promote(learner.peer.id));
     }
     let in_pool = |m: &Member| pool.iter().find(|s| s.raft_id == m.peer.id);
@@ -75,9 +109,13 @@ fn decide(members: &[Member], pool: &[PoolServer], me: RaftId, ready: &[RaftId],
         return None;
     }
     let voters = members.iter().filter(|m| m.voter).count();
-    let dead: Vec<_> = others().filter(|m| in_pool(m).is_some_and(|s| !s.alive && !s.left)).collect();
+    let dead: Vec<_> = others()
+        .filter(|m| in_pool(m).is_some_and(|s| !s.alive && !s.left))
+        .collect();
     let dead_voters = dead.iter().filter(|m| m.voter).count();
     // Consul's rule: never take away a minority so large that the next failure would end the quorum.
-    let removable = dead.into_iter().find(|m| !m.voter || dead_voters < voters / 2);
+    let removable = dead
+        .into_iter()
+        .find(|m| !m.voter || dead_voters < voters / 2);
     removable.map(|m| Change::Remove(m.peer.id))
 }

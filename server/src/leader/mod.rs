@@ -41,7 +41,12 @@ pub(crate) async fn run(server: Server) {
 
 async fn duties(server: &Server) {
     announce(server).await;
-    tokio::join!(reconcile::run(server), sessions::run(server), tombstones::run(server), autopilot::run(server));
+    tokio::join!(
+        reconcile::run(server),
+        sessions::run(server),
+        tombstones::run(server),
+        autopilot::run(server)
+    );
 }
 
 /// Proposes this leader's first entry: it re-arms session timers, and names the cluster the first time.

@@ -39,12 +39,21 @@ pub(super) async fn run(server: &Server) {
     let mut events = gossip.events();
     loop {
         let unseen_is_dead = inner.clock.monotonic().saturating_sub(began) >= UNSEEN_AFTER;
-        let commands = commands(&gossip.members(), &server.state(), &inner.config.datacenter, unseen_is_dead);
+        let commands = commands(
+            &gossip.members(),
+            &server.state(),
+            &inner.config.datacenter,
+            unseen_is_dead,
+        );
         let mut failed = false;
         for command in commands {
             failed |= super::propose(server, "reconcile", command).await.is_none();
         }
-        let pause = if failed { Duration::from_secs(1) } else { until_next(inner.clock.monotonic(), began) };
+        let pause = if failed {
+            Duration::from_secs(1)
+        } else {
+            until_next(inner.clock.monotonic(), began)
+        };
         tokio::select! {
             event = events.next() => if event.is_none() { tokio::time::sleep(pause).await },
             () = tokio::time::sleep(pause) => {}
@@ -55,13 +64,26 @@ pub(super) async fn run(server: &Server) {
 /// Until the next full comparison; one falls right after `UNSEEN_AFTER`.
 fn until_next(now: Duration, began: Duration) -> Duration {
     let led_for = now.saturating_sub(began);
-    if led_for < UNSEEN_AFTER { UNSEEN_AFTER - led_for + Duration::from_millis(10) } else { FULL_EVERY }
+    if led_for < UNSEEN_AFTER {
+        UNSEEN_AFTER - led_for + Duration::from_millis(10)
+    } else {
+        FULL_EVERY
+    }
 }
 
 /// What must be written so that the catalog agrees with the pool.
-pub(super) fn commands(members: &[Arc<Member>], state: &State, datacenter: &str, unseen_is_dead: bool) -> Vec<Command> {
+pub(super) fn commands(
+    members: &[Arc<Member>],
+    state: &State,
+    datacenter: &str,
+    unseen_is_dead: bool,
+) -> Vec<Command> {
     let mut commands = Vec::new();
-    for member in members.iter().filter(|m| m.tags.get(tags::DATACENTER).is_none_or(|dc| dc == datacenter)) {
+    for member in members.iter().filter(|m| {
+        m.tags
+            .get(tags::DATACENTER)
+            .is_none_or(|dc| dc == datacenter)
+    }) {
         let command = match member.status {
             MemberStatus::Alive => alive(member, state, datacenter),
             MemberStatus::Failed => failed(&member.name, state),
@@ -90,15 +112,26 @@ fn alive(member: &Member, state: &State, datacenter: &str) -> Option<Command> {
         meta: known.map_or_else(BTreeMap::new, |n| n.meta.clone()),
         ..v1::Node::default()
     };
-    let node_agrees = known.is_some_and(|n| n.id == wanted.id && n.address == wanted.address && n.name == wanted.name);
+    let node_agrees = known
+        .is_some_and(|n| n.id == wanted.id && n.address == wanted.address && n.name == wanted.name);
     let service = server_service(member);
     let service_agrees = service.as_ref().is_none_or(|wanted| {
-        read.node_services(&member.name).rows.iter().any(|s| s.id == wanted.id && s.port == wanted.port && s.meta == wanted.meta)
+        read.node_services(&member.name)
+            .rows
+            .iter()
+            .any(|s| s.id == wanted.id && s.port == wanted.port && s.meta == wanted.meta)
     });
-    if node_agrees && service_agrees && serf_status(state, &member.name).as_deref() == Some("passing") {
+    if node_agrees
+        && service_agrees
+        && serf_status(state, &member.name).as_deref() == Some("passing")
+    {
         return None;
     }
-    Some(register(wanted, service, serf_check(&member.name, "passing", ALIVE_OUTPUT)))
+    Some(register(
+        wanted,
+        service,
+        serf_check(&member.name, "passing", ALIVE_OUTPUT),
+    ))
 }
 
 fn failed(name: &str, state: &State) -> Option<Command> {
@@ -107,7 +140,11 @@ fn failed(name: &str, state: &State) -> Option<Command> {
     if serf_status(state, name).as_deref() == Some("critical") {
         return None;
     }
-    Some(register((**node).clone(), None, serf_check(name, "critical", FAILED_OUTPUT)))
+    Some(register(
+        (**node).clone(),
+        None,
+        serf_check(name, "critical", FAILED_OUTPUT),
+    ))
 }
 
 fn left(member: &Member, state: &State) -> Option<Command> {
@@ -132,15 +169,27 @@ fn unseen(members: &[Arc<Member>], state: &State) -> Vec<Command> {
     let known = |name: &str| members.iter().any(|m| m.name.eq_ignore_ascii_case(name));
     nodes
         .into_iter()
-        .filter(|node| !known(&node.name) && serf_status(state, &node.name).is_some_and(|status| status != "critical"))
-        .map(|node| register((**node).clone(), None, serf_check(&node.name, "critical", FAILED_OUTPUT)))
+        .filter(|node| {
+            !known(&node.name)
+                && serf_status(state, &node.name).is_some_and(|status| status != "critical")
+        })
+        .map(|node| {
+            register(
+                (**node).clone(),
+                None,
+                serf_check(&node.name, "critical", FAILED_OUTPUT),
+            )
+        })
         .collect()
 }
 
 fn serf_status(state: &State, node: &str) -> Option<String> {
     let trace = Trace::off();
     let checks = state.read(&trace).checks_of_node(node).rows;
-    checks.iter().find(|check| check.id == SERF_CHECK_ID).map(|check| check.status.clone())
+    checks
+        .iter()
+        .find(|check| check.id == SERF_CHECK_ID)
+        .map(|check| check.status.clone())
 }
 
 fn server_service(member: &Member) -> Option<v1::Service> {
@@ -151,7 +200,10 @@ fn server_service(member: &Member) -> Option<v1::Service> {
         id: SERVER_SERVICE.into(),
         name: SERVER_SERVICE.into(),
         port: member.tags.get(tags::RPC_PORT)?.parse().ok()?,
-        weights: Some(v1::Weights { passing: 1, warning: 1 }),
+        weights: Some(v1::Weights {
+            passing: 1,
+            warning: 1,
+        }),
         ..v1::Service::default()
     })
 }
@@ -168,7 +220,12 @@ fn serf_check(node: &str, status: &str, output: &str) -> v1::Check {
 }
 
 fn register(node: v1::Node, service: Option<v1::Service>, check: v1::Check) -> Command {
-    Command::Register(v1::Register { node: Some(node), service, checks: vec![check], skip_node_update: false })
+    Command::Register(v1::Register {
+        node: Some(node),
+        service,
+        checks: vec![check],
+        skip_node_update: false,
+    })
 }
 
 #[cfg(test)]
@@ -181,12 +238,31 @@ mod tests {
     use super::*;
 
     fn member(name: &str, ip: &str, status: MemberStatus) -> Arc<Member> {
-        let tags = [("role", "consul"), ("dc", "dc1"), ("port", "8300"), ("id", name)].map(|(k, v)| (k.to_owned(), v.to_owned()));
-        Arc::new(Member { name: name.into(), id: name.into(), address: ip.parse::<IpAddr>().unwrap(), port: 8301, tags: tags.into(), status, incarnation: 1 })
+        let tags = [
+            ("role", "consul"),
+            ("dc", "dc1"),
+            ("port", "8300"),
+            ("id", name),
+        ]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()));
+        Arc::new(Member {
+            name: name.into(),
+            id: name.into(),
+            address: ip.parse::<IpAddr>().unwrap(),
+            port: 8301,
+            tags: tags.into(),
+            status,
+            incarnation: 1,
+        })
     }
 
     /// Applies what reconciliation asks for until it asks for nothing; answers how many commands that took.
-    fn settle(catalog: &mut Catalog, log_index: &mut u64, members: &[Arc<Member>], unseen: bool) -> usize {
+    fn settle(
+        catalog: &mut Catalog,
+        log_index: &mut u64,
+        members: &[Arc<Member>],
+        unseen: bool,
+    ) -> usize {
         let mut total = 0;
         for _ in 0..3 {
             let todo = commands(members, catalog.state(), "dc1", unseen);
@@ -196,7 +272,11 @@ mod tests {
             total += todo.len();
             for command in todo {
                 *log_index += 1;
-                let stamped = v1::Stamped { at_millis: *log_index, command: Some(command), ..v1::Stamped::default() };
+                let stamped = v1::Stamped {
+                    at_millis: *log_index,
+                    command: Some(command),
+                    ..v1::Stamped::default()
+                };
                 catalog.apply(LogIndex(*log_index), &stamped).unwrap();
             }
         }
@@ -213,24 +293,60 @@ mod tests {
         let alive = [member("s1", "127.0.0.1", MemberStatus::Alive)];
         assert_eq!(settle(&mut catalog, &mut at, &alive, false), 1);
         assert_eq!(serf(&catalog, "s1").as_deref(), Some("passing"));
-        assert_eq!(settle(&mut catalog, &mut at, &alive, false), 0, "nothing to do twice");
+        assert_eq!(
+            settle(&mut catalog, &mut at, &alive, false),
+            0,
+            "nothing to do twice"
+        );
 
-        settle(&mut catalog, &mut at, &[member("s1", "127.0.0.1", MemberStatus::Failed)], false);
+        settle(
+            &mut catalog,
+            &mut at,
+            &[member("s1", "127.0.0.1", MemberStatus::Failed)],
+            false,
+        );
         assert_eq!(serf(&catalog, "s1").as_deref(), Some("critical"));
 
-        settle(&mut catalog, &mut at, &[member("s1", "127.0.0.9", MemberStatus::Alive)], false);
+        settle(
+            &mut catalog,
+            &mut at,
+            &[member("s1", "127.0.0.9", MemberStatus::Alive)],
+            false,
+        );
         assert_eq!(serf(&catalog, "s1").as_deref(), Some("passing"));
         let trace = Trace::off();
-        assert_eq!(catalog.state().read(&trace).node("s1").rows.unwrap().address, "127.0.0.9");
+        assert_eq!(
+            catalog
+                .state()
+                .read(&trace)
+                .node("s1")
+                .rows
+                .unwrap()
+                .address,
+            "127.0.0.9"
+        );
 
-        settle(&mut catalog, &mut at, &[member("s1", "127.0.0.9", MemberStatus::Left)], false);
+        settle(
+            &mut catalog,
+            &mut at,
+            &[member("s1", "127.0.0.9", MemberStatus::Left)],
+            false,
+        );
         assert!(catalog.state().read(&trace).node("s1").rows.is_none());
     }
 
     #[test]
     fn a_node_the_pool_never_showed_turns_critical_but_is_not_removed() {
         let (mut catalog, mut at) = (Catalog::new(), 0);
-        settle(&mut catalog, &mut at, &[member("s1", "127.0.0.1", MemberStatus::Alive), member("s2", "127.0.0.2", MemberStatus::Alive)], false);
+        settle(
+            &mut catalog,
+            &mut at,
+            &[
+                member("s1", "127.0.0.1", MemberStatus::Alive),
+                member("s2", "127.0.0.2", MemberStatus::Alive),
+            ],
+            false,
+        );
         let only = [member("s1", "127.0.0.1", MemberStatus::Alive)];
         assert_eq!(settle(&mut catalog, &mut at, &only, false), 0);
         settle(&mut catalog, &mut at, &only, true);
@@ -240,7 +356,12 @@ mod tests {
     #[test]
     fn a_name_taken_over_by_another_machine_is_not_removed_by_the_old_one_leaving() {
         let (mut catalog, mut at) = (Catalog::new(), 0);
-        settle(&mut catalog, &mut at, &[member("s1", "127.0.0.1", MemberStatus::Alive)], false);
+        settle(
+            &mut catalog,
+            &mut at,
+            &[member("s1", "127.0.0.1", MemberStatus::Alive)],
+            false,
+        );
         let mut old = (*member("s1", "127.0.0.1", MemberStatus::Left)).clone();
         old.tags.insert("id".into(), "somebody-else".into());
         assert_eq!(settle(&mut catalog, &mut at, &[Arc::new(old)], false), 0);

@@ -40,7 +40,11 @@ async fn expire_due(server: &Server) {
         .session_deadlines()
         .take_while(|due| due.deadline <= cluster_now)
         .take(EXPIRIES_PER_TICK)
-        .map(|due| v1::SessionExpire { id: due.id, renewal_epoch: due.renewal_epoch, term })
+        .map(|due| v1::SessionExpire {
+            id: due.id,
+            renewal_epoch: due.renewal_epoch,
+            term,
+        })
         .collect();
     drop(state);
     for expire in due {

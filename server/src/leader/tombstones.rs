@@ -20,9 +20,16 @@ pub(super) async fn run(server: &Server) {
         tokio::time::sleep(MARK_EVERY).await;
         let now = server.inner.clock.monotonic();
         marks.push_back((now, server.state().index().get()));
-        let Some(up_to_index) = ripe(&mut marks, now, server.inner.config.tombstone_ttl) else { continue };
+        let Some(up_to_index) = ripe(&mut marks, now, server.inner.config.tombstone_ttl) else {
+            continue;
+        };
         if server.state().has_tombstones() {
-            super::propose(server, "tombstones", Command::TombstoneReap(v1::TombstoneReap { up_to_index })).await;
+            super::propose(
+                server,
+                "tombstones",
+                Command::TombstoneReap(v1::TombstoneReap { up_to_index }),
+            )
+            .await;
         }
     }
 }
