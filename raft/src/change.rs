@@ -174,12 +174,12 @@ fn change_error(error: RaftError<Types, ClientWriteError<Types>>) -> ChangeError
 }
 
 fn successor(status: &Status, to: Option<RaftId>) -> Result<RaftId, ChangeError> {
-    let others = status
+    let mut others = status
         .members
         .iter()
         .filter(|member| member.voter && member.peer.id != status.id);
     let chosen = match to {
-        Some(to) => others.filter(|member| member.peer.id == to).next_back(),
+        Some(to) => others.find(|member| member.peer.id == to),
         None => others.max_by_key(|member| member.matched),
     };
     let chosen =

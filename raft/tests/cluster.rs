@@ -1,5 +1,10 @@
 //! Clusters in one process: election, replication, failures, membership, snapshots, restarts.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test file: helpers outside #[test] functions unwrap too"
+)]
+
 mod world;
 
 use std::time::Duration;

@@ -1,5 +1,9 @@
 //! A cluster in one process: in-memory streams that can be cut, logs in memory or on disk.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses its own part"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
