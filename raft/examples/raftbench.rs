@@ -17,6 +17,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 use weft_proto::clock::{Clock, SystemClock};
 use weft_raft::log::{LogStore, MemoryLog, Wal, WalOptions};
 use weft_raft::{
@@ -101,7 +102,7 @@ impl Dialer for Tcp {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = Options::parse()?;
-    let nodes = cluster(&options).await?;
+    let (nodes, listeners) = cluster(&options).await?;
     let leader = loop {
         if let Some(leader) = nodes.iter().find(|node| node.status().is_leader()) {
             break leader.clone();
@@ -117,19 +118,64 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         report(&mut took, elapsed, &before, &cpu_by_thread()?);
     }
+    println!(
+        "  elections since the first: {}",
+        leader.status().term.saturating_sub(1)
+    );
+    drop(leader);
+    for listener in listeners {
+        // They hold handles; a log is let go of with the last one.
+        listener.abort();
+        listener.await.ok();
+    }
     for node in nodes {
         node.shutdown().await;
+    }
+    if !options.memory {
+        time_restart(&options)?;
     }
     Ok(())
 }
 
-async fn cluster(options: &Options) -> Result<Vec<RaftNode>, Box<dyn std::error::Error>> {
-    let scratch = options
+/// How long the first server takes from its files to a state machine that can be read.
+fn time_restart(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let dir = scratch(options).join("1");
+    let start = clock.monotonic();
+    let store = Arc::new(Wal::open_dir(&dir.join("wal"), WalOptions::default())?);
+    let opened = clock.monotonic() - start;
+    let config = RaftConfig::new(RaftId(uuid::Uuid::from_u128(1)), "bench");
+    let snapshots = Some(dir.join("snapshots"));
+    let node = RaftNode::start(
+        config,
+        store,
+        snapshots,
+        Nothing,
+        Arc::new(Tcp),
+        clock.clone(),
+    )?;
+    let took = clock.monotonic() - start;
+    let entries = node.log_usage().entries;
+    println!(
+        "restart {took:?} (log opened in {opened:?}), {entries} entries kept, applied {}",
+        node.applied()
+    );
+    Ok(())
+}
+
+fn scratch(options: &Options) -> PathBuf {
+    options
         .dir
         .clone()
-        .unwrap_or_else(|| std::env::temp_dir().join("weft-raftbench"));
+        .unwrap_or_else(|| std::env::temp_dir().join("weft-raftbench"))
+}
+
+async fn cluster(
+    options: &Options,
+) -> Result<(Vec<RaftNode>, Vec<JoinHandle<()>>), Box<dyn std::error::Error>> {
+    let scratch = scratch(options);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let (mut nodes, mut peers) = (Vec::new(), Vec::new());
+    let (mut nodes, mut peers, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
     for n in 1..=3_u8 {
         let id = RaftId(uuid::Uuid::from_u128(u128::from(n)));
         let dir = scratch.join(n.to_string());
@@ -161,10 +207,10 @@ async fn cluster(options: &Options) -> Result<Vec<RaftNode>, Box<dyn std::error:
             public_key: Bytes::new(),
         });
         nodes.push(node.clone());
-        tokio::spawn(accept(listener, node));
+        listeners.push(tokio::spawn(accept(listener, node)));
     }
     nodes[0].bootstrap(peers).await?;
-    Ok(nodes)
+    Ok((nodes, listeners))
 }
 
 async fn accept(listener: TcpListener, node: RaftNode) {

@@ -42,8 +42,6 @@ pub struct RaftConfig {
     pub payload_max_bytes: usize,
     /// Connections accepted from peers at once, at most. Default 256.
     pub connections_max: usize,
-    /// Seed of what is random here: which follower is asked first, jitter of reconnects.
-    pub seed: u64,
 }
 
 /// A setting that cannot work.
@@ -77,7 +75,6 @@ impl RaftConfig {
             proposal_max_bytes: 8 * 1024 * 1024,
             payload_max_bytes: 1024 * 1024,
             connections_max: 256,
-            seed: 0,
         }
     }
 

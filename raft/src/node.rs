@@ -309,6 +309,8 @@ impl RaftNode {
     }
 
     /// Ends the node. Proposals in flight end as unknown. A second call waits for nothing.
+    ///
+    /// The log store is let go of (and with it the lock on its directory) with the last handle.
     pub async fn shutdown(&self) {
         self.inner.stopping.store(true, Ordering::Relaxed);
         let Some(stop) = self.inner.stop.lock().take() else {

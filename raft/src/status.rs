@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::Fatal;
 use openraft::{Instant as _, ServerState};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -79,7 +80,7 @@ pub struct Status {
     pub membership_settled: bool,
     /// Servers of the membership, by id.
     pub members: Vec<Member>,
-    /// Why Raft has ended here; the server role must end with it.
+    /// Why Raft has failed here; the server role must end with it. `None` after a plain shutdown.
     pub fatal: Option<String>,
 }
 
@@ -108,11 +109,7 @@ impl Status {
             membership_index: metrics.membership_config.log_id().map_or(0, |id| id.index),
             membership_settled: metrics.membership_config == metrics.committed_membership_config,
             members: members(metrics),
-            fatal: metrics
-                .running_state
-                .as_ref()
-                .err()
-                .map(ToString::to_string),
+            fatal: fatal(metrics),
         }
     }
 
@@ -120,6 +117,14 @@ impl Status {
     #[must_use]
     pub fn is_leader(&self) -> bool {
         self.role == Role::Leader
+    }
+}
+
+/// Why Raft ended, unless it was told to.
+fn fatal(metrics: &Metrics) -> Option<String> {
+    match metrics.running_state.as_ref().err()? {
+        Fatal::Stopped => None,
+        fatal => Some(fatal.to_string()),
     }
 }
 
@@ -186,7 +191,7 @@ impl Turn {
             leader: metrics.current_leader,
             membership_index: metrics.membership_config.log_id().map_or(0, |id| id.index),
             settled: metrics.membership_config == metrics.committed_membership_config,
-            fatal: metrics.running_state.is_err(),
+            fatal: fatal(metrics).is_some(),
         }
     }
 }
@@ -233,6 +238,10 @@ impl Publisher {
         let mut status = Status::of(metrics, self.acceptor.since_leader_heard());
         if !running {
             status.role = Role::Stopped;
+            // A core that panicked has nobody left to say so.
+            if metrics.running_state.is_ok() {
+                status.fatal = Some("raft core ended without a reason".into());
+            }
         }
         self.to.send_replace(Arc::new(status));
     }
@@ -259,7 +268,7 @@ impl Publisher {
             }
             tracing::info!(raft.term = now.term, raft.role = ?now.role, "raft role changed");
         }
-        if let Err(fatal) = &metrics.running_state {
+        if let Some(fatal) = fatal(metrics) {
             tracing::error!(error = %fatal, "raft has stopped on this server");
         }
     }

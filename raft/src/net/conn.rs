@@ -212,3 +212,107 @@ fn refusal(hello: &wire::Hello, from: Option<RaftId>, me: RaftId, cluster: &str)
         Some(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+
+    const LIMIT: usize = 100_000;
+
+    fn id(n: u128) -> RaftId {
+        RaftId(uuid::Uuid::from_u128(n))
+    }
+
+    fn opening(me: u128, them: u128, cluster: &str) -> Opening {
+        Opening {
+            me: id(me),
+            them: id(them),
+            cluster: cluster.into(),
+            frame_max_bytes: LIMIT,
+        }
+    }
+
+    /// Server 2 of "dc1" is dialed with `opening`.
+    async fn meet(opening: Opening) -> (io::Result<Conn>, io::Result<(Conn, RaftId)>) {
+        let (near, far) = duplex(1_000);
+        tokio::join!(
+            Conn::dialed(Box::new(near), &opening),
+            Conn::accepted(Box::new(far), id(2), "dc1", LIMIT)
+        )
+    }
+
+    async fn accepted_raw() -> (
+        DuplexStream,
+        tokio::task::JoinHandle<io::Result<(Conn, RaftId)>>,
+    ) {
+        let (near, far) = duplex(1_000_000);
+        let accepting =
+            tokio::spawn(async move { Conn::accepted(Box::new(far), id(2), "dc1", LIMIT).await });
+        (near, accepting)
+    }
+
+    #[tokio::test]
+    async fn the_right_server_is_welcomed_and_frames_pass_whole() {
+        let (near, far) = meet(opening(1, 2, "dc1")).await;
+        let (mut near, (mut far, from)) = (near.unwrap(), far.unwrap());
+        assert_eq!(from, id(1));
+        let data = bytes::Bytes::from(vec![9; 50_000]);
+        let chunk = Kind::SnapshotChunk(wire::SnapshotChunk { data });
+        near.push(chunk.clone());
+        // The pipe holds 1,000 bytes: writing and reading have to take turns.
+        let (sent, received) = tokio::join!(near.flush(), far.next());
+        sent.unwrap();
+        assert_eq!(received.unwrap(), chunk);
+    }
+
+    #[tokio::test]
+    async fn strangers_are_told_why_they_are_refused() {
+        for (opening, reason) in [
+            (opening(1, 3, "dc1"), "raft_wrong_server"),
+            (opening(1, 2, "dc2"), "raft_wrong_cluster"),
+            (opening(2, 2, "dc1"), "raft_duplicate_id"),
+        ] {
+            let (near, far) = meet(opening).await;
+            let told = near.err().unwrap().to_string();
+            assert!(told.contains(reason), "{told}");
+            assert!(far.err().unwrap().to_string().contains(reason));
+        }
+    }
+
+    #[tokio::test]
+    async fn nonsense_ends_the_connection() {
+        for bytes in [
+            &b"\xff\xff\xff\xffGET / HTTP/1.1"[..],
+            &b"\x00\x00\x00\x02\x12\x00"[..],
+            &b"\x00\x00\x00\x03\x08\xff\xff"[..],
+            &b"\x00\x00\x00\x00"[..],
+        ] {
+            let (mut near, accepting) = accepted_raw().await;
+            near.write_all(bytes).await.unwrap();
+            let refused = accepting.await.unwrap().err().unwrap();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidData, "{bytes:?}");
+        }
+        let (mut near, accepting) = accepted_raw().await;
+        near.write_all(b"\x00\x00\x00\x09half").await.unwrap();
+        drop(near);
+        let ended = accepting.await.unwrap().err().unwrap();
+        assert_eq!(ended.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn a_frame_beyond_the_limit_is_refused_before_it_is_held() {
+        let (near, far) = meet(opening(1, 2, "dc1")).await;
+        let (mut near, (mut far, _)) = (near.unwrap(), far.unwrap());
+        let data = bytes::Bytes::from(vec![9; LIMIT + 1]);
+        near.push(Kind::SnapshotChunk(wire::SnapshotChunk { data }));
+        let sending = tokio::spawn(async move { near.flush().await });
+        let refused = far.next().await.unwrap_err();
+        assert!(
+            refused.to_string().contains("100000 are allowed"),
+            "{refused}"
+        );
+        drop(far);
+        assert!(sending.await.unwrap().is_err());
+    }
+}
