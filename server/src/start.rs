@@ -313,7 +313,6 @@ fn raft_config(config: &ServerConfig, id: RaftId) -> RaftConfig {
         multiplier: config.raft_multiplier,
         snapshot_entries: config.snapshot_threshold,
         trailing_entries: config.trailing_logs,
-        seed: config.seed,
         ..RaftConfig::new(id, &config.datacenter)
     }
 }
