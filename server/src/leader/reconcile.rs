@@ -127,10 +127,14 @@ fn alive(member: &Member, state: &State, datacenter: &str) -> Option<Command> {
     {
         return None;
     }
+    // Its agent may register the node between this reading and the write: unless the node must change, what the
+    // agent said then stays.
+    let keep_node = known.is_none() || node_agrees;
     Some(register(
         wanted,
         service,
         serf_check(&member.name, "passing", ALIVE_OUTPUT),
+        keep_node,
     ))
 }
 
@@ -144,6 +148,7 @@ fn failed(name: &str, state: &State) -> Option<Command> {
         (**node).clone(),
         None,
         serf_check(name, "critical", FAILED_OUTPUT),
+        true,
     ))
 }
 
@@ -178,6 +183,7 @@ fn unseen(members: &[Arc<Member>], state: &State) -> Vec<Command> {
                 (**node).clone(),
                 None,
                 serf_check(&node.name, "critical", FAILED_OUTPUT),
+                true,
             )
         })
         .collect()
@@ -219,12 +225,18 @@ fn serf_check(node: &str, status: &str, output: &str) -> v1::Check {
     }
 }
 
-fn register(node: v1::Node, service: Option<v1::Service>, check: v1::Check) -> Command {
+/// `keep_node`: a node that exists when this is applied stays as it is.
+fn register(
+    node: v1::Node,
+    service: Option<v1::Service>,
+    check: v1::Check,
+    keep_node: bool,
+) -> Command {
     Command::Register(v1::Register {
         node: Some(node),
         service,
         checks: vec![check],
-        skip_node_update: false,
+        skip_node_update: keep_node,
     })
 }
 
@@ -333,6 +345,41 @@ mod tests {
             false,
         );
         assert!(catalog.state().read(&trace).node("s1").rows.is_none());
+    }
+
+    #[test]
+    fn what_the_agent_registered_in_between_stays() {
+        let (mut catalog, members) = (
+            Catalog::new(),
+            [member("s1", "127.0.0.1", MemberStatus::Alive)],
+        );
+        let late = commands(&members, catalog.state(), "dc1", false);
+        let mut node = v1::Node {
+            id: members[0].tags["id"].clone(),
+            name: "s1".into(),
+            address: "127.0.0.1".into(),
+            ..v1::Node::default()
+        };
+        node.meta.insert("rack".into(), "r2".into());
+        let own = Command::Register(v1::Register {
+            node: Some(node),
+            ..v1::Register::default()
+        });
+        for (at, command) in (1..).zip(std::iter::once(own).chain(late)) {
+            let stamped = v1::Stamped {
+                at_millis: at,
+                command: Some(command),
+                ..v1::Stamped::default()
+            };
+            catalog.apply(LogIndex(at), &stamped).unwrap();
+        }
+        let trace = Trace::off();
+        let node = catalog.state().read(&trace).node("s1").rows.cloned();
+        assert_eq!(
+            node.unwrap().meta.get("rack").map(String::as_str),
+            Some("r2")
+        );
+        assert_eq!(serf(&catalog, "s1").as_deref(), Some("passing"));
     }
 
     #[test]
