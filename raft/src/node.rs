@@ -279,23 +279,6 @@ impl RaftNode {
         self.inner.runtime.spawn(acceptor.serve(stream));
     }
 
-    /// As [`Self::serve`], with the opening (TLS, type byte) done on the Raft runtime too.
-    ///
-    /// A socket belongs to the reactor of the runtime that made it: one accepted elsewhere and handed
-    /// to [`Self::serve`] makes each heartbeat depend on that other runtime, and costs a thread switch
-    /// a message. Accept, `into_std`, and turn it into a tokio socket inside `opening`. `None` means
-    /// the connection spoke another protocol and was handed on.
-    pub fn serve_with(&self, opening: BoxFuture<'static, io::Result<Option<Box<dyn RaftStream>>>>) {
-        let acceptor = self.inner.acceptor.clone();
-        self.inner.runtime.spawn(async move {
-            match opening.await {
-                Ok(Some(stream)) => acceptor.serve(stream).await,
-                Ok(None) => {}
-                Err(cause) => tracing::debug!(error = %cause, "raft connection was not opened"),
-            }
-        });
-    }
-
     /// Size of the log.
     #[must_use]
     pub fn log_usage(&self) -> LogUsage {
