@@ -218,12 +218,14 @@ async fn accept(listener: TcpListener, node: RaftNode) {
         let Ok(socket) = stream.into_std() else {
             continue;
         };
-        let open = async move {
-            let stream = TcpStream::from_std(socket)?;
-            stream.set_nodelay(true)?;
-            Ok(Some(Box::new(stream) as Box<dyn RaftStream>))
-        };
-        node.serve_with(open.boxed());
+        let serving = node.clone();
+        // Made into a tokio socket there, it belongs to the Raft runtime.
+        node.spawn(async move {
+            if let Ok(stream) = TcpStream::from_std(socket) {
+                let _ = stream.set_nodelay(true);
+                serving.serve(Box::new(stream));
+            }
+        });
     }
 }
 

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
