@@ -117,7 +117,6 @@ impl Asked<'_> {
                 out.empty = Some(*cause);
             }
             Found::Foreign => out.empty = Some(Cause::Foreign),
-            _ if matches!(self.qtype, RecordType::SOA | RecordType::NS) && !matches!(found, Found::Apex(_)) => {}
             Found::Apex(servers) => self.apex(servers, &mut out),
             Found::Node(node) => self.node(node, &mut out),
             Found::Instances(serving) => self.service(serving, &mut out, rng),
@@ -161,7 +160,7 @@ impl Asked<'_> {
         let meta = self.meta(self.owner, node, ttl);
         match self.qtype {
             RecordType::TXT | RecordType::ANY => out.answers.extend(meta),
-            _ if self.options.node_meta_txt => out.additionals.extend(meta),
+            RecordType::A | RecordType::AAAA if self.options.node_meta_txt => out.additionals.extend(meta),
             _ => {}
         }
     }
@@ -175,16 +174,11 @@ impl Asked<'_> {
                 self.srv(one, ttl, out);
                 continue;
             }
-            let before = out.answers.len();
-            let text = if one.service.address.is_empty() { &one.node.address } else { &one.service.address };
-            for record in self.address_records(self.owner, text, ttl) {
+            for record in self.address_records(self.owner, self.address_of(one), ttl) {
                 // Two instances behind one address are one answer.
                 if !out.answers[..].contains(&record) {
                     out.answers.push(record);
                 }
-            }
-            if self.options.node_meta_txt && out.answers.len() > before {
-                out.additionals.extend(self.meta(self.owner, one.node, ttl));
             }
             if self.qtype == RecordType::TXT {
                 out.answers.extend(self.meta(self.owner, one.node, ttl));
@@ -193,6 +187,23 @@ impl Asked<'_> {
         if self.options.a_record_limit > 0 && self.qtype != RecordType::SRV {
             out.answers.truncate(self.options.a_record_limit);
         }
+    }
+
+    /// The address registered, or the tagged one of the family asked for where that is another.
+    fn address_of<'s>(&self, one: &'s Serving<'_>) -> &'s str {
+        let (node, service) = (one.node, one.service);
+        let tag = match self.qtype {
+            RecordType::A => "lan_ipv4",
+            RecordType::AAAA => "lan_ipv6",
+            _ => "",
+        };
+        let (own, tagged) = if service.address.is_empty() {
+            (&node.address, node.tagged_addresses.get(tag))
+        } else {
+            (&service.address, service.tagged_addresses.get(tag).map(|tagged| &tagged.address))
+        };
+        let fits = own.parse::<IpAddr>().is_ok_and(|ip| !self.wants(ip));
+        tagged.filter(|_| fits).unwrap_or(own)
     }
 
     fn srv(&self, one: &Serving<'_>, ttl: Duration, out: &mut Sections) {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::RecordType;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -213,6 +214,9 @@ impl Shared {
             self.metrics.empty(Cause::Foreign);
             return message::bare(question, ResponseCode::Refused);
         }
+        // The zone's own records are given for every name below it.
+        let zone = matches!(query.query_type(), RecordType::SOA | RecordType::NS) && !matches!(target, Target::Reverse(_));
+        let target = if zone { Target::Apex } else { target };
         let domain = compiled.domains.iter().find(|d| text.trim_end_matches('.').ends_with(d.as_str())).unwrap_or(&options.domain);
         let rules = Rules { datacenter: &options.datacenter, domain, only_passing: options.only_passing };
         let asked = Asked { options, owner: &owner, qtype: query.query_type(), domain, wall: self.clock.wall() };

@@ -5,7 +5,7 @@
 //! Source: Consul HTTP API, "Service - Agent"; CONSUL.md A.1.
 
 use http::StatusCode;
-use http::header::{ACCEPT, HeaderName, HeaderValue};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
 use weft_catalog::acl::{Access, Resource};
 use weft_proto::json::{Json, records};
 use weft_proto::v1;
@@ -21,6 +21,8 @@ use crate::local::{
 
 const CONTENT_HASH: HeaderName = HeaderName::from_static("x-consul-contenthash");
 const REASON: HeaderName = HeaderName::from_static("x-consul-reason");
+/// Without a charset, as Consul sends it here.
+const PLAIN: HeaderValue = HeaderValue::from_static("text/plain");
 
 pub(super) async fn register(mut call: Call) -> Result<Reply, Failure> {
     let body = call.json().await?;
@@ -214,7 +216,7 @@ fn present(call: &Call, status: Aggregate, json: Json) -> Reply {
     };
     let word = status.as_str();
     let reply = if wants_text(call) {
-        Reply::text(word)
+        Reply::text(word).with(CONTENT_TYPE, PLAIN)
     } else {
         Reply::json(json.into_bytes())
     };
@@ -226,7 +228,7 @@ fn present(call: &Call, status: Aggregate, json: Json) -> Reply {
 fn absent(call: &Call, reason: String, json: &'static str) -> Reply {
     let value = header(&reason);
     let reply = if wants_text(call) {
-        Reply::text(reason)
+        Reply::text(reason).with(CONTENT_TYPE, PLAIN)
     } else {
         Reply::json(json)
     };

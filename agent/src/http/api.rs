@@ -101,7 +101,7 @@ impl Api {
                 return (look, Ok(self.options(path)));
             }
             Lookup::Method(allow) => return (look, Err(Failure::method(&head.method, allow))),
-            Lookup::Unknown => return (look, unknown(path)),
+            Lookup::Unknown => return (look, self.unknown(path, head.uri.query())),
         };
         look.route = Some(at);
         let prepared = self.prepare(&head, path);
@@ -159,9 +159,29 @@ impl Api {
     }
 
     fn options(&self, path: &str) -> Reply {
-        let allow = format!("OPTIONS,{}", self.routes.allowed(path).unwrap_or_default());
-        let value = HeaderValue::from_str(&allow).unwrap_or(HeaderValue::from_static("OPTIONS"));
+        let allow = self.routes.allowed(path).unwrap_or_default();
+        let value = HeaderValue::from_str(allow).unwrap_or(HeaderValue::from_static("OPTIONS"));
         Reply::empty().with(ALLOW, value)
+    }
+
+    fn unknown(&self, path: &str, query: Option<&str>) -> Result<Reply, Failure> {
+        if path == "/" {
+            return Ok(Reply::text("Weft Agent"));
+        }
+        if self.routes.lacks_slash(path) {
+            let query = query.map(|text| format!("?{text}")).unwrap_or_default();
+            let reply = Reply::empty().status(StatusCode::MOVED_PERMANENTLY);
+            return Ok(match HeaderValue::from_str(&format!("{path}/{query}")) {
+                Ok(target) => reply.with(LOCATION, target),
+                Err(_) => reply.status(StatusCode::NOT_FOUND),
+            });
+        }
+        let text = if path.starts_with("/v1/") {
+            UNKNOWN_V1
+        } else {
+            UNKNOWN
+        };
+        Err(Failure::not_found("http.path.unknown", text))
     }
 }
 
@@ -169,22 +189,6 @@ impl Api {
 struct Look {
     pretty: bool,
     route: Option<usize>,
-}
-
-fn unknown(path: &str) -> Result<Reply, Failure> {
-    if path == "/" {
-        return Ok(Reply::text("Weft Agent"));
-    }
-    if path == "/v1/kv" {
-        let reply = Reply::empty().status(StatusCode::MOVED_PERMANENTLY);
-        return Ok(reply.with(LOCATION, HeaderValue::from_static("/v1/kv/")));
-    }
-    let text = if path.starts_with("/v1/") {
-        UNKNOWN_V1
-    } else {
-        UNKNOWN
-    };
-    Err(Failure::not_found("http.path.unknown", text))
 }
 
 fn accepts_gzip(headers: &HeaderMap) -> bool {

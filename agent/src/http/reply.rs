@@ -52,7 +52,7 @@ pub(super) enum Kind {
     Json,
     /// Text for people: may be compressed.
     Text,
-    /// Anything else; the handler sets the content type and the bytes stay as they are.
+    /// Anything else; the handler sets the content type. May be compressed.
     Bytes,
 }
 
@@ -151,10 +151,10 @@ impl Reply {
             mut headers,
             content,
         } = self;
+        headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
         let body = match content {
             Content::Empty => Body::Whole(None),
             Content::Stream(stream) => Body::Stream(stream),
-            Content::Whole(Kind::Bytes, bytes) => Body::Whole(Some(bytes)),
             Content::Whole(kind, bytes) => {
                 let bytes = if kind == Kind::Json && indent {
                     pretty(&bytes).into()
@@ -191,7 +191,6 @@ fn describe(headers: &mut HeaderMap, kind: Kind) {
         Kind::Json => HeaderValue::from_static("application/json"),
         Kind::Text | Kind::Bytes => HeaderValue::from_static("text/plain; charset=utf-8"),
     });
-    headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
 }
 
 fn mark_gzip(headers: &mut HeaderMap, packed: bool) {

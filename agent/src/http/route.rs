@@ -96,9 +96,10 @@ impl Routes {
             };
             let entry = map.entry(route.path).or_default();
             entry.routes.push(at);
-            if !entry.allow.is_empty() {
-                entry.allow.push(',');
+            if entry.allow.is_empty() {
+                entry.allow.push_str("OPTIONS");
             }
+            entry.allow.push(',');
             entry.allow.push_str(route.method.as_str());
         }
         Self {
@@ -153,6 +154,11 @@ impl Routes {
         })
     }
 
+    /// Whether a name is missing behind the path: with a slash it would be known.
+    pub(super) fn lacks_slash(&self, path: &str) -> bool {
+        self.prefixes.contains_key(format!("{path}/").as_str())
+    }
+
     /// `Allow` of a path, for `OPTIONS`.
     pub(super) fn allowed<'a>(&'a self, path: &'a str) -> Option<&'a str> {
         let entry = match self.exact.get(path) {
@@ -201,8 +207,8 @@ mod tests {
                 "/v1/agent/service/register ",
             ),
             (Method::GET, "/v1/status/leader", "/v1/status/leader "),
-            (Method::PUT, "/v1/status/leader", "405 GET"),
-            (Method::POST, "/v1/kv/a", "405 GET,PUT,DELETE"),
+            (Method::PUT, "/v1/status/leader", "405 OPTIONS,GET"),
+            (Method::POST, "/v1/kv/a", "405 OPTIONS,GET,PUT,DELETE"),
             (Method::GET, "/v1/nonsense", "404"),
             (Method::GET, "/v1/status/leader/x", "404"),
         ] {

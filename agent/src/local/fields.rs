@@ -32,13 +32,21 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Opens `value` as an object; `null` reads as an empty one, a list of objects as their union.
+    /// Opens `value` as an object; `null` reads as an empty one. In configuration files, where HCL
+    /// makes lists of blocks, a list of objects reads as their union.
     pub(super) fn open(
         path: &str,
         value: &'a Value,
         unknown: UnknownKeys,
     ) -> Result<Self, DefinitionError> {
         let mut values = BTreeMap::new();
+        if unknown == UnknownKeys::Ignore && value.is_array() {
+            return Err(DefinitionError::WrongType {
+                path: path.to_owned(),
+                expected: "an object",
+                got: kind_of(value),
+            });
+        }
         for map in objects(path, value)? {
             for (key, value) in map {
                 values.insert(plain(key), (key.as_str(), value));
@@ -134,6 +142,10 @@ impl<'a> Fields<'a> {
     pub(super) fn texts(&mut self, names: &[&'static str]) -> Result<Vec<String>, DefinitionError> {
         match self.take(names) {
             None => Ok(Vec::new()),
+            // Only configuration files may leave out the brackets, as in Consul.
+            Some(value @ Value::String(_)) if self.unknown == UnknownKeys::Ignore => {
+                Err(self.wrong(names[0], "a list of strings", value))
+            }
             Some(value) => {
                 texts_of(value).ok_or_else(|| self.wrong(names[0], "a list of strings", value))
             }

@@ -133,16 +133,17 @@ impl Local {
     }
 
     /// The application's report to a TTL check; starts its time anew. Output beyond the check's
-    /// limit is cut and says so. It is saved, but not waited for.
+    /// limit is cut and says so. The report outlives the process once this returns, but not a power
+    /// cut: losing it costs one critical interval.
     ///
-    /// Errors: [`LocalError::UnknownCheck`], [`LocalError::NotTtl`].
+    /// Errors: [`LocalError::UnknownCheck`], [`LocalError::NotTtl`]; [`LocalError::NotSaved`].
     pub async fn update_ttl(
         &self,
         id: &str,
         status: Status,
         output: &str,
     ) -> Result<(), LocalError> {
-        self.inner.update_ttl(id, status, output)
+        settle(self.inner.update_ttl(id, status, output)?).await
     }
 
     /// Replaces everything that came from configuration files (start and reload): what is no longer

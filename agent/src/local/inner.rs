@@ -167,7 +167,7 @@ impl Inner {
         id: &str,
         status: Status,
         output: &str,
-    ) -> Result<(), LocalError> {
+    ) -> Result<Vec<Saved>, LocalError> {
         let now = self.clock.monotonic();
         let mut table = self.table.lock();
         let max = table
@@ -178,12 +178,11 @@ impl Inner {
         let due = self.output_due(now);
         let ttl = table.report_ttl(id, status, output.clone(), now, due)?;
         let expires = UnixMillis(self.clock.wall().get().saturating_add(millis(ttl)));
-        // Not waited for: losing a report costs one critical interval after a power cut.
-        drop(self.save(Kind::State, id, || {
+        let saved = self.save(Kind::State, id, || {
             state_object(id, status, &output, expires)
-        }));
+        });
         self.dirty.notify_one();
-        Ok(())
+        Ok(saved.into_iter().collect())
     }
 
     /// A polled check's result. Ignored when the check was changed while it ran.

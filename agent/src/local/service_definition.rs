@@ -4,6 +4,7 @@
 //! Never: knows which services exist.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 use weft_proto::v1;
@@ -75,7 +76,27 @@ fn service(fields: &mut Fields<'_>, unknown: UnknownKeys) -> Result<v1::Service,
     };
     judge_ports(&service)?;
     judge_kind(&service)?;
-    Ok(service)
+    Ok(with_tagged_address(service))
+}
+
+/// A service with an address of its own carries it as `lan_*` and `wan_*` too, unless it says otherwise.
+fn with_tagged_address(mut service: v1::Service) -> v1::Service {
+    let tags = match service.address.parse() {
+        Ok(IpAddr::V4(_)) => ["lan_ipv4", "wan_ipv4"],
+        Ok(IpAddr::V6(_)) => ["lan_ipv6", "wan_ipv6"],
+        Err(_) => return service,
+    };
+    for tag in tags {
+        let own = v1::ServiceAddress {
+            address: service.address.clone(),
+            port: service.port,
+        };
+        service
+            .tagged_addresses
+            .entry(tag.to_owned())
+            .or_insert(own);
+    }
+    service
 }
 
 fn address(address: String) -> Result<String, DefinitionError> {
@@ -178,7 +199,7 @@ fn weight(fields: &mut Fields<'_>, name: &'static str) -> Result<u32, Definition
     let refuse = |why: &str| {
         Err(DefinitionError::invalid(
             "service.weights",
-            format!("Invalid Weight: {why}"),
+            format!("Invalid Weights: {why}"),
         ))
     };
     match fields.integer(&[name])? {

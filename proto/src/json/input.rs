@@ -249,16 +249,24 @@ pub fn deregister(object: &Object<'_>) -> Result<v1::Deregister, DecodeError> {
 /// The body of `/session/create`. `id` was minted by the caller, `node` is used when none is named.
 ///
 /// Checks default to `serfHealth`; an empty list means none. `Checks` is the old name of `NodeChecks`
-/// and wins, as in Consul.
+/// and wins; given alone it adds to the default, so that such a session still ends with its node, as in Consul.
 pub fn session(object: &Object<'_>, id: String, node: &str) -> Result<v1::Session, DecodeError> {
+    const DEFAULT_CHECK: &str = "serfHealth";
     let named = object.text("Node")?;
     let behavior = object.text("Behavior")?;
     let ttl = object.duration_text("TTL")?;
     let ttl_millis = object.duration("TTL")?.unwrap_or_default().as_millis();
     let node_checks = match (object.get("Checks"), object.get("NodeChecks")) {
-        (Some(_), _) => object.texts("Checks")?,
+        (Some(_), Some(_)) => object.texts("Checks")?,
+        (Some(_), None) => {
+            let mut checks = object.texts("Checks")?;
+            if !checks.is_empty() && !checks.iter().any(|check| check == DEFAULT_CHECK) {
+                checks.push(DEFAULT_CHECK.to_owned());
+            }
+            checks
+        }
         (None, Some(_)) => object.texts("NodeChecks")?,
-        (None, None) => vec!["serfHealth".to_owned()],
+        (None, None) => vec![DEFAULT_CHECK.to_owned()],
     };
     Ok(v1::Session {
         id,
@@ -376,6 +384,11 @@ mod tests {
             session_of(&json!({"Checks": ["a"], "NodeChecks": ["b"]})).node_checks,
             ["a"]
         );
+        assert_eq!(
+            session_of(&json!({"Checks": ["a"]})).node_checks,
+            ["a", "serfHealth"]
+        );
+        assert!(session_of(&json!({"Checks": []})).node_checks.is_empty());
         assert_eq!(
             session_of(&json!({"ServiceChecks": [{"ID": "s"}]})).service_checks,
             ["s"]

@@ -1,6 +1,6 @@
 //! The normaliser: takes out of an answer what two right servers may say differently.
 //!
-//! Owns: addresses, saved ids, other UUIDs, times, versions and indexes. Never: drops a field, a status or a word.
+//! Owns: addresses, saved ids, other UUIDs, times, versions, content hashes and indexes. Never: drops a field, a status or a word.
 //! An id saved by the story becomes `{its name}`, so answers must still agree on *which* id they carry.
 
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ impl Names {
     pub(crate) fn text(&self, text: &str) -> String {
         let mut out = text.to_owned();
         for (found, name) in &self.texts {
-            out = out.replace(found.as_str(), name);
+            out = replace_whole(&out, found, name);
         }
         replace_named_index(&replace_times(&replace_uuids(&out)))
     }
@@ -40,7 +40,13 @@ impl Names {
             Value::Array(items) => Value::Array(items.iter().map(|v| self.value(v)).collect()),
             Value::Object(map) => Value::Object(
                 map.iter()
-                    .map(|(k, v)| (self.text(k), self.value(v)))
+                    .map(|(k, v)| match v {
+                        // Opaque by contract; that it changes with the content is what stories ask.
+                        Value::String(hash) if k == "ContentHash" && !hash.is_empty() => {
+                            (k.clone(), Value::String("<hash>".to_owned()))
+                        }
+                        _ => (self.text(k), self.value(v)),
+                    })
                     .collect::<Map<_, _>>(),
             ),
             other => other.clone(),
@@ -105,6 +111,30 @@ pub(crate) fn sort_arrays(value: &mut Value) {
         Value::Object(map) => map.values_mut().for_each(sort_arrays),
         _ => {}
     }
+}
+
+/// Replaces a text where it stands for itself: dotted numbers also occur inside longer ones (`0.1.0` in `10.1.0.1`).
+fn replace_whole(text: &str, found: &str, name: &str) -> String {
+    if !found.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return text.replace(found, name);
+    }
+    let goes_on = |rest: &[u8]| {
+        rest.first().is_some_and(u8::is_ascii_digit)
+            || (rest.first() == Some(&b'.') && rest.get(1).is_some_and(u8::is_ascii_digit))
+    };
+    let (mut out, mut from) = (String::new(), 0);
+    for (at, _) in text.match_indices(found) {
+        let end = at + found.len();
+        let before = text.as_bytes()[..at].last();
+        let inside = before.is_some_and(|b| b.is_ascii_digit() || *b == b'.');
+        if !inside && !goes_on(&text.as_bytes()[end..]) {
+            out.push_str(&text[from..at]);
+            out.push_str(name);
+            from = end;
+        }
+    }
+    out.push_str(&text[from..]);
+    out
 }
 
 const UUID_SHAPE: &[u8] = b"xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
@@ -178,8 +208,11 @@ mod tests {
         names.add("127.0.0.11", "addr");
         names.add("0f0c1111-2222-3333-4444-555566667777", "sid");
         names.add("12", "short");
+        names.add("0.1.0", "version");
         let check = |given: &str, want: &str| assert_eq!(names.text(given), want);
         check("at 127.0.0.11:8300", "at {addr}:8300");
+        check("v0.1.0, 0.1.0.", "v{version}, {version}.");
+        check("10.1.0.1 d.0.1.0.0.2", "10.1.0.1 d.0.1.0.0.2");
         check("0f0c1111-2222-3333-4444-555566667777", "{sid}");
         check("id 1f0c1111-2222-3333-4444-555566667777!", "id <uuid>!");
         check("2026-11-23T09:06:51.098Z up", "<time> up");

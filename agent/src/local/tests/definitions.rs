@@ -152,11 +152,11 @@ fn services_are_refused_in_consuls_words() {
         ),
         (
             json!({"Name": "w", "Weights": {"Passing": -1}}),
-            "Invalid Weight: Passing must be",
+            "Invalid Weights: Passing must be",
         ),
         (
             json!({"Name": "w", "Weights": {"Passing": 65536}}),
-            "Invalid Weight: DNS Weight must be between 0 and 65535",
+            "Invalid Weights: DNS Weight must be between 0 and 65535",
         ),
         (
             json!({"Name": "w", "Port": "80"}),
