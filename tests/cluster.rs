@@ -1,5 +1,7 @@
 //! Three servers, one cluster: forming it, and asking any of its servers.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod support;
 
 use support::World;

@@ -1,5 +1,7 @@
 //! What was acknowledged survives kill -9, frozen leaders and the whole cluster going down.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod support;
 
 use std::time::Duration;

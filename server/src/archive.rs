@@ -16,6 +16,8 @@ const STATE: &str = "state.bin";
 const SUMS: &str = "SHA256SUMS";
 /// A state larger than this is not believed (DESIGN F6: nothing unbounded).
 const STATE_MAX_BYTES: u64 = 64 << 30;
+/// Padding behind the last member at most.
+const TRAILER_MAX_BYTES: u64 = 1 << 20;
 /// `meta.json` and `SHA256SUMS` are read into memory up to this size.
 const SMALL_MAX_BYTES: u64 = 1 << 20;
 
@@ -176,6 +178,8 @@ pub(crate) fn read(
             ),
         }
     }
+    // The members are whole; what follows them shows whether the archive is: gzip's own sum stands at its end.
+    io::copy(&mut tar.into_inner().take(TRAILER_MAX_BYTES), &mut io::sink())?;
     let meta_json = meta.ok_or(ArchiveError::Missing(META))?;
     let state = state.ok_or(ArchiveError::Missing(STATE))?;
     let sums = String::from_utf8_lossy(&sums.ok_or(ArchiveError::Missing(SUMS))?).into_owned();

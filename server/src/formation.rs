@@ -6,19 +6,22 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use weft_gossip::{Member, MemberStatus};
 use weft_proto::v1;
-use weft_raft::{Peer, RaftId};
+use weft_raft::{Peer, RaftId, Role};
 
 use crate::config::Bootstrap;
 use crate::handle::{Inner, Server, ServerError};
 
 /// Pause between looks at the pool while there is no cluster.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Silence of every leader after which a server asks to be let in again; elections end well before.
+const CUT_OFF_AFTER: Duration = Duration::from_secs(3);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a server keeps itself free for one coordinator's set.
 const RESERVED_FOR: Duration = Duration::from_secs(6);
@@ -178,8 +181,12 @@ pub(crate) async fn run(server: Server) {
         server.refresh_directory();
         if !server.inner.raft.is_initialized() {
             if let Err(why) = server.form_or_join().await {
-                said.once(why);
+                said.once("no cluster yet", why);
             }
+        } else if server.is_cut_off()
+            && let Err(why) = server.rejoin().await
+        {
+            said.once("the cluster does not speak to this server", why);
         }
         let pause = if server.inner.raft.is_initialized() {
             Duration::from_secs(1)
@@ -199,9 +206,9 @@ pub(crate) async fn run(server: Server) {
 struct Said(String);
 
 impl Said {
-    fn once(&mut self, why: String) {
+    fn once(&mut self, what: &'static str, why: String) {
         if self.0 != why {
-            tracing::info!(reason = %why, "no cluster yet");
+            tracing::info!(reason = %why, "{what}");
             self.0 = why;
         }
     }
@@ -219,6 +226,31 @@ impl Server {
                 .map(|s| (s.raft_id, s.address))
                 .collect();
         self.inner.transport.set_directory(directory);
+    }
+
+    /// Whether no leader has spoken to this server for long: it may have been removed, having left
+    /// or having been taken for dead, and nobody replicates to a server that is no member.
+    fn is_cut_off(&self) -> bool {
+        let inner = &self.inner;
+        let status = inner.raft.status();
+        let up = inner.clock.monotonic().saturating_sub(inner.started);
+        status.role != Role::Leader
+            && status.last_contact.unwrap_or(up) >= CUT_OFF_AFTER
+            && !inner.leaving.load(Ordering::Relaxed)
+    }
+
+    /// Asks the pool to be let in again; a leader that counts this server already changes nothing.
+    async fn rejoin(&self) -> Result<(), String> {
+        let inner = &self.inner;
+        let Some(gossip) = inner.gossip.load_full() else {
+            return Ok(());
+        };
+        let pool = pool_servers(&gossip.members(), &inner.config.datacenter);
+        let hellos = self.greet(&pool).await;
+        match hellos.values().find(|hello| hello.initialized) {
+            Some(member) => self.join_through(&member.rpc_address).await,
+            None => Err("no other server of it answers".into()),
+        }
     }
 
     async fn form_or_join(&self) -> Result<(), String> {

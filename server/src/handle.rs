@@ -4,6 +4,7 @@
 //! Never: retries anything that may have been proposed.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -107,6 +108,8 @@ pub(crate) struct Inner {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) gossip: ArcSwapOption<Gossip>,
     pub(crate) reservation: Reservation,
+    /// This server said goodbye: it must not ask to be let in again on its way out.
+    pub(crate) leaving: AtomicBool,
     pub(crate) public_key: Bytes,
     pub(crate) stop: watch::Sender<bool>,
 }

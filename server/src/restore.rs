@@ -6,6 +6,7 @@
 
 use std::io::{self, Read, Seek, Write};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -275,6 +276,7 @@ impl Server {
 
     /// This server leaves for good: it gives up leadership and asks to be removed.
     pub async fn leave(&self) -> Result<(), ServerError> {
+        self.inner.leaving.store(true, Ordering::Relaxed);
         let me = self.inner.raft.status().id.to_string();
         let others = self
             .status()

@@ -90,6 +90,7 @@ impl Server {
             metrics,
             gossip: ArcSwapOption::empty(),
             reservation: Reservation::default(),
+            leaving: false.into(),
             public_key,
             stop: watch::channel(false).0,
             config,

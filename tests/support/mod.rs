@@ -88,12 +88,15 @@ impl World {
         self
     }
 
-    /// Starts every server and waits until each of them answers reads and knows the leader.
+    /// Starts every server and waits until each answers reads and is a node that passes, as sessions want it.
     pub(crate) fn start(mut self) -> Self {
         for n in self.names() {
             self.launch(n);
         }
         self.settle();
+        for n in self.names() {
+            self.wait_passing(n);
+        }
         self
     }
 
@@ -270,6 +273,15 @@ impl World {
         self.until(&format!("s{n} to answer a linearizable read"), || {
             let reply = api.get("/v1/kv/weft-is-there?consistent").ok()?;
             (reply.status == 404 || reply.status == 200).then_some(())
+        });
+    }
+
+    fn wait_passing(&self, n: usize) {
+        let path = format!("/v1/health/node/s{n}");
+        self.until(&format!("the node of s{n} to pass"), || {
+            let checks = self.at(n).get(&path).ok().filter(|reply| reply.status == 200)?.json();
+            let serf = checks.as_array()?.iter().find(|check| check["CheckID"] == "serfHealth")?.clone();
+            (serf["Status"] == "passing").then_some(())
         });
     }
 

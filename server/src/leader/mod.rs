@@ -16,6 +16,10 @@ use weft_raft::Role;
 
 use crate::handle::Server;
 
+/// Pause between tries to propose the first entry, and tries before anybody is told.
+const ANNOUNCE_EVERY: Duration = Duration::from_millis(20);
+const ANNOUNCE_QUIETLY: u32 = 50;
+
 /// Waits for leadership, does the duties, and over again until the role stops.
 pub(crate) async fn run(server: Server) {
     let mut status = server.inner.raft.watch_status();
@@ -56,9 +60,14 @@ async fn announce(server: &Server) {
         node_name: server.inner.config.node_name.clone(),
         cluster_id: weft_proto::ids::mint(),
     };
+    let mut tries = 0;
     while let Err(cause) = server.propose(Command::LeaderStart(start.clone())).await {
-        tracing::warn!(error = %cause, "the leader's first entry was not applied yet");
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tries += 1;
+        // Leadership shows a moment before proposals are taken; only staying so is worth a warning.
+        if tries == ANNOUNCE_QUIETLY {
+            tracing::warn!(error = %cause, "the leader's first entry was not applied yet");
+        }
+        tokio::time::sleep(ANNOUNCE_EVERY).await;
     }
 }
 
