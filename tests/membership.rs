@@ -18,12 +18,32 @@ fn a_follower_that_leaves_is_no_longer_counted() {
     assert!(w.wait_exit(gone).success());
     w.until("two voters", || (voters(&w).len() == 2).then_some(()));
     assert!(!voters(&w).contains_key(&format!("s{gone}")));
-    let members = w.at(w.leader()).get("/v1/agent/members").unwrap().ok().json();
-    let status = members.as_array().unwrap().iter().find(|member| member["Name"] == format!("s{gone}")).map(|member| member["Status"].clone());
+    let members = w
+        .at(w.leader())
+        .get("/v1/agent/members")
+        .unwrap()
+        .ok()
+        .json();
+    let status = members
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|member| member["Name"] == format!("s{gone}"))
+        .map(|member| member["Status"].clone());
     assert_eq!(status, Some(3.into()), "left: {members}");
     w.until("its node to be deregistered", || {
-        let nodes = w.at(w.leader()).get("/v1/catalog/nodes").unwrap().ok().json();
-        nodes.as_array().unwrap().iter().all(|node| node["Node"] != format!("s{gone}")).then_some(())
+        let nodes = w
+            .at(w.leader())
+            .get("/v1/catalog/nodes")
+            .unwrap()
+            .ok()
+            .json();
+        nodes
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|node| node["Node"] != format!("s{gone}"))
+            .then_some(())
     });
     w.at(w.leader()).kv_put("color", "blue");
     // It may come back, with its old data or its old name.
@@ -53,9 +73,14 @@ fn leadership_goes_where_the_operator_wants_it() {
     for _ in 0..3 {
         let to = w.follower();
         let id = voters(&w)[&format!("s{to}")].clone();
-        let moved = w.cli(1, &["operator", "raft", "transfer-leader", &format!("-id={id}")]);
+        let moved = w.cli(
+            1,
+            &["operator", "raft", "transfer-leader", &format!("-id={id}")],
+        );
         assert!(moved.status.success(), "{}", said(&moved));
-        w.until("the chosen one to lead", || (w.leader() == to).then_some(()));
+        w.until("the chosen one to lead", || {
+            (w.leader() == to).then_some(())
+        });
         w.settle();
         w.at(1).kv_put("leader", to.to_string());
     }
@@ -69,14 +94,27 @@ fn a_dead_server_can_be_removed_and_replaced() {
     let id = voters(&w)[&format!("s{dead}")].clone();
     w.kill(dead);
     let through = w.running()[0];
-    let removed = w.cli(through, &["operator", "raft", "remove-peer", &format!("-id={id}")]);
+    let removed = w.cli(
+        through,
+        &["operator", "raft", "remove-peer", &format!("-id={id}")],
+    );
     assert!(removed.status.success(), "{}", said(&removed));
     assert_eq!(voters(&w).len(), 2);
-    let again = w.at(through).delete(&format!("/v1/operator/raft/peer?id={id}")).unwrap();
-    assert!(again.status >= 400, "it is gone already: {} {}", again.status, again.text());
+    let again = w
+        .at(through)
+        .delete(&format!("/v1/operator/raft/peer?id={id}"))
+        .unwrap();
+    assert!(
+        again.status >= 400,
+        "it is gone already: {} {}",
+        again.status,
+        again.text()
+    );
     w.add(4);
     w.restart(4);
-    w.until("the new server to vote", || voters(&w).contains_key("s4").then_some(()));
+    w.until("the new server to vote", || {
+        voters(&w).contains_key("s4").then_some(())
+    });
     assert_eq!(w.at(4).kv_get("color", "").as_deref(), Some("red"));
 }
 
@@ -86,24 +124,62 @@ fn a_dead_server_turns_critical_and_its_return_passing() {
     let victim = w.follower();
     let watching = w.names().into_iter().find(|n| *n != victim).unwrap();
     let serf_health = |w: &World| {
-        let checks = w.at(watching).get(&format!("/v1/health/node/s{victim}?stale")).ok()?.json();
-        let of_node = checks.as_array()?.iter().find(|check| check["CheckID"] == "serfHealth").cloned()?;
+        let checks = w
+            .at(watching)
+            .get(&format!("/v1/health/node/s{victim}?stale"))
+            .ok()?
+            .json();
+        let of_node = checks
+            .as_array()?
+            .iter()
+            .find(|check| check["CheckID"] == "serfHealth")
+            .cloned()?;
         of_node["Status"].as_str().map(str::to_owned)
     };
-    w.until("serfHealth to pass", || (serf_health(&w)? == "passing").then_some(()));
+    w.until("serfHealth to pass", || {
+        (serf_health(&w)? == "passing").then_some(())
+    });
     w.kill(victim);
-    w.until("serfHealth to turn critical", || (serf_health(&w)? == "critical").then_some(()));
-    let passing = w.at(watching).get("/v1/health/service/consul?passing&stale").unwrap().ok().json();
+    w.until("serfHealth to turn critical", || {
+        (serf_health(&w)? == "critical").then_some(())
+    });
+    let passing = w
+        .at(watching)
+        .get("/v1/health/service/consul?passing&stale")
+        .unwrap()
+        .ok()
+        .json();
     assert_eq!(passing.as_array().unwrap().len(), 2, "{passing}");
     w.restart(victim);
-    w.until("serfHealth to pass again", || (serf_health(&w)? == "passing").then_some(()));
-    assert_eq!(w.at(victim).get("/v1/agent/members").unwrap().ok().json().as_array().unwrap().len(), 3);
+    w.until("serfHealth to pass again", || {
+        (serf_health(&w)? == "passing").then_some(())
+    });
+    assert_eq!(
+        w.at(victim)
+            .get("/v1/agent/members")
+            .unwrap()
+            .ok()
+            .json()
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
 }
 
 /// Name and Raft id of each voter.
 fn voters(w: &World) -> BTreeMap<String, String> {
-    let configuration = w.at(w.leader()).get("/v1/operator/raft/configuration").unwrap().ok().json();
+    let configuration = w
+        .at(w.leader())
+        .get("/v1/operator/raft/configuration")
+        .unwrap()
+        .ok()
+        .json();
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
     let servers = configuration["Servers"].as_array().unwrap().clone();
-    servers.iter().filter(|server| server["Voter"] == true).map(|server| (text(&server["Node"]), text(&server["ID"]))).collect()
+    servers
+        .iter()
+        .filter(|server| server["Voter"] == true)
+        .map(|server| (text(&server["Node"]), text(&server["ID"])))
+        .collect()
 }

@@ -19,29 +19,66 @@ fn restoring_brings_back_what_was_saved() {
     at.put("/v1/kv/flagged?flags=42", "x").unwrap().ok();
     let body = r#"{"Node":"web1","Address":"10.0.0.9","Service":{"Service":"web","Port":80},"Check":{"Name":"alive","Status":"passing"}}"#;
     at.put("/v1/catalog/register", body).unwrap().ok();
-    let session = at.put("/v1/session/create", r#"{"Name":"holder","LockDelay":"0s"}"#).unwrap().ok().json()["ID"].as_str().unwrap().to_owned();
-    assert_eq!(at.put(&format!("/v1/kv/lock?acquire={session}"), "mine").unwrap().ok().text(), "true");
+    let session = at
+        .put(
+            "/v1/session/create",
+            r#"{"Name":"holder","LockDelay":"0s"}"#,
+        )
+        .unwrap()
+        .ok()
+        .json()["ID"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(
+        at.put(&format!("/v1/kv/lock?acquire={session}"), "mine")
+            .unwrap()
+            .ok()
+            .text(),
+        "true"
+    );
 
     let file = w.path("backup.snap");
     save(&w, w.follower(), &file);
     at.kv_put("color", "blue");
     at.kv_put("later", "yes");
     at.delete("/v1/kv/flagged").unwrap().ok();
-    at.put("/v1/catalog/deregister", r#"{"Node":"web1"}"#).unwrap().ok();
-    at.put(&format!("/v1/session/destroy/{session}"), "").unwrap().ok();
+    at.put("/v1/catalog/deregister", r#"{"Node":"web1"}"#)
+        .unwrap()
+        .ok();
+    at.put(&format!("/v1/session/destroy/{session}"), "")
+        .unwrap()
+        .ok();
     let before = at.get("/v1/kv/color").unwrap().index();
 
-    let watchers: Vec<_> = w.names().into_iter().map(|n| Watcher::start(w.at(n), "/v1/kv/color")).collect();
+    let watchers: Vec<_> = w
+        .names()
+        .into_iter()
+        .map(|n| Watcher::start(w.at(n), "/v1/kv/color"))
+        .collect();
     restore(&w, w.follower(), &file);
     for n in w.names() {
         let at = w.at(n);
         assert_eq!(at.kv_get("color", "").as_deref(), Some("red"), "s{n}");
         assert_eq!(at.kv_get("later", ""), None, "s{n}");
-        assert_eq!(at.get("/v1/kv/flagged").unwrap().ok().json()[0]["Flags"], 42);
-        assert_eq!(at.get("/v1/kv/lock").unwrap().ok().json()[0]["Session"], session.as_str());
-        let web = at.get("/v1/health/service/web?passing").unwrap().ok().json();
+        assert_eq!(
+            at.get("/v1/kv/flagged").unwrap().ok().json()[0]["Flags"],
+            42
+        );
+        assert_eq!(
+            at.get("/v1/kv/lock").unwrap().ok().json()[0]["Session"],
+            session.as_str()
+        );
+        let web = at
+            .get("/v1/health/service/web?passing")
+            .unwrap()
+            .ok()
+            .json();
         assert_eq!(web[0]["Node"]["Node"], "web1", "{web}");
-        assert!(at.get("/v1/kv/color").unwrap().index() > before, "the index never runs back");
+        assert!(
+            at.get("/v1/kv/color").unwrap().index() > before,
+            "the index never runs back"
+        );
     }
     for watcher in watchers {
         watcher.wait_for(&w, "red");
@@ -81,19 +118,32 @@ fn indexes_never_run_back_between_an_old_and_a_young_cluster() {
         watcher.wait_for(world, expected);
         world.at(1).kv_put("color", "afterwards");
         for n in world.names() {
-            assert_eq!(world.at(n).kv_get("color", "").as_deref(), Some("afterwards"));
+            assert_eq!(
+                world.at(n).kv_get("color", "").as_deref(),
+                Some("afterwards")
+            );
         }
     }
     // The servers of the young cluster are still those: a snapshot brings state, not members.
-    let configuration = young.at(1).get("/v1/operator/raft/configuration").unwrap().ok().json();
-    assert_eq!(configuration["Servers"].as_array().unwrap().len(), 3, "{configuration}");
+    let configuration = young
+        .at(1)
+        .get("/v1/operator/raft/configuration")
+        .unwrap()
+        .ok()
+        .json();
+    assert_eq!(
+        configuration["Servers"].as_array().unwrap().len(),
+        3,
+        "{configuration}"
+    );
 }
 
 #[test]
 fn a_damaged_archive_is_refused_and_nothing_changes() {
     let w = World::servers(1).start();
     for n in 0..50 {
-        w.at(1).kv_put(&format!("filler/{n}"), "some value of some length");
+        w.at(1)
+            .kv_put(&format!("filler/{n}"), "some value of some length");
     }
     w.at(1).kv_put("color", "saved");
     let file = w.path("backup.snap");
@@ -105,20 +155,39 @@ fn a_damaged_archive_is_refused_and_nothing_changes() {
         ("nothing".into(), Vec::new()),
         ("no archive".into(), b"this is no archive".to_vec()),
         ("half of it".into(), good[..good.len() / 2].to_vec()),
-        ("the last byte is missing".into(), good[..good.len() - 1].to_vec()),
+        (
+            "the last byte is missing".into(),
+            good[..good.len() - 1].to_vec(),
+        ),
     ];
     for eighth in 1..8 {
         let mut bytes = good.clone();
         let at = bytes.len() * eighth / 8;
         bytes[at] ^= 0x10;
-        damaged.push((format!("a bit at {at} of {} is flipped", bytes.len()), bytes));
+        damaged.push((
+            format!("a bit at {at} of {} is flipped", bytes.len()),
+            bytes,
+        ));
     }
     for (what, bytes) in damaged {
         let answer = w.at(1).put("/v1/snapshot", &bytes).unwrap();
-        assert!(answer.status >= 400, "{what}: {} {}", answer.status, answer.text());
+        assert!(
+            answer.status >= 400,
+            "{what}: {} {}",
+            answer.status,
+            answer.text()
+        );
         assert!(!answer.text().is_empty(), "{what}: a reason");
-        assert_eq!(w.at(1).kv_get("color", "").as_deref(), Some("current"), "{what}");
-        assert_eq!(w.at(1).get("/v1/kv/?recurse").unwrap().index(), index, "{what}: state is untouched");
+        assert_eq!(
+            w.at(1).kv_get("color", "").as_deref(),
+            Some("current"),
+            "{what}"
+        );
+        assert_eq!(
+            w.at(1).get("/v1/kv/?recurse").unwrap().index(),
+            index,
+            "{what}: state is untouched"
+        );
         let bad = w.path("bad.snap");
         std::fs::write(&bad, &bytes).unwrap();
         let refused = w.cli(1, &["snapshot", "restore", bad.to_str().unwrap()]);
@@ -150,16 +219,25 @@ struct Watcher {
 impl Watcher {
     /// Returns once it has its first answer, and so waits for the next.
     fn start(api: Api, path: &'static str) -> Self {
-        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(std::sync::Mutex::new(Vec::new())));
+        let (stop, seen) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(std::sync::Mutex::new(Vec::new())),
+        );
         let first = api.get(&format!("{path}?raw")).unwrap().ok();
         let mut index = first.index();
         let thread = std::thread::spawn({
             let (stop, seen) = (stop.clone(), seen.clone());
             move || {
                 while !stop.load(Ordering::SeqCst) {
-                    let Ok(reply) = api.get(&format!("{path}?raw&index={index}&wait=5s")) else { continue };
+                    let Ok(reply) = api.get(&format!("{path}?raw&index={index}&wait=5s")) else {
+                        continue;
+                    };
                     if reply.status == 200 {
-                        assert!(reply.index() >= index, "the index ran back from {index} to {}", reply.index());
+                        assert!(
+                            reply.index() >= index,
+                            "the index ran back from {index} to {}",
+                            reply.index()
+                        );
                         index = reply.index();
                         seen.lock().unwrap().push((index, reply.text()));
                     }
@@ -171,7 +249,14 @@ impl Watcher {
 
     /// Waits until the watcher was shown `value`.
     fn wait_for(self, w: &World, value: &str) {
-        w.until(&format!("the watcher to see {value:?}"), || self.seen.lock().unwrap().iter().any(|(_, text)| text == value).then_some(()));
+        w.until(&format!("the watcher to see {value:?}"), || {
+            self.seen
+                .lock()
+                .unwrap()
+                .iter()
+                .any(|(_, text)| text == value)
+                .then_some(())
+        });
         self.stop.store(true, Ordering::SeqCst);
         self.thread.join().expect("no index ran back");
     }

@@ -188,6 +188,9 @@ pub(crate) async fn run(server: Server) {
         {
             said.once("the cluster does not speak to this server", why);
         }
+        if let Some(whose) = server.stranger().await {
+            said.alarm(whose);
+        }
         let pause = if server.inner.raft.is_initialized() {
             Duration::from_secs(1)
         } else {
@@ -206,6 +209,16 @@ pub(crate) async fn run(server: Server) {
 struct Said(String);
 
 impl Said {
+    fn alarm(&mut self, why: String) {
+        if self.0 != why {
+            tracing::error!(
+                reason = %why,
+                "two clusters share one gossip pool; nothing is taken from the other"
+            );
+            self.0 = why;
+        }
+    }
+
     fn once(&mut self, what: &'static str, why: String) {
         if self.0 != why {
             tracing::info!(reason = %why, "{what}");
@@ -237,6 +250,32 @@ impl Server {
         status.role != Role::Leader
             && status.last_contact.unwrap_or(up) >= CUT_OFF_AFTER
             && !inner.leaving.load(Ordering::Relaxed)
+    }
+
+    /// A server in the pool that holds data of another cluster, in words for whoever started it.
+    ///
+    /// Members answer to their leader, so only servers outside the membership are asked.
+    async fn stranger(&self) -> Option<String> {
+        let inner = &self.inner;
+        let ours = inner.published.load().cluster_id().to_owned();
+        if ours.is_empty() {
+            return None;
+        }
+        let status = inner.raft.status();
+        let mut pool = pool_servers(
+            &inner.gossip.load_full()?.members(),
+            &inner.config.datacenter,
+        );
+        pool.retain(|s| status.members.iter().all(|m| m.peer.id != s.raft_id));
+        let hellos = self.greet(&pool).await;
+        let other = hellos
+            .values()
+            .find(|hello| !hello.cluster_id.is_empty() && hello.cluster_id != ours)?;
+        Some(format!(
+            "{} ({}) holds data of another cluster ({}, this one is {ours}); \
+             stop the one that was started by mistake and give it an empty data_dir, or another retry_join",
+            other.node_name, other.rpc_address, other.cluster_id
+        ))
     }
 
     /// Asks the pool to be let in again; a leader that counts this server already changes nothing.

@@ -58,7 +58,7 @@ impl Api {
             .put(&format!("/v1/kv/{key}"), value)
             .unwrap_or_else(|cause| panic!("put {key}: {cause}"))
             .ok();
-        assert_eq!(reply.text(), "true", "put {key}");
+        assert_eq!(reply.text().trim_end(), "true", "put {key}");
     }
 
     /// Reads a key by the consistency that `mode` names (`""`, `"consistent"`, `"stale"`); `None` if there is none.

@@ -279,8 +279,17 @@ impl World {
     fn wait_passing(&self, n: usize) {
         let path = format!("/v1/health/node/s{n}");
         self.until(&format!("the node of s{n} to pass"), || {
-            let checks = self.at(n).get(&path).ok().filter(|reply| reply.status == 200)?.json();
-            let serf = checks.as_array()?.iter().find(|check| check["CheckID"] == "serfHealth")?.clone();
+            let checks = self
+                .at(n)
+                .get(&path)
+                .ok()
+                .filter(|reply| reply.status == 200)?
+                .json();
+            let serf = checks
+                .as_array()?
+                .iter()
+                .find(|check| check["CheckID"] == "serfHealth")?
+                .clone();
             (serf["Status"] == "passing").then_some(())
         });
     }

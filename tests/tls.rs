@@ -1,0 +1,202 @@
+//! Keys and certificates: `weft init` makes a cluster that speaks TLS only, and lets nobody else in.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::{WEFT, World, said};
+
+#[test]
+fn servers_with_the_keys_of_weft_init_form_a_cluster_and_answer_https() {
+    let w = secured();
+    w.at(2).kv_put("color", "red");
+    let (keys, address) = (w.path("keys"), format!("https://{}:8501", w.address(3)));
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new(WEFT);
+        command
+            .args(arguments)
+            .current_dir(&keys)
+            .env_clear()
+            .env("CONSUL_HTTP_ADDR", &address);
+        command.output().unwrap()
+    };
+    let with_all = [
+        "kv",
+        "get",
+        "-ca-file=consul-agent-ca.pem",
+        "-client-cert=dc1-cli-consul-0.pem",
+        "-client-key=dc1-cli-consul-0-key.pem",
+        "color",
+    ];
+    let told = ask(&with_all);
+    assert_eq!(
+        String::from_utf8_lossy(&told.stdout).trim(),
+        "red",
+        "{}",
+        said(&told)
+    );
+    let without_certificate = ask(&["kv", "get", "-ca-file=consul-agent-ca.pem", "color"]);
+    assert!(
+        !without_certificate.status.success(),
+        "HTTPS asks for a certificate: {}",
+        said(&without_certificate)
+    );
+    let without_ca = ask(&[
+        "kv",
+        "get",
+        "-client-cert=dc1-cli-consul-0.pem",
+        "-client-key=dc1-cli-consul-0-key.pem",
+        "color",
+    ]);
+    assert!(
+        !without_ca.status.success(),
+        "nobody trusts an unknown CA: {}",
+        said(&without_ca)
+    );
+}
+
+#[test]
+fn who_lacks_the_keys_stays_outside_and_is_told_why() {
+    let mut w = secured();
+    w.at(1).kv_put("color", "red");
+    let key = gossip_key(&w.path("keys").join("weft.hcl"));
+    w.add(4);
+    let address = w.address(4);
+    let other = w.path("other-keys");
+    init(&other, &[("s4", &address)]);
+    let other_key = gossip_key(&other.join("weft.hcl"));
+
+    let of_other_ca = std::fs::read_to_string(other.join("weft.hcl"))
+        .unwrap()
+        .replace(&other_key, &key);
+    std::fs::write(other.join("weft.hcl"), of_other_ca).unwrap();
+    let clear = format!("-hcl=encrypt = \"{key}\"");
+    let strange_gossip = format!("-hcl=encrypt = \"{other_key}\"");
+    let other_ca = format!("-config-dir={}", other.display());
+    for (what, arguments, words) in [
+        ("no certificate", vec![clear], &["TLS", "tls"][..]),
+        (
+            "a certificate of another CA",
+            vec![other_ca],
+            &["certificate", "UnknownIssuer", "UnknownCA"],
+        ),
+        (
+            "another gossip key",
+            vec![strange_gossip],
+            &["key", "encrypt"],
+        ),
+        ("no gossip key", vec![], &["key", "encrypt"]),
+    ] {
+        w.add(4);
+        let data_dir = w.path(&format!("outside {what}"));
+        w.keep_data_in(4, &data_dir);
+        for argument in arguments {
+            w.argument(4, argument);
+        }
+        let before = w.log(4).len();
+        w.launch(4);
+        w.until(&format!("{what}: the reason"), || {
+            let log = w.log(4)[before..].to_owned();
+            let reasons: Vec<_> = log
+                .lines()
+                .filter(|line| {
+                    line.contains("no cluster yet")
+                        || line.contains("nobody to join")
+                        || line.contains("[WARN]")
+                        || line.contains("[ERROR]")
+                })
+                .collect();
+            reasons
+                .iter()
+                .any(|line| words.iter().any(|word| line.contains(word)))
+                .then_some(())
+        });
+        let configuration = w
+            .at(1)
+            .get("/v1/operator/raft/configuration")
+            .unwrap()
+            .ok()
+            .json();
+        assert_eq!(
+            configuration["Servers"].as_array().unwrap().len(),
+            3,
+            "{what}: {configuration}"
+        );
+        let outside = w.at(4).get("/v1/kv/color?stale");
+        assert!(
+            !outside.is_ok_and(|reply| reply.status == 200),
+            "{what}: it has no data"
+        );
+        w.kill(4);
+    }
+    assert_eq!(w.at(2).kv_get("color", "").as_deref(), Some("red"));
+}
+
+/// Three servers with what `weft init` made for them.
+fn secured() -> World {
+    let mut w = World::servers(3);
+    let addresses: Vec<_> = w
+        .names()
+        .into_iter()
+        .map(|n| (format!("s{n}"), w.address(n)))
+        .collect();
+    let seats: Vec<_> = addresses
+        .iter()
+        .map(|(name, address)| (name.as_str(), address.as_str()))
+        .collect();
+    let keys = w.path("keys");
+    init(&keys, &seats);
+    for n in w.names() {
+        let dir = if n == 1 {
+            keys.clone()
+        } else {
+            installed(&keys, n, &w.path(&format!("etc-s{n}")))
+        };
+        w.argument(
+            n,
+            format!("-config-file={}", dir.join("weft.hcl").display()),
+        );
+    }
+    w.start()
+}
+
+fn init(directory: &Path, seats: &[(&str, &str)]) {
+    let mut command = Command::new(WEFT);
+    command
+        .arg("init")
+        .arg(format!("-directory={}", directory.display()));
+    command.args(
+        seats
+            .iter()
+            .map(|(name, address)| format!("-server={name}={address}")),
+    );
+    let made = command.output().unwrap();
+    assert!(made.status.success(), "{}", said(&made));
+}
+
+/// What is to be copied to server `n`, copied; the configuration names the files where they now are.
+fn installed(keys: &Path, n: usize, to: &Path) -> PathBuf {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(keys.join(format!("s{n}"))).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+    let config = to.join("weft.hcl");
+    let text = std::fs::read_to_string(&config)
+        .unwrap()
+        .replace(keys.to_str().unwrap(), to.to_str().unwrap());
+    std::fs::write(&config, text).unwrap();
+    to.to_owned()
+}
+
+fn gossip_key(config: &Path) -> String {
+    let text = std::fs::read_to_string(config).unwrap();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("encrypt"))
+        .unwrap();
+    line.split('"').nth(1).unwrap().to_owned()
+}
