@@ -25,8 +25,8 @@ use super::reply::{Content, Reply, SharedBody};
 use crate::backend::{Consistency, ReadMeta};
 
 const INDEX: HeaderName = HeaderName::from_static("x-consul-index");
-const KNOWN_LEADER: HeaderName = HeaderName::from_static("x-consul-knownleader");
-const LAST_CONTACT: HeaderName = HeaderName::from_static("x-consul-lastcontact");
+pub(super) const KNOWN_LEADER: HeaderName = HeaderName::from_static("x-consul-knownleader");
+pub(super) const LAST_CONTACT: HeaderName = HeaderName::from_static("x-consul-lastcontact");
 const CONSISTENCY: HeaderName = HeaderName::from_static("x-consul-effective-consistency");
 const QUERY_BACKEND: HeaderName = HeaderName::from_static("x-consul-query-backend");
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
@@ -257,7 +257,7 @@ impl Freshness {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -30,6 +30,11 @@ pub(super) async fn register(mut call: Call) -> Result<Reply, Failure> {
             "Must provide node and address",
         ));
     }
+    let is_uuid = node.id.len() == 36 && uuid::Uuid::try_parse(&node.id).is_ok();
+    if !node.id.is_empty() && !is_uuid {
+        let text = format!("Bad node ID: {:?} is not a UUID", node.id);
+        return Err(Failure::bad_request("catalog.node.id", text));
+    }
     node.datacenter.clone_from(&call.api.deps.info.datacenter);
     call.guard
         .require(Resource::Node, node.name.as_bytes(), Access::Write)?;

@@ -4,6 +4,7 @@
 //! body is shared.
 //! Never: changes an index: rows are chosen after it is known (CONSUL.md B.1).
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use weft_catalog::filter::{self, Filter, Selectable};
@@ -41,16 +42,13 @@ impl Selection {
             .query
             .all("node-meta")
             .map(|pair| pair.split_once(':').unwrap_or((pair, "")));
+        // Of several values for one key the last counts, as in Consul.
+        let node_meta: BTreeMap<_, _> = pairs
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
         Ok(Self {
-            node_meta: pairs
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                .collect(),
-            tags: call
-                .query
-                .all("tag")
-                .filter(|tag| !tag.is_empty())
-                .map(str::to_owned)
-                .collect(),
+            node_meta: node_meta.into_iter().collect(),
+            tags: call.query.all("tag").map(str::to_owned).collect(),
             peer: call.query.get("peer").is_some_and(|peer| !peer.is_empty()),
             filter: parse_filter::<Row>(call)?,
         })

@@ -5,11 +5,13 @@
 //! Source: Consul HTTP API, "Transactions"; CONSUL.md A.6.
 
 use http::StatusCode;
+use http::header::HeaderValue;
 use weft_catalog::acl::{Access, Resource};
 use weft_catalog::{TXN_OPS_MAX, Trace};
 use weft_proto::json::{Json, decode, txn};
 use weft_proto::v1::{self, KvVerb, stamped::Command, txn_op::Op};
 
+use super::blocking::{KNOWN_LEADER, LAST_CONTACT, millis};
 use super::call::Call;
 use super::error::Failure;
 use super::reply::Reply;
@@ -19,7 +21,7 @@ pub(super) async fn put(mut call: Call) -> Result<Reply, Failure> {
     let body = call
         .body(limits.txn_max_bytes, "limits.txn_max_req_len")
         .await?;
-    let ops = txn::ops(&decode::parse(&body)?)?;
+    let mut ops = txn::ops(&decode::parse(&body)?)?;
     if ops.len() > TXN_OPS_MAX {
         let text = format!(
             "Transaction contains too many operations ({} > {TXN_OPS_MAX})",
@@ -31,7 +33,13 @@ pub(super) async fn put(mut call: Call) -> Result<Reply, Failure> {
             text,
         ));
     }
-    for op in &ops {
+    for op in &mut ops {
+        if let Some(Op::Node(v1::NodeOp {
+            node: Some(node), ..
+        })) = &mut op.op
+        {
+            node.datacenter.clone_from(&call.api.deps.info.datacenter);
+        }
         check(&call, op, limits.kv_max_value_bytes)?;
     }
     if ops.iter().all(weft_catalog::is_read) {
@@ -53,7 +61,11 @@ async fn read_only(call: &Call, ops: &[v1::TxnOp]) -> Result<Reply, Failure> {
     let meta = backend.barrier(options.consistency).await?;
     let outcome = backend.state().read(&Trace::off()).txn_read(ops);
     let nanos = u64::try_from(meta.last_contact.as_nanos()).unwrap_or(u64::MAX);
-    Ok(reply(&outcome, Some((nanos, meta.known_leader))))
+    let known = if meta.known_leader { "true" } else { "false" };
+    let reply = reply(&outcome, Some((nanos, meta.known_leader)));
+    Ok(reply
+        .with(KNOWN_LEADER, HeaderValue::from_static(known))
+        .with(LAST_CONTACT, HeaderValue::from(millis(meta.last_contact))))
 }
 
 fn reply(outcome: &v1::TxnOutcome, read: Option<(u64, bool)>) -> Reply {

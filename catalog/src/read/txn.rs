@@ -57,8 +57,18 @@ fn read_key(reader: &Reader<'_>, op: &v1::KvCommand) -> Option<Step> {
     let Some(wanted) = &op.entry else {
         return Some(Err("Missing key name".to_owned()));
     };
+    let of_tree = matches!(op.verb(), KvVerb::GetTree | KvVerb::DeleteTree);
+    if wanted.key.is_empty() && !of_tree {
+        return Some(Err("Must provide key".to_owned()));
+    }
     let get = || reader.kv_get(&wanted.key).rows;
     let missing = || Err(format!("key {:?} doesn't exist", shown(wanted)));
+    let unchecked = |what: &str| {
+        Err(format!(
+            "failed to check {what}, key {:?} doesn't exist",
+            shown(wanted)
+        ))
+    };
     Some(match op.verb() {
         KvVerb::Get => get().map_or_else(missing, |row| Ok(vec![key_result(row, true)])),
         KvVerb::GetOrEmpty => {
@@ -73,8 +83,12 @@ fn read_key(reader: &Reader<'_>, op: &v1::KvCommand) -> Option<Step> {
             .into_iter()
             .map(|row| key_result(row, true))
             .collect()),
-        KvVerb::CheckIndex => get().map_or_else(missing, |row| check_index(wanted, row)),
-        KvVerb::CheckSession => get().map_or_else(missing, |row| check_session(wanted, row)),
+        KvVerb::CheckIndex => {
+            get().map_or_else(|| unchecked("index"), |row| check_index(wanted, row))
+        }
+        KvVerb::CheckSession => {
+            get().map_or_else(|| unchecked("session"), |row| check_session(wanted, row))
+        }
         KvVerb::CheckNotExists => match get() {
             Some(_) => Err(format!("key {:?} exists", shown(wanted))),
             None => Ok(Vec::new()),

@@ -143,7 +143,8 @@ fn verb<V: Copy>(object: &Object<'_>, table: &[(&str, V)]) -> Result<V, DecodeEr
 pub fn outcome(json: &mut Json, outcome: &v1::TxnOutcome, read: Option<(u64, bool)>) {
     json.object(|json| {
         json.key("Results");
-        if outcome.results.is_empty() {
+        // A refused transaction has no results, a done one a list of them, though it may be empty.
+        if outcome.results.is_empty() && !outcome.errors.is_empty() {
             json.null();
         } else {
             json.list(&outcome.results, result);
@@ -233,9 +234,19 @@ mod tests {
     }
 
     #[test]
-    fn empty_lists_are_null() {
+    fn only_a_refused_transaction_has_no_results() {
         let mut json = Json::default();
         outcome(&mut json, &v1::TxnOutcome::default(), None);
-        assert_eq!(json.into_bytes(), br#"{"Results":null,"Errors":null}"#);
+        assert_eq!(json.into_bytes(), br#"{"Results":[],"Errors":null}"#);
+        let mut json = Json::default();
+        let refused = v1::TxnOutcome {
+            errors: vec![v1::TxnError::default()],
+            ..v1::TxnOutcome::default()
+        };
+        outcome(&mut json, &refused, None);
+        assert_eq!(
+            json.into_bytes(),
+            br#"{"Results":null,"Errors":[{"OpIndex":0,"What":""}]}"#
+        );
     }
 }
