@@ -28,6 +28,9 @@ use crate::reads::{ReadMeta, Rounds};
 use crate::stamp::ClusterTime;
 use crate::transport::Transport;
 
+/// How long a replaced leader is still listened to about a write it was given.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Why a write was not acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteFailure {
@@ -216,12 +219,20 @@ impl Server {
             command: Some(command.clone()),
             ..v1::Stamped::default()
         };
-        let reply = match self
-            .inner
-            .forwarder
-            .write(&address, Bytes::from(stamped.encode_to_vec()))
-            .await
-        {
+        let encoded = Bytes::from(stamped.encode_to_vec());
+        let sent = self.inner.forwarder.write(&address, encoded);
+        // A leader that was replaced may be frozen: its answer may never come, but one that handed
+        // over in good order still answers what it had taken.
+        let deposed = async {
+            self.inner.deposed(&address).await;
+            tokio::time::sleep(LAST_WORDS).await;
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = sent => answer,
+            () = deposed => Err(CallError::Unknown(format!("{address} was replaced before it answered"))),
+        };
+        let reply = match answer {
             Ok(reply) => reply,
             Err(CallError::NotSent(why)) => {
                 tracing::debug!(leader.addr = %address, error = %why, "leader not reached");
@@ -338,6 +349,21 @@ impl Server {
         }
         let _ = self.inner.stop.send(true);
         self.inner.raft.shutdown().await;
+    }
+}
+
+impl Inner {
+    /// Resolves when the server at `address` is no longer the leader as far as is known here.
+    pub(crate) async fn deposed(&self, address: &str) {
+        let leads = |status: &Arc<Status>| {
+            let leader = status.leader.as_ref();
+            leader.is_some_and(|peer| self.transport.address_of(peer) == address)
+        };
+        let mut status = self.raft.watch_status();
+        if status.wait_for(|status| !leads(status)).await.is_err() {
+            // Consensus has stopped here; whoever waits has a time-out of its own.
+            std::future::pending::<()>().await;
+        }
     }
 }
 

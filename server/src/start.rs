@@ -177,7 +177,13 @@ fn ask_leader(inner: std::sync::Weak<Inner>) -> RunRound {
             let status = inner.raft.status();
             let leader = status.leader.as_ref().ok_or(ReadFailure::NoLeader)?;
             let address = inner.transport.address_of(leader);
-            match inner.forwarder.read_index(&address).await {
+            // Every read here waits for this round: it must not hang on a leader that was replaced.
+            let answer = tokio::select! {
+                biased;
+                answer = inner.forwarder.read_index(&address) => answer,
+                () = inner.deposed(&address) => return Err(ReadFailure::NoLeader),
+            };
+            match answer {
                 Ok(reply) if reply.leader => Ok(reply.log_index),
                 Ok(reply) => {
                     tracing::debug!(leader.addr = %address, error = %reply.error, "no read index");
