@@ -109,10 +109,11 @@ fn who_lacks_the_keys_stays_outside_and_is_told_why() {
                         || line.contains("[ERROR]")
                 })
                 .collect();
-            reasons
+            let told = reasons
                 .iter()
-                .any(|line| words.iter().any(|word| line.contains(word)))
-                .then_some(())
+                .find(|line| words.iter().any(|word| line.contains(word)))?;
+            println!("{what}: {told}");
+            Some(())
         });
         let configuration = w
             .at(1)

@@ -13,6 +13,11 @@ use std::time::Duration;
 
 use super::{Api, World};
 
+/// After this long without an answer a request's outcome is unknown.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// Pause after a request that came to nothing.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Writers and readers at work.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
@@ -45,13 +50,13 @@ pub(crate) struct Figures {
 }
 
 impl Load {
-    /// One writer for each of `writers` keys, and as many readers, spread over all servers.
+    /// One writer for each of `writers` keys, and a reader of each key at every server.
     pub(crate) fn start(world: &World, writers: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let apis: Vec<_> = world
             .names()
             .into_iter()
-            .map(|n| world.at(n).within(Duration::from_secs(10)))
+            .map(|n| world.at(n).within(ANSWER_WITHIN))
             .collect();
         let keys: Vec<_> = (0..writers).map(|n| Arc::new(Key::new(n))).collect();
         let mut threads = Vec::new();
@@ -63,16 +68,14 @@ impl Load {
                 .take(apis.len())
                 .cloned()
                 .collect();
-            let (of_writer, of_reader) = (
-                (key.clone(), stop.clone(), turned.clone()),
-                (key.clone(), stop.clone(), turned),
-            );
+            let (of_writer, stopped) = (key.clone(), stop.clone());
             threads.push(std::thread::spawn(move || {
-                of_writer.0.write(&of_writer.1, &of_writer.2)
+                of_writer.write(&stopped, &turned)
             }));
-            threads.push(std::thread::spawn(move || {
-                of_reader.0.read(&of_reader.1, &of_reader.2)
-            }));
+            for api in apis.clone() {
+                let (of_reader, stopped) = (key.clone(), stop.clone());
+                threads.push(std::thread::spawn(move || of_reader.read(&stopped, &api)));
+            }
         }
         Self {
             stop,
@@ -170,27 +173,18 @@ impl Key {
             } else {
                 self.unknown.fetch_add(1, Ordering::SeqCst);
                 turn += 1;
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(PAUSE);
             }
         }
     }
 
-    fn read(&self, stop: &AtomicBool, apis: &[Api]) {
-        for api in apis.iter().cycle() {
-            if stop.load(Ordering::SeqCst) {
-                return;
-            }
+    fn read(&self, stop: &AtomicBool, api: &Api) {
+        while !stop.load(Ordering::SeqCst) {
             let floor = self.floor.load(Ordering::SeqCst);
-            let value = match api.get(&format!("/v1/kv/{}?raw", self.name)) {
-                Ok(reply) if reply.status == 200 => {
-                    reply.text().parse::<u64>().expect("a number we wrote")
-                }
-                Ok(reply) if reply.status == 404 => 0,
-                _ => {
-                    self.unanswered.fetch_add(1, Ordering::SeqCst);
-                    std::thread::sleep(Duration::from_millis(20));
-                    continue;
-                }
+            let Some(value) = self.look(api) else {
+                self.unanswered.fetch_add(1, Ordering::SeqCst);
+                std::thread::sleep(PAUSE);
+                continue;
             };
             self.reads.fetch_add(1, Ordering::SeqCst);
             if value < floor {
@@ -201,6 +195,16 @@ impl Key {
                 self.stale.fetch_add(1, Ordering::SeqCst);
             }
             self.floor.fetch_max(value, Ordering::SeqCst);
+        }
+    }
+
+    /// One linearizable read; 0 if there is no value yet, `None` if there was no answer.
+    fn look(&self, api: &Api) -> Option<u64> {
+        let reply = api.get(&format!("/v1/kv/{}?raw", self.name)).ok()?;
+        match reply.status {
+            200 => Some(reply.text().parse().expect("a number we wrote")),
+            404 => Some(0),
+            _ => None,
         }
     }
 }
