@@ -1,4 +1,4 @@
-//! `weft kv get|put|delete`.
+//! `weft kv get|put|delete`; `export` and `import` have [`super::kv_file`].
 
 use std::io::Read;
 
@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::client::{Client, ClientArgs};
 use super::failure::{Done, Exit, Failure};
+use super::kv_file::{self, ExportArgs, ImportArgs};
 use super::output::{self, Format, field, row};
 
 /// Read and write the key-value store
@@ -25,9 +26,17 @@ enum What {
     /// Delete a key, or all keys under a prefix
     #[command(after_help = "Examples:\n  weft kv delete color\n  weft kv delete -recurse app/")]
     Delete(DeleteArgs),
+    /// Print the keys under a prefix as JSON that `kv import` reads
+    #[command(after_help = "Examples:\n  weft kv export app/ > app.json")]
+    Export(ExportArgs),
     /// Read a key, or all keys under a prefix
     #[command(after_help = "Examples:\n  weft kv get color\n  weft kv get -keys -separator=/ app/")]
     Get(GetArgs),
+    /// Write the keys of an export
+    #[command(
+        after_help = "Examples:\n  weft kv import @app.json\n  weft kv import -prefix=copy/ - < app.json"
+    )]
+    Import(ImportArgs),
     /// Write a key
     #[command(
         after_help = "Examples:\n  weft kv put color red\n  weft kv put -cas -modify-index=42 color @value.txt"
@@ -124,6 +133,12 @@ struct DeleteArgs {
 
 pub(crate) fn run(args: KvArgs) -> Done {
     match args.what {
+        What::Export(args) => {
+            super::with_client(&args.client, |client| kv_file::export(client, &args))
+        }
+        What::Import(args) => {
+            super::with_client(&args.client, |client| kv_file::import(client, &args))
+        }
         What::Delete(args) => super::with_client(&args.client, |client| delete(client, &args)),
         What::Get(args) => super::with_client(&args.client, |client| get(client, &args)),
         What::Put(args) => super::with_client(&args.client, |client| put(client, &args)),
@@ -131,7 +146,7 @@ pub(crate) fn run(args: KvArgs) -> Done {
 }
 
 /// A key never begins with a slash in Consul's store, though its API path does.
-fn bare(key: &str) -> &str {
+pub(super) fn bare(key: &str) -> &str {
     key.strip_prefix('/').unwrap_or(key)
 }
 
@@ -307,7 +322,7 @@ async fn put(client: Client, args: &PutArgs) -> Done {
 }
 
 /// The value itself, a file's content, or standard input.
-fn data(text: &str) -> Result<Vec<u8>, Failure> {
+pub(super) fn data(text: &str) -> Result<Vec<u8>, Failure> {
     let unreadable = |what: &str, error: std::io::Error| {
         Failure::new(
             Exit::Negative,

@@ -15,6 +15,7 @@ mod init;
 mod join;
 mod keygen;
 mod kv;
+mod kv_file;
 mod leave;
 mod lock;
 mod members;
