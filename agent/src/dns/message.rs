@@ -174,7 +174,7 @@ mod tests {
 
     fn question(edns: Option<u16>) -> Message {
         let mut message = Message::new(7, MessageType::Query, OpCode::Query);
-        message.queries.push(Query::query(Name::from_utf8("wEb.service.consul.").unwrap(), RecordType::ANY));
+        message.queries.push(Query::query(Name::from_ascii("wEb.service.consul.").unwrap(), RecordType::ANY));
         message.edns = edns.map(|size| {
             let mut edns = Edns::new();
             edns.set_max_payload(size);

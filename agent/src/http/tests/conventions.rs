@@ -64,7 +64,7 @@ async fn paths_and_methods_are_refused_in_consuls_words() {
         .await;
     assert_eq!(
         world.ask("POST /v1/kv/a", "").await.header("Allow"),
-        "GET,PUT,DELETE"
+        "OPTIONS,GET,PUT,DELETE"
     );
     assert_eq!(
         world.ask("OPTIONS /v1/kv/a", "").await.header("Allow"),

@@ -200,7 +200,7 @@ fn services_are_refused_in_consuls_words() {
             json!({"Name": "w", "Checks": [{"ID": "a", "TTL": "1s"}, {"ID": "a", "TTL": "1s"}]}),
             "used more than once",
         ),
-        (json!([1]), "must be an object, not a number"),
+        (json!([1]), "must be an object, not a list"),
     ];
     for (body, expected) in cases {
         let error = refused(body.clone());
