@@ -58,7 +58,8 @@ pub struct Status {
     pub role: Role,
     /// Current term.
     pub term: u64,
-    /// Who leads, as far as is known.
+    /// Who leads, as far as is known. One that was not heard for forty heartbeats, or has not heard a
+    /// quorum for as long, is not known to lead any more.
     pub leader: Option<Peer>,
     /// Last entry of the log.
     pub last_log: u64,
@@ -85,7 +86,12 @@ pub struct Status {
 }
 
 impl Status {
-    pub(crate) fn of(metrics: &Metrics, since_leader_heard: Option<Duration>) -> Self {
+    /// `patience`: a leader silent for longer is not named.
+    pub(crate) fn of(
+        metrics: &Metrics,
+        since_leader_heard: Option<Duration>,
+        patience: Duration,
+    ) -> Self {
         let membership = metrics.membership_config.membership();
         let leads = metrics.state == ServerState::Leader;
         Self {
@@ -94,6 +100,7 @@ impl Status {
             term: metrics.current_term,
             leader: metrics
                 .current_leader
+                .filter(|_| in_touch(metrics, since_leader_heard, patience))
                 .and_then(|id| Some(Peer::new(id, membership.get_node(&id)?.clone()))),
             last_log: metrics.last_log_index.unwrap_or(0),
             committed: metrics.local_committed.map_or(0, |id| id.index),
@@ -118,6 +125,19 @@ impl Status {
     pub fn is_leader(&self) -> bool {
         self.role == Role::Leader
     }
+}
+
+/// Whether what is known about the leader is fresh: a follower heard it, or it heard a quorum.
+///
+/// openraft goes on naming a leader until the next vote, which never comes when the quorum is lost.
+fn in_touch(metrics: &Metrics, since_leader_heard: Option<Duration>, patience: Duration) -> bool {
+    if metrics.state != ServerState::Leader {
+        return since_leader_heard.is_some_and(|since| since <= patience);
+    }
+    // A leader that is new has not heard anybody yet; the only voter never has to.
+    let alone = metrics.membership_config.membership().voter_ids().count() == 1;
+    let acked = metrics.last_quorum_acked.as_ref();
+    alone || acked.is_none_or(|at| at.elapsed() <= patience)
 }
 
 /// Why Raft ended, unless it was told to.
@@ -205,6 +225,9 @@ pub(crate) struct Publisher {
     pub(crate) every: Duration,
 }
 
+/// Heartbeats without a word after which a leader is not named any more.
+const SILENT_HEARTBEATS: u32 = 40;
+
 impl Publisher {
     pub(crate) async fn run(self, mut from: openraft::alias::WatchReceiverOf<Types, Metrics>) {
         let mut tick = interval(self.every);
@@ -235,7 +258,8 @@ impl Publisher {
     }
 
     fn publish(&self, metrics: &Metrics, running: bool) {
-        let mut status = Status::of(metrics, self.acceptor.since_leader_heard());
+        let patience = self.every * SILENT_HEARTBEATS;
+        let mut status = Status::of(metrics, self.acceptor.since_leader_heard(), patience);
         if !running {
             status.role = Role::Stopped;
             // A core that panicked has nobody left to say so.

@@ -179,7 +179,10 @@ pub(crate) fn read(
         }
     }
     // The members are whole; what follows them shows whether the archive is: gzip's own sum stands at its end.
-    io::copy(&mut tar.into_inner().take(TRAILER_MAX_BYTES), &mut io::sink())?;
+    io::copy(
+        &mut tar.into_inner().take(TRAILER_MAX_BYTES),
+        &mut io::sink(),
+    )?;
     let meta_json = meta.ok_or(ArchiveError::Missing(META))?;
     let state = state.ok_or(ArchiveError::Missing(STATE))?;
     let sums = String::from_utf8_lossy(&sums.ok_or(ArchiveError::Missing(SUMS))?).into_owned();

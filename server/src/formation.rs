@@ -33,7 +33,6 @@ pub(crate) mod tags {
     pub(crate) const ROLE: &str = "role";
     pub(crate) const SERVER_ROLE: &str = "consul";
     pub(crate) const DATACENTER: &str = "dc";
-    pub(crate) const NODE_ID: &str = "id";
     pub(crate) const RPC_PORT: &str = "port";
     pub(crate) const EXPECT: &str = "expect";
     pub(crate) const RAFT_ID: &str = "raft_id";

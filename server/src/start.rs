@@ -218,6 +218,7 @@ fn open_log(config: &ServerConfig) -> Result<Arc<dyn LogStore>, ServerError> {
         return Ok(Arc::new(weft_raft::log::MemoryLog::new()));
     };
     make_dir(&dir)?;
+    refuse_other_backend(&dir, config.backend)?;
     let store = |cause: weft_raft::log::LogError| ServerError::Store(cause.to_string());
     Ok(match config.backend {
         LogBackend::Memory => Arc::new(weft_raft::log::MemoryLog::new()),
@@ -235,6 +236,24 @@ fn open_log(config: &ServerConfig) -> Result<Arc<dyn LogStore>, ServerError> {
             Arc::new(SledLog::open_dir(&dir.join("sled"), SledOptions::default()).map_err(store)?)
         }
     })
+}
+
+/// A log of the other backend holds this server's memory: beginning an empty one beside it would hide it.
+fn refuse_other_backend(dir: &Path, backend: LogBackend) -> Result<(), ServerError> {
+    let (ours, other) = match backend {
+        LogBackend::Memory => return Ok(()),
+        LogBackend::Wal => ("wal", "sled"),
+        LogBackend::Sled => ("sled", "wal"),
+    };
+    if dir.join(ours).exists() || !dir.join(other).exists() {
+        return Ok(());
+    }
+    Err(ServerError::Store(format!(
+        "{} holds a log of backend {other:?}, but raft_logstore.backend is {ours:?}; set it to {other:?}, \
+         or move {} away to let this server rejoin as a new learner",
+        dir.display(),
+        dir.display(),
+    )))
 }
 
 fn make_dir(dir: &Path) -> Result<(), ServerError> {

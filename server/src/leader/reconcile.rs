@@ -84,6 +84,9 @@ pub(super) fn commands(
             .get(tags::DATACENTER)
             .is_none_or(|dc| dc == datacenter)
     }) {
+        if member.status == MemberStatus::Alive {
+            commands.extend(taken_over(member, state));
+        }
         let command = match member.status {
             MemberStatus::Alive => alive(member, state, datacenter),
             MemberStatus::Failed => failed(&member.name, state),
@@ -98,12 +101,36 @@ pub(super) fn commands(
     commands
 }
 
+/// The pool shows a name under another node id than the catalog: the machine was replaced, and what the
+/// old one had registered went with it.
+fn taken_over(member: &Member, state: &State) -> Option<Command> {
+    let trace = Trace::off();
+    let node = state.read(&trace).node(&member.name).rows?;
+    let replaced = !node.id.is_empty() && !node.id.eq_ignore_ascii_case(&member.id);
+    replaced.then(|| {
+        tracing::warn!(node.name = %node.name, node.old_id = %node.id, node.new_id = %member.id, node.old_addr = %node.address, node.new_addr = %member.address, "node was replaced by another machine of its name");
+        remove(node)
+    })
+}
+
+fn remove(node: &v1::Node) -> Command {
+    Command::Deregister(v1::Deregister {
+        node: node.name.clone(),
+        expect_node_id: node.id.clone(),
+        expect_modify_index: node.modify_index,
+        ..v1::Deregister::default()
+    })
+}
+
 fn alive(member: &Member, state: &State, datacenter: &str) -> Option<Command> {
     let trace = Trace::off();
     let read = state.read(&trace);
-    let known = read.node(&member.name).rows;
+    let known = read
+        .node(&member.name)
+        .rows
+        .filter(|node| node.id.is_empty() || node.id.eq_ignore_ascii_case(&member.id));
     let wanted = v1::Node {
-        id: member.tags.get(tags::NODE_ID).cloned().unwrap_or_default(),
+        id: member.id.clone(),
         name: member.name.clone(),
         address: member.address.to_string(),
         datacenter: datacenter.to_owned(),
@@ -155,16 +182,8 @@ fn failed(name: &str, state: &State) -> Option<Command> {
 fn left(member: &Member, state: &State) -> Option<Command> {
     let trace = Trace::off();
     let node = state.read(&trace).node(&member.name).rows?;
-    let left_id = member.tags.get(tags::NODE_ID)?;
     // Another machine may have taken the name since: its node id differs and nothing is removed.
-    (node.id == *left_id).then(|| {
-        Command::Deregister(v1::Deregister {
-            node: node.name.clone(),
-            expect_node_id: node.id.clone(),
-            expect_modify_index: node.modify_index,
-            ..v1::Deregister::default()
-        })
-    })
+    (node.id == member.id).then(|| remove(node))
 }
 
 /// Nodes with a gossip check that nobody in the pool has heard of.
@@ -410,7 +429,22 @@ mod tests {
             false,
         );
         let mut old = (*member("s1", "127.0.0.1", MemberStatus::Left)).clone();
-        old.tags.insert("id".into(), "somebody-else".into());
+        old.id = "somebody-else".into();
         assert_eq!(settle(&mut catalog, &mut at, &[Arc::new(old)], false), 0);
+    }
+
+    #[test]
+    fn a_machine_that_lost_its_data_takes_its_name_back_at_once() {
+        let (mut catalog, mut at) = (Catalog::new(), 0);
+        let old = member("s1", "127.0.0.1", MemberStatus::Alive);
+        settle(&mut catalog, &mut at, &[old.clone()], false);
+        let mut new = (*old).clone();
+        new.id = "a-new-id".into();
+        assert_eq!(settle(&mut catalog, &mut at, &[Arc::new(new)], false), 2);
+        let trace = Trace::off();
+        assert_eq!(
+            catalog.state().read(&trace).node("s1").rows.unwrap().id,
+            "a-new-id"
+        );
     }
 }
