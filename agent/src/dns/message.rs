@@ -14,6 +14,9 @@ const UDP_PLAIN_MAX: usize = 512;
 /// Largest message over TCP, and largest UDP payload a client may ask for.
 const MESSAGE_MAX: usize = 65_535;
 
+/// TC in the third byte of a message (RFC 1035 §4.1.1).
+const TC_BIT: u8 = 0x02;
+
 /// How the question came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Via {
@@ -152,7 +155,10 @@ impl Fitting {
             let wanted = |extra: &&Record| reply.answers.iter().any(|answer| belongs(answer, &extra.name));
             reply.additionals = self.additionals.iter().filter(wanted).cloned().collect();
         }
-        reply.to_vec().ok()
+        let bytes = reply.to_vec().ok()?;
+        // The codec cuts what exceeds 64 KiB by itself and sets TC: that is no answer that fits.
+        let cut = bytes[2] & TC_BIT != 0 && !reply.metadata.truncation;
+        (!cut).then_some(bytes)
     }
 }
 
