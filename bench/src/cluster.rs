@@ -103,7 +103,8 @@ impl Cluster {
     }
 
     fn consul(&self, number: usize) -> Result<Command> {
-        let config = self.dir.path().join("bench.json");
+        // One file each: another server may be reading its own at this moment.
+        let config = self.dir.path().join(format!("n{}.json", number + 1));
         std::fs::write(&config, CONFIG)?;
         let address = self.servers[number].address;
         let mut command = Command::new(&self.system.binary);
