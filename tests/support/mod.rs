@@ -187,6 +187,10 @@ impl World {
                 .map(|other| format!("-retry-join={}", self.address(*other))),
         );
         command.arg("-hcl=retry_interval = \"1s\"");
+        // The whole suite against another log: `WEFT_LOGSTORE=sled cargo test`.
+        if let Ok(backend) = std::env::var("WEFT_LOGSTORE") {
+            command.arg(format!("-hcl=raft_logstore {{ backend = \"{backend}\" }}"));
+        }
         command.args(&self.extra).args(&server.extra);
         command
     }
