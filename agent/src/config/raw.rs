@@ -165,6 +165,8 @@ raw! {
 raw! {
     /// `limits`.
     RawLimits {
+        http_max_blocking_queries: i64,
+        http_max_conns: i64,
         http_max_conns_per_client: i64,
         http_max_request_body_size: i64,
         https_handshake_timeout: String,

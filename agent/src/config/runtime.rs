@@ -439,6 +439,10 @@ pub enum LimitMode {
 /// Bounds. A rate of `None` is unlimited, per second otherwise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LimitsConfig {
+    /// Requests that wait for a change at once (16,384).
+    pub http_max_blocking_queries: usize,
+    /// HTTP connections in all (8,192).
+    pub http_max_conns: usize,
     /// HTTP connections of one client address (200); 0: no limit.
     pub http_max_conns_per_client: usize,
     /// Largest body of requests without their own limit, in bytes (1 MiB).

@@ -389,6 +389,8 @@ const HTTP: &[Key] = &[
 ];
 
 const LIMITS: &[Key] = &[
+    key("http_max_blocking_queries", Int),
+    key("http_max_conns", Int),
     key("http_max_conns_per_client", Int),
     key("http_max_request_body_size", Int),
     key("https_handshake_timeout", Duration),

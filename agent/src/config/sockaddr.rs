@@ -382,7 +382,9 @@ pub fn parse_network(text: &str) -> Option<(IpAddr, u8)> {
     (bits <= if address.is_ipv4() { 32 } else { 128 }).then_some((address, bits))
 }
 
-fn contains((network, bits): (IpAddr, u8), address: IpAddr) -> bool {
+/// Whether `address` is in the network; never across families.
+#[must_use]
+pub(crate) fn contains((network, bits): (IpAddr, u8), address: IpAddr) -> bool {
     match (network, address) {
         (IpAddr::V4(n), IpAddr::V4(a)) => {
             (u32::from(n) ^ u32::from(a))

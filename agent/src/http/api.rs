@@ -4,10 +4,11 @@
 //! parse, authorize, answer, describe, count.
 //! Never: accepts a connection, or knows a single endpoint.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{ACCEPT_ENCODING, ALLOW, HeaderMap, HeaderValue, LOCATION};
+use http::header::{ACCEPT_ENCODING, ALLOW, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -27,6 +28,7 @@ use super::query::Query;
 use super::reply::{Body, Reply};
 use super::route::{Lookup, Routes};
 use super::table::TABLE;
+use crate::config::sockaddr::contains;
 
 const UNKNOWN_V1: &str = "Invalid URL path: not a recognized HTTP API endpoint\n";
 const UNKNOWN: &str =
@@ -64,14 +66,19 @@ impl Api {
         })
     }
 
-    /// Answers one request.
-    pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+    /// Answers one request of `client`; `None`: it came over a unix socket.
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        client: Option<IpAddr>,
+    ) -> Response<Body> {
         let _flight = self.metrics.enter();
         let (head, body) = request.into_parts();
         let accepts_gzip = accepts_gzip(&head.headers);
         let look = Look {
             pretty: self.config.always_pretty,
             route: None,
+            client,
         };
         let (look, result) = Arc::clone(&self).dispatch(head, body, look).await;
         let reply = result.unwrap_or_else(|failure| {
@@ -95,6 +102,9 @@ impl Api {
     ) -> (Look, Result<Reply, Failure>) {
         let api = Arc::clone(&self);
         let path = head.uri.path();
+        if let Err(failure) = self.judge_head(&head) {
+            return (look, Err(failure));
+        }
         let (at, route, tail) = match api.routes.find(&head.method, path) {
             Lookup::Found(at, route, tail) => (at, route, tail),
             Lookup::Method(_) if head.method == Method::OPTIONS => {
@@ -104,7 +114,9 @@ impl Api {
             Lookup::Unknown => return (look, self.unknown(path, head.uri.query())),
         };
         look.route = Some(at);
-        let prepared = self.prepare(&head, path);
+        let prepared = self
+            .may_write(&head, look.client)
+            .and_then(|()| self.prepare(&head, path));
         let query = match prepared {
             Ok(query) => query,
             Err(failure) => return (look, Err(failure)),
@@ -120,6 +132,49 @@ impl Api {
             Ok(()) => (look, (route.handler)(call).await),
             Err(failure) => (look, Err(failure)),
         }
+    }
+
+    /// The bound on a head. hyper's own is twice as large, so that this refusal can have a reason.
+    fn judge_head(&self, head: &Parts) -> Result<(), Failure> {
+        let max = self.config.limits.max_header_bytes;
+        let target = head
+            .uri
+            .path_and_query()
+            .map_or(0, |target| target.as_str().len());
+        let line =
+            |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 4;
+        let size = target + head.headers.iter().map(line).sum::<usize>();
+        if size <= max {
+            return Ok(());
+        }
+        let text = format!(
+            "Request head ({size} bytes) too large, max size: {max} bytes. See http_config.max_header_bytes in the agent's configuration."
+        );
+        Err(Failure::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "http.head.too_large",
+            text,
+        ))
+    }
+
+    /// `http_config.allow_write_http_from`. Who reaches a unix socket was let through by its mode.
+    fn may_write(&self, head: &Parts, client: Option<IpAddr>) -> Result<(), Failure> {
+        let networks = &self.config.allow_write_from;
+        let writes = matches!(head.method, Method::PUT | Method::POST | Method::DELETE);
+        let Some(client) = client.filter(|_| writes && !networks.is_empty()) else {
+            return Ok(());
+        };
+        // A v4 client of a v6 listener shows as `::ffff:a.b.c.d`.
+        let client = client.to_canonical();
+        if networks.iter().any(|network| contains(*network, client)) {
+            return Ok(());
+        }
+        let text = "Access is restricted";
+        Err(Failure::new(
+            StatusCode::FORBIDDEN,
+            "http.write_restricted",
+            text,
+        ))
     }
 
     /// What is checked alike for every route.
@@ -189,6 +244,7 @@ impl Api {
 struct Look {
     pretty: bool,
     route: Option<usize>,
+    client: Option<IpAddr>,
 }
 
 fn accepts_gzip(headers: &HeaderMap) -> bool {

@@ -128,14 +128,14 @@ impl Call {
     /// The body as JSON, within the limit for ordinary bodies.
     pub(super) async fn json(&mut self) -> Result<Value, Failure> {
         let max = self.api.config.limits.max_body_bytes;
-        let body = self.body(max, "limits.http_max_body_size").await?;
+        let body = self.body(max, "limits.http_max_request_body_size").await?;
         Ok(decode::parse(&body)?)
     }
 
     /// The body as JSON, `null` when there is none.
     pub(super) async fn optional_json(&mut self) -> Result<Value, Failure> {
         let max = self.api.config.limits.max_body_bytes;
-        let body = self.body(max, "limits.http_max_body_size").await?;
+        let body = self.body(max, "limits.http_max_request_body_size").await?;
         if body.is_empty() {
             Ok(Value::Null)
         } else {

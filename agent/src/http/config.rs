@@ -3,7 +3,7 @@
 //! Owns: [`HttpConfig`] with its bounds, [`AgentInfo`] and [`Deps`].
 //! Never: reads a file or a flag; the binary fills these in.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,15 +53,19 @@ pub struct HttpLimits {
     pub max_conns: usize,
     /// `limits.http_max_blocking_queries`: requests waiting for a change.
     pub max_blocking_queries: usize,
-    /// `limits.http_header_timeout`: from the first byte of a request to the end of its head; and a TLS handshake.
+    /// `http_config.read_header_timeout`: from the first byte of a request to the end of its head.
     pub header_timeout: Duration,
+    /// `limits.https_handshake_timeout`: time for a TLS handshake.
+    pub handshake_timeout: Duration,
+    /// `http_config.max_header_bytes`: request line and headers of one request.
+    pub max_header_bytes: usize,
     /// `limits.kv_max_value_size`, bytes.
     pub kv_max_value_bytes: u64,
     /// `limits.txn_max_req_len`, bytes.
     pub txn_max_bytes: u64,
-    /// `limits.http_max_body_size`, bytes: every other body.
+    /// `limits.http_max_request_body_size`, bytes: every other body.
     pub max_body_bytes: u64,
-    /// `limits.http_body_cache_size`, bytes of finished answers kept for identical polls.
+    /// Bytes of finished answers kept for identical polls.
     pub body_cache_bytes: usize,
 }
 
@@ -72,6 +76,8 @@ impl Default for HttpLimits {
             max_conns: 8_192,
             max_blocking_queries: 16_384,
             header_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(5),
+            max_header_bytes: 64 * 1024,
             kv_max_value_bytes: 512 * 1024,
             txn_max_bytes: 512 * 1024,
             max_body_bytes: 1024 * 1024,
@@ -91,6 +97,8 @@ pub struct HttpConfig {
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
     /// `http_config.block_endpoints`: path prefixes that are refused.
     pub block_endpoints: Vec<String>,
+    /// `http_config.allow_write_http_from`: networks that may write under `/v1`; empty: all. Unix sockets always may.
+    pub allow_write_from: Vec<(IpAddr, u8)>,
     /// `default_query_time`: how long a blocking query waits when it does not say.
     pub default_query_time: Duration,
     /// `max_query_time`: the longest wait.
@@ -116,6 +124,7 @@ impl Default for HttpConfig {
             always_pretty: false,
             response_headers: Vec::new(),
             block_endpoints: Vec::new(),
+            allow_write_from: Vec::new(),
             default_query_time: Duration::from_secs(300),
             max_query_time: Duration::from_secs(600),
             discovery_max_stale: Duration::ZERO,

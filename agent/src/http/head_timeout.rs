@@ -71,7 +71,7 @@ impl<S> Watched<S> {
             Poll::Pending => Poll::Pending,
             Poll::Ready(()) => Poll::Ready(Err(std::io::Error::new(
                 std::io::ErrorKind::TimedOut,
-                "the request's head was not finished in time (limits.http_header_timeout)",
+                "the request's head was not finished in time (http_config.read_header_timeout)",
             ))),
         }
     }

@@ -23,8 +23,8 @@ use super::config::{Deps, HttpConfig, Listen, TlsSource};
 use super::head_timeout::{Answering, Watched};
 use super::metrics::Flight;
 
-/// Longest request head: request line and headers.
-const HEADER_MAX_BYTES: usize = 64 * 1024;
+/// hyper's least buffer.
+const BUFFER_MIN_BYTES: usize = 8 * 1024;
 /// How long connections may finish what they do when the server stops.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Pause after the system could not accept (too many open files), so as not to spin.
@@ -275,7 +275,7 @@ impl Door {
         let door = Arc::clone(self);
         self.tasks.spawn(async move {
             let handshake = tokio_rustls::TlsAcceptor::from(tls).accept(stream);
-            match tokio::time::timeout(door.api.config.limits.header_timeout, handshake).await {
+            match tokio::time::timeout(door.api.config.limits.handshake_timeout, handshake).await {
                 Ok(Ok(stream)) => {
                     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                     door.serve(place, stream, h2);
@@ -303,19 +303,25 @@ impl Door {
     }
 }
 
+/// Twice what a head may have: [`Api`] refuses what is between with a reason, hyper the rest without.
+fn head_bound(api: &Api) -> usize {
+    (2 * api.config.limits.max_header_bytes).max(BUFFER_MIN_BYTES)
+}
+
 async fn serve_h1(
     api: Arc<Api>,
     place: Place,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
 ) {
-    let stopping = api.stopping.clone();
+    let (stopping, client) = (api.stopping.clone(), place.client);
+    let head_max = head_bound(&api);
     let answering = Answering::default();
     let stream = Watched::new(stream, answering.clone(), api.config.limits.header_timeout);
     let service = service_fn(move |request| {
         let api = Arc::clone(&api);
         let guard = answering.begin();
         async move {
-            let response = api.answer(request).await;
+            let response = api.answer(request, client).await;
             drop(guard);
             Ok::<_, std::convert::Infallible>(response)
         }
@@ -323,8 +329,8 @@ async fn serve_h1(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
-        .max_buf_size(HEADER_MAX_BYTES)
-        .max_header_size(HEADER_MAX_BYTES)
+        .max_buf_size(head_max)
+        .max_header_size(head_max)
         .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
@@ -344,14 +350,15 @@ async fn serve_h2(
     place: Place,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
 ) {
-    let stopping = api.stopping.clone();
+    let (stopping, client) = (api.stopping.clone(), place.client);
+    let head_max = head_bound(&api);
     let service = service_fn(move |request| {
         let api = Arc::clone(&api);
-        async move { Ok::<_, std::convert::Infallible>(api.answer(request).await) }
+        async move { Ok::<_, std::convert::Infallible>(api.answer(request, client).await) }
     });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .max_header_list_size(HEADER_MAX_BYTES as u32)
+        .max_header_list_size(u32::try_from(head_max).unwrap_or(u32::MAX))
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let result = tokio::select! {

@@ -269,6 +269,13 @@ impl Values<'_> {
             self.length(&format!("limits.{leaf}"), given, default, least)
         };
         LimitsConfig {
+            http_max_blocking_queries: length(
+                "http_max_blocking_queries",
+                raw.http_max_blocking_queries,
+                16_384,
+                1,
+            ),
+            http_max_conns: length("http_max_conns", raw.http_max_conns, 8_192, 1),
             http_max_conns_per_client: length(
                 "http_max_conns_per_client",
                 raw.http_max_conns_per_client,

@@ -45,6 +45,52 @@ async fn a_unix_socket_is_served_and_a_left_over_one_replaced() {
 }
 
 #[tokio::test]
+async fn only_the_named_networks_may_write() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("http.sock");
+    let world = World::with(|config| {
+        config.allow_write_from = vec![([10, 0, 0, 0].into(), 8)];
+        config.addresses.push(Listen::Unix {
+            path: path.clone(),
+            mode: None,
+        });
+    })
+    .await;
+    for write in [
+        "PUT /v1/kv/a",
+        "DELETE /v1/kv/a",
+        "PUT /v1/agent/service/register",
+    ] {
+        let answer = world.ask(write, "x").await;
+        assert_eq!(
+            (
+                answer.status,
+                answer.text().as_str(),
+                answer.header("X-Weft-Reason")
+            ),
+            (403, "Access is restricted", "http.write_restricted"),
+            "{write}"
+        );
+    }
+    assert_eq!(
+        world.get("/v1/kv/a").await.status,
+        404,
+        "nothing was written"
+    );
+    let local = UnixStream::connect(&path).await.unwrap();
+    let answer = exchange(local, "PUT /v1/kv/a", b"x", "").await;
+    assert_eq!(answer.text(), "true");
+    assert_eq!(world.get("/v1/kv/a").await.status, 200);
+    world.stop().await;
+    let open = World::with(|config| {
+        config.allow_write_from = vec![([127, 0, 0, 0].into(), 8)];
+    })
+    .await;
+    assert_eq!(open.ask("PUT /v1/kv/a", "x").await.text(), "true");
+    open.stop().await;
+}
+
+#[tokio::test]
 async fn one_client_has_a_bounded_number_of_connections() {
     let world = World::with(|config| config.limits.max_conns_per_client = 2).await;
     let mut held = Vec::new();
@@ -128,7 +174,11 @@ async fn a_huge_head_is_refused_and_the_server_lives_on() {
             &format!("X-Big: {}\r\n", "x".repeat(70_000)),
         )
         .await;
-    assert_eq!(answer.status, 431);
+    assert_eq!(
+        (answer.status, answer.header("X-Weft-Reason")),
+        (431, "http.head.too_large")
+    );
+    assert!(answer.text().contains("http_config.max_header_bytes"));
     let fits = world
         .send(
             "GET /v1/status/leader",
