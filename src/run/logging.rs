@@ -35,16 +35,13 @@ pub(crate) fn start(config: &LogConfig, clock: Arc<dyn Clock>) -> anyhow::Result
         .event_format(format.clone())
         .with_ansi(false)
         .with_writer(std::io::stdout);
-    let file = match LogFile::open(config, clock)? {
-        Some(file) => Some(
-            tracing_subscriber::fmt::layer()
-                .event_format(format)
-                .with_ansi(false)
-                .with_writer(file)
-                .boxed(),
-        ),
-        None => None,
-    };
+    let file = LogFile::open(config, clock)?.map(|file| {
+        tracing_subscriber::fmt::layer()
+            .event_format(format)
+            .with_ansi(false)
+            .with_writer(file)
+            .boxed()
+    });
     tracing_subscriber::registry()
         .with(filter)
         .with(screen)
