@@ -60,7 +60,12 @@ pub struct Soa {
 
 impl Default for Soa {
     fn default() -> Self {
-        Self { refresh: 3600, retry: 600, expire: 86_400, min_ttl: 0 }
+        Self {
+            refresh: 3600,
+            retry: 600,
+            expire: 86_400,
+            min_ttl: 0,
+        }
     }
 }
 
@@ -72,7 +77,12 @@ impl TtlRules {
     /// From the configuration's map.
     #[must_use]
     pub fn new(rules: BTreeMap<String, Duration>) -> Self {
-        Self(rules.into_iter().map(|(name, ttl)| (name.to_ascii_lowercase(), ttl)).collect())
+        Self(
+            rules
+                .into_iter()
+                .map(|(name, ttl)| (name.to_ascii_lowercase(), ttl))
+                .collect(),
+        )
     }
 
     pub(crate) fn of(&self, service: &str) -> Duration {
@@ -80,8 +90,14 @@ impl TtlRules {
         if let Some(ttl) = self.0.get(&service) {
             return *ttl;
         }
-        let prefixes = self.0.iter().filter_map(|(rule, ttl)| rule.strip_suffix('*').map(|prefix| (prefix, ttl)));
-        prefixes.filter(|(prefix, _)| service.starts_with(prefix)).max_by_key(|(prefix, _)| prefix.len()).map_or(Duration::ZERO, |(_, ttl)| *ttl)
+        let prefixes = self
+            .0
+            .iter()
+            .filter_map(|(rule, ttl)| rule.strip_suffix('*').map(|prefix| (prefix, ttl)));
+        prefixes
+            .filter(|(prefix, _)| service.starts_with(prefix))
+            .max_by_key(|(prefix, _)| prefix.len())
+            .map_or(Duration::ZERO, |(_, ttl)| *ttl)
     }
 }
 
@@ -110,7 +126,10 @@ pub(crate) struct Asked<'a> {
 impl Asked<'_> {
     /// Builds the sections for what was found.
     pub(crate) fn sections(&self, found: &Found<'_>, rng: &mut impl rand::Rng) -> Sections {
-        let mut out = Sections { exists: true, ..Sections::default() };
+        let mut out = Sections {
+            exists: true,
+            ..Sections::default()
+        };
         match found {
             Found::NoName(cause) => {
                 out.exists = false;
@@ -120,7 +139,10 @@ impl Asked<'_> {
             Found::Apex(servers) => self.apex(servers, &mut out),
             Found::Node(node) => self.node(node, &mut out),
             Found::Instances(serving) => self.service(serving, &mut out, rng),
-            Found::Address(ip) => out.answers.extend(self.wants(*ip).then(|| self.record(self.owner.clone(), Duration::ZERO, address(*ip)))),
+            Found::Address(ip) => out.answers.extend(
+                self.wants(*ip)
+                    .then(|| self.record(self.owner.clone(), Duration::ZERO, address(*ip))),
+            ),
             Found::Names(names) => self.pointers(names, &mut out),
         }
         if out.answers.is_empty() && !matches!(found, Found::Foreign) {
@@ -143,24 +165,32 @@ impl Asked<'_> {
         }
         for node in servers {
             if let (Some(target), Ok(ip)) = (self.node_name(&node.name), node.address.parse()) {
-                out.additionals.push(self.record(target, self.options.node_ttl, address(ip)));
+                out.additionals
+                    .push(self.record(target, self.options.node_ttl, address(ip)));
             }
         }
     }
 
     fn name_servers(&self, servers: &[&std::sync::Arc<Node>]) -> Vec<Record> {
-        let Some(zone) = self.zone() else { return Vec::new() };
+        let Some(zone) = self.zone() else {
+            return Vec::new();
+        };
         let targets = servers.iter().filter_map(|node| self.node_name(&node.name));
-        targets.map(|target| self.record(zone.clone(), self.options.node_ttl, RData::NS(NS(target)))).collect()
+        targets
+            .map(|target| self.record(zone.clone(), self.options.node_ttl, RData::NS(NS(target))))
+            .collect()
     }
 
     fn node(&self, node: &Node, out: &mut Sections) {
         let ttl = self.options.node_ttl;
-        out.answers.extend(self.address_records(self.owner, &node.address, ttl));
+        out.answers
+            .extend(self.address_records(self.owner, &node.address, ttl));
         let meta = self.meta(self.owner, node, ttl);
         match self.qtype {
             RecordType::TXT | RecordType::ANY => out.answers.extend(meta),
-            RecordType::A | RecordType::AAAA if self.options.node_meta_txt => out.additionals.extend(meta),
+            RecordType::A | RecordType::AAAA if self.options.node_meta_txt => {
+                out.additionals.extend(meta)
+            }
             _ => {}
         }
     }
@@ -168,7 +198,9 @@ impl Asked<'_> {
     fn service(&self, serving: &[Serving<'_>], out: &mut Sections, rng: &mut impl rand::Rng) {
         let mut order: Vec<&Serving<'_>> = serving.iter().collect();
         order.shuffle(rng);
-        let ttl = order.first().map_or(Duration::ZERO, |first| self.options.service_ttl.of(&first.service.name));
+        let ttl = order.first().map_or(Duration::ZERO, |first| {
+            self.options.service_ttl.of(&first.service.name)
+        });
         for one in order {
             if self.qtype == RecordType::SRV {
                 self.srv(one, ttl, out);
@@ -200,7 +232,13 @@ impl Asked<'_> {
         let (own, tagged) = if service.address.is_empty() {
             (&node.address, node.tagged_addresses.get(tag))
         } else {
-            (&service.address, service.tagged_addresses.get(tag).map(|tagged| &tagged.address))
+            (
+                &service.address,
+                service
+                    .tagged_addresses
+                    .get(tag)
+                    .map(|tagged| &tagged.address),
+            )
         };
         let fits = own.parse::<IpAddr>().is_ok_and(|ip| !self.wants(ip));
         tagged.filter(|_| fits).unwrap_or(own)
@@ -215,12 +253,22 @@ impl Asked<'_> {
         };
         // A name that cannot be put on the wire is left out rather than breaking the answer.
         let Some(target) = target else { return };
-        let record = self.record(self.owner.clone(), ttl, RData::SRV(SRV::new(1, one.weight, one.port, target.clone())));
+        let record = self.record(
+            self.owner.clone(),
+            ttl,
+            RData::SRV(SRV::new(1, one.weight, one.port, target.clone())),
+        );
         if out.answers.contains(&record) {
             return;
         }
         out.answers.push(record);
-        let ip = own.ok().or_else(|| one.service.address.is_empty().then(|| one.node.address.parse().ok()).flatten());
+        let ip = own.ok().or_else(|| {
+            one.service
+                .address
+                .is_empty()
+                .then(|| one.node.address.parse().ok())
+                .flatten()
+        });
         if let Some(ip) = ip {
             let extra = self.record(target.clone(), ttl, address(ip));
             if !out.additionals.contains(&extra) {
@@ -239,7 +287,9 @@ impl Asked<'_> {
     fn pointers(&self, names: &[String], out: &mut Sections) {
         if matches!(self.qtype, RecordType::PTR | RecordType::ANY) {
             let targets = names.iter().filter_map(|name| Name::from_utf8(name).ok());
-            out.answers.extend(targets.map(|name| self.record(self.owner.clone(), Duration::ZERO, RData::PTR(PTR(name)))));
+            out.answers.extend(targets.map(|name| {
+                self.record(self.owner.clone(), Duration::ZERO, RData::PTR(PTR(name)))
+            }));
         }
     }
 
@@ -248,9 +298,17 @@ impl Asked<'_> {
         match text.parse::<IpAddr>() {
             Ok(ip) if self.wants(ip) => vec![self.record(owner.clone(), ttl, address(ip))],
             Ok(_) => Vec::new(),
-            Err(_) if matches!(self.qtype, RecordType::A | RecordType::AAAA | RecordType::CNAME | RecordType::ANY) => {
+            Err(_)
+                if matches!(
+                    self.qtype,
+                    RecordType::A | RecordType::AAAA | RecordType::CNAME | RecordType::ANY
+                ) =>
+            {
                 let target = Name::from_utf8(text).ok().map(fqdn);
-                target.map(|target| self.record(owner.clone(), ttl, RData::CNAME(CNAME(target)))).into_iter().collect()
+                target
+                    .map(|target| self.record(owner.clone(), ttl, RData::CNAME(CNAME(target))))
+                    .into_iter()
+                    .collect()
             }
             Err(_) => Vec::new(),
         }
@@ -266,10 +324,30 @@ impl Asked<'_> {
     }
 
     fn meta(&self, owner: &Name, node: &Node, ttl: Duration) -> Vec<Record> {
-        let text = |(key, value): (&String, &String)| if key.to_ascii_lowercase().starts_with("rfc1035-") { value.clone() } else { format!("{key}={value}") };
+        let text = |(key, value): (&String, &String)| {
+            if key.to_ascii_lowercase().starts_with("rfc1035-") {
+                value.clone()
+            } else {
+                format!("{key}={value}")
+            }
+        };
         // A character-string holds 255 bytes (RFC 1035 §3.3); metadata may be longer.
-        let strings = |text: String| text.as_bytes().chunks(255).map(|chunk| String::from_utf8_lossy(chunk).into_owned()).collect::<Vec<_>>();
-        node.meta.iter().map(|pair| self.record(owner.clone(), ttl, RData::TXT(TXT::new(strings(text(pair)))))).collect()
+        let strings = |text: String| {
+            text.as_bytes()
+                .chunks(255)
+                .map(|chunk| String::from_utf8_lossy(chunk).into_owned())
+                .collect::<Vec<_>>()
+        };
+        node.meta
+            .iter()
+            .map(|pair| {
+                self.record(
+                    owner.clone(),
+                    ttl,
+                    RData::TXT(TXT::new(strings(text(pair)))),
+                )
+            })
+            .collect()
     }
 
     /// The zone's SOA.
@@ -278,8 +356,20 @@ impl Asked<'_> {
         let soa = self.options.soa;
         let in_zone = |label: &str| zone.prepend_label(label).ok();
         let serial = u32::try_from(self.wall.get() / 1000).unwrap_or(u32::MAX);
-        let data = SOA::new(in_zone("ns")?, in_zone("hostmaster")?, serial, soa.refresh, soa.retry, soa.expire, soa.min_ttl);
-        Some(self.record(zone, Duration::from_secs(soa.min_ttl.into()), RData::SOA(data)))
+        let data = SOA::new(
+            in_zone("ns")?,
+            in_zone("hostmaster")?,
+            serial,
+            soa.refresh,
+            soa.retry,
+            soa.expire,
+            soa.min_ttl,
+        );
+        Some(self.record(
+            zone,
+            Duration::from_secs(soa.min_ttl.into()),
+            RData::SOA(data),
+        ))
     }
 
     fn zone(&self) -> Option<Name> {
@@ -303,7 +393,11 @@ impl Asked<'_> {
     }
 
     fn record(&self, owner: Name, ttl: Duration, data: RData) -> Record {
-        Record::from_rdata(owner, u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX), data)
+        Record::from_rdata(
+            owner,
+            u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX),
+            data,
+        )
     }
 }
 
@@ -326,8 +420,18 @@ mod tests {
     #[test]
     fn the_most_specific_ttl_rule_wins() {
         let s = Duration::from_secs;
-        let rules = TtlRules::new([("*", 1), ("db-*", 10), ("db-main-*", 20), ("Web", 5)].map(|(k, v)| (k.to_owned(), s(v))).into());
-        for (service, ttl) in [("web", 5), ("WEB", 5), ("db-x", 10), ("db-main-1", 20), ("other", 1)] {
+        let rules = TtlRules::new(
+            [("*", 1), ("db-*", 10), ("db-main-*", 20), ("Web", 5)]
+                .map(|(k, v)| (k.to_owned(), s(v)))
+                .into(),
+        );
+        for (service, ttl) in [
+            ("web", 5),
+            ("WEB", 5),
+            ("db-x", 10),
+            ("db-main-1", 20),
+            ("other", 1),
+        ] {
             assert_eq!(rules.of(service), s(ttl), "{service}");
         }
         assert_eq!(TtlRules::default().of("web"), s(0));

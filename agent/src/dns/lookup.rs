@@ -48,14 +48,36 @@ pub(crate) struct Rules<'a> {
 /// Servers named in NS answers.
 const NAME_SERVERS_MAX: usize = 3;
 
-pub(crate) fn find<'a>(target: &Target, state: &'a State, rules: &Rules<'_>, trace: &'a Trace) -> Found<'a> {
+pub(crate) fn find<'a>(
+    target: &Target,
+    state: &'a State,
+    rules: &Rules<'_>,
+    trace: &'a Trace,
+) -> Found<'a> {
     let read = state.read(trace);
-    let elsewhere = |dc: &Option<String>| dc.as_deref().is_some_and(|dc| !dc.eq_ignore_ascii_case(rules.datacenter));
+    let elsewhere = |dc: &Option<String>| {
+        dc.as_deref()
+            .is_some_and(|dc| !dc.eq_ignore_ascii_case(rules.datacenter))
+    };
     match target {
         Target::Apex => Found::Apex(name_servers(state, trace)),
-        Target::Node { datacenter, .. } | Target::Service { datacenter, .. } if elsewhere(datacenter) => Found::NoName(Cause::UnknownDatacenter),
-        Target::Node { name, .. } => read.node(name).rows.map_or(Found::NoName(Cause::UnknownNode), Found::Node),
-        Target::Service { name, tag, port, .. } => instances(read.health_service(name).rows, tag.as_deref(), port.as_deref(), rules),
+        Target::Node { datacenter, .. } | Target::Service { datacenter, .. }
+            if elsewhere(datacenter) =>
+        {
+            Found::NoName(Cause::UnknownDatacenter)
+        }
+        Target::Node { name, .. } => read
+            .node(name)
+            .rows
+            .map_or(Found::NoName(Cause::UnknownNode), Found::Node),
+        Target::Service {
+            name, tag, port, ..
+        } => instances(
+            read.health_service(name).rows,
+            tag.as_deref(),
+            port.as_deref(),
+            rules,
+        ),
         Target::Address(ip) => Found::Address(*ip),
         Target::Reverse(ip) => names_of(*ip, state, rules, trace),
         Target::Nothing => Found::NoName(Cause::NotAName),
@@ -64,35 +86,79 @@ pub(crate) fn find<'a>(target: &Target, state: &'a State, rules: &Rules<'_>, tra
 }
 
 fn name_servers<'a>(state: &'a State, trace: &'a Trace) -> Vec<&'a Arc<Node>> {
-    state.read(trace).service_instances("consul").rows.into_iter().map(|i| i.node).take(NAME_SERVERS_MAX).collect()
+    state
+        .read(trace)
+        .service_instances("consul")
+        .rows
+        .into_iter()
+        .map(|i| i.node)
+        .take(NAME_SERVERS_MAX)
+        .collect()
 }
 
-fn instances<'a>(rows: Vec<InstanceHealth<'a>>, tag: Option<&str>, port: Option<&str>, rules: &Rules<'_>) -> Found<'a> {
+fn instances<'a>(
+    rows: Vec<InstanceHealth<'a>>,
+    tag: Option<&str>,
+    port: Option<&str>,
+    rules: &Rules<'_>,
+) -> Found<'a> {
     if rows.is_empty() {
         return Found::NoName(Cause::UnknownService);
     }
     let tagged: Vec<_> = rows
         .into_iter()
-        .filter(|row| tag.is_none_or(|tag| row.service.tags.iter().any(|t| t.eq_ignore_ascii_case(tag))))
+        .filter(|row| {
+            tag.is_none_or(|tag| row.service.tags.iter().any(|t| t.eq_ignore_ascii_case(tag)))
+        })
         .collect();
     if tagged.is_empty() {
         return Found::NoName(Cause::NoSuchTag);
     }
-    let serving: Vec<_> = tagged.iter().filter_map(|row| serving(row, port, rules.only_passing)).collect();
-    if serving.is_empty() { Found::NoName(Cause::NothingHealthy) } else { Found::Instances(serving) }
+    let serving: Vec<_> = tagged
+        .iter()
+        .filter_map(|row| serving(row, port, rules.only_passing))
+        .collect();
+    if serving.is_empty() {
+        Found::NoName(Cause::NothingHealthy)
+    } else {
+        Found::Instances(serving)
+    }
 }
 
-fn serving<'a>(row: &InstanceHealth<'a>, port: Option<&str>, only_passing: bool) -> Option<Serving<'a>> {
+fn serving<'a>(
+    row: &InstanceHealth<'a>,
+    port: Option<&str>,
+    only_passing: bool,
+) -> Option<Serving<'a>> {
     let any = |status: &str| row.checks.iter().any(|check| check.status == status);
     let warning = any("warning");
     if any("critical") || (only_passing && warning) {
         return None;
     }
-    let (passing_weight, warning_weight) = row.service.weights.as_ref().map_or((1, 1), |w| (w.passing, w.warning));
-    let weight = if warning { warning_weight } else { passing_weight };
+    let (passing_weight, warning_weight) = row
+        .service
+        .weights
+        .as_ref()
+        .map_or((1, 1), |w| (w.passing, w.warning));
+    let weight = if warning {
+        warning_weight
+    } else {
+        passing_weight
+    };
     let number = match port {
-        None => row.service.ports.iter().find(|p| p.default).map_or(row.service.port, |p| p.port),
-        Some(name) => row.service.ports.iter().find(|p| p.name.eq_ignore_ascii_case(name))?.port,
+        None => row
+            .service
+            .ports
+            .iter()
+            .find(|p| p.default)
+            .map_or(row.service.port, |p| p.port),
+        Some(name) => {
+            row.service
+                .ports
+                .iter()
+                .find(|p| p.name.eq_ignore_ascii_case(name))?
+                .port
+        }
     };
     Some(Serving {
         node: row.node,
@@ -106,10 +172,21 @@ fn names_of<'a>(ip: IpAddr, state: &'a State, rules: &Rules<'_>, trace: &'a Trac
     let read = state.read(trace);
     let nodes = read.nodes_by_address(ip).rows;
     let services = read.services_by_address(ip).rows;
-    let node_names = nodes.iter().map(|node| format!("{}.node.{}.{}.", node.name, rules.datacenter, rules.domain));
-    let service_names = services.iter().map(|i| format!("{}.service.{}.{}.", i.service.name, rules.datacenter, rules.domain));
+    let node_names = nodes
+        .iter()
+        .map(|node| format!("{}.node.{}.{}.", node.name, rules.datacenter, rules.domain));
+    let service_names = services.iter().map(|i| {
+        format!(
+            "{}.service.{}.{}.",
+            i.service.name, rules.datacenter, rules.domain
+        )
+    });
     let mut names: Vec<String> = node_names.chain(service_names).collect();
     names.sort();
     names.dedup();
-    if names.is_empty() { Found::NoName(Cause::UnknownAddress) } else { Found::Names(names) }
+    if names.is_empty() {
+        Found::NoName(Cause::UnknownAddress)
+    } else {
+        Found::Names(names)
+    }
 }

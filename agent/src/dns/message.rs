@@ -43,7 +43,10 @@ pub(crate) fn receive(packet: &[u8]) -> Received {
     let id = u16::from_be_bytes([packet[0], packet[1]]);
     let Ok(message) = Message::from_vec(packet) else {
         let opcode = OpCode::from_u8((packet[2] >> 3) & 0x0f);
-        return refused(&Message::error_msg(id, opcode, ResponseCode::FormErr), "formerr");
+        return refused(
+            &Message::error_msg(id, opcode, ResponseCode::FormErr),
+            "formerr",
+        );
     };
     let mut reply = Message::error_msg(id, message.metadata.op_code, ResponseCode::NotImp);
     reply.metadata.recursion_desired = message.metadata.recursion_desired;
@@ -59,7 +62,9 @@ pub(crate) fn receive(packet: &[u8]) -> Received {
 }
 
 fn refused(reply: &Message, rcode: &'static str) -> Received {
-    reply.to_vec().map_or(Received::Garbage, |bytes| Received::Refused(bytes, rcode))
+    reply
+        .to_vec()
+        .map_or(Received::Garbage, |bytes| Received::Refused(bytes, rcode))
 }
 
 /// An answer without sections: SERVFAIL and the like, with the EDNS of the question kept.
@@ -95,8 +100,17 @@ pub(crate) struct UdpRules {
 }
 
 /// Encodes the sections, trimmed from the end until they fit. The flag tells whether they were.
-pub(crate) fn encode(question: &Message, sections: Sections, via: Via, udp: UdpRules) -> Option<(Vec<u8>, bool)> {
-    let code = if sections.exists { ResponseCode::NoError } else { ResponseCode::NXDomain };
+pub(crate) fn encode(
+    question: &Message,
+    sections: Sections,
+    via: Via,
+    udp: UdpRules,
+) -> Option<(Vec<u8>, bool)> {
+    let code = if sections.exists {
+        ResponseCode::NoError
+    } else {
+        ResponseCode::NXDomain
+    };
     let mut reply = reply_to(question, code, true);
     let max_bytes = match (via, &question.edns) {
         (Via::Tcp, _) => MESSAGE_MAX,
@@ -104,9 +118,16 @@ pub(crate) fn encode(question: &Message, sections: Sections, via: Via, udp: UdpR
         (Via::Udp, Some(edns)) => usize::from(edns.max_payload()).max(UDP_PLAIN_MAX),
     };
     let whole = sections.answers.len();
-    let limit = if via == Via::Udp && max_bytes == UDP_PLAIN_MAX { udp.answer_limit.max(1).min(whole) } else { whole };
+    let limit = if via == Via::Udp && max_bytes == UDP_PLAIN_MAX {
+        udp.answer_limit.max(1).min(whole)
+    } else {
+        whole
+    };
     reply.authorities = sections.authorities;
-    let all = Fitting { answers: sections.answers, additionals: sections.additionals };
+    let all = Fitting {
+        answers: sections.answers,
+        additionals: sections.additionals,
+    };
     let (bytes, kept) = all.largest(&mut reply, limit, max_bytes)?;
     if kept == whole {
         return Some((bytes, false));
@@ -125,8 +146,16 @@ struct Fitting {
 
 impl Fitting {
     /// The most answers, at most `limit`, that fit into `max_bytes`, by bisection.
-    fn largest(&self, reply: &mut Message, limit: usize, max_bytes: usize) -> Option<(Vec<u8>, usize)> {
-        let mut fits = |keep: usize| self.encode(reply, keep).filter(|bytes| bytes.len() <= max_bytes);
+    fn largest(
+        &self,
+        reply: &mut Message,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Option<(Vec<u8>, usize)> {
+        let mut fits = |keep: usize| {
+            self.encode(reply, keep)
+                .filter(|bytes| bytes.len() <= max_bytes)
+        };
         if let Some(bytes) = fits(limit) {
             return Some((bytes, limit));
         }
@@ -152,7 +181,12 @@ impl Fitting {
         if keep == self.answers.len() {
             reply.additionals.extend_from_slice(&self.additionals);
         } else {
-            let wanted = |extra: &&Record| reply.answers.iter().any(|answer| belongs(answer, &extra.name));
+            let wanted = |extra: &&Record| {
+                reply
+                    .answers
+                    .iter()
+                    .any(|answer| belongs(answer, &extra.name))
+            };
             reply.additionals = self.additionals.iter().filter(wanted).cloned().collect();
         }
         let bytes = reply.to_vec().ok()?;
@@ -180,7 +214,10 @@ mod tests {
 
     fn question(edns: Option<u16>) -> Message {
         let mut message = Message::new(7, MessageType::Query, OpCode::Query);
-        message.queries.push(Query::query(Name::from_ascii("wEb.service.consul.").unwrap(), RecordType::ANY));
+        message.queries.push(Query::query(
+            Name::from_ascii("wEb.service.consul.").unwrap(),
+            RecordType::ANY,
+        ));
         message.edns = edns.map(|size| {
             let mut edns = Edns::new();
             edns.set_max_payload(size);
@@ -200,9 +237,22 @@ mod tests {
             1 => RData::SRV(SRV::new(1, 1, 80, name(n))),
             _ => RData::TXT(TXT::new(vec![format!("text number {n}")])),
         };
-        let answers = (0..count).map(|n| Record::from_rdata(owner.clone(), 0, data(n))).collect();
-        let additionals = if kind == 1 { (0..count).map(|n| Record::from_rdata(name(n), 0, RData::A(A([127, 0, 0, 1].into())))).collect() } else { Vec::new() };
-        Sections { answers, additionals, exists: true, ..Sections::default() }
+        let answers = (0..count)
+            .map(|n| Record::from_rdata(owner.clone(), 0, data(n)))
+            .collect();
+        let additionals = if kind == 1 {
+            (0..count)
+                .map(|n| Record::from_rdata(name(n), 0, RData::A(A([127, 0, 0, 1].into()))))
+                .collect()
+        } else {
+            Vec::new()
+        };
+        Sections {
+            answers,
+            additionals,
+            exists: true,
+            ..Sections::default()
+        }
     }
 
     proptest! {
@@ -240,7 +290,16 @@ mod tests {
 
     #[test]
     fn the_question_is_echoed_as_asked() {
-        let (bytes, _) = encode(&question(None), sections(0, 1), Via::Udp, UdpRules { answer_limit: 3, set_tc: false }).unwrap();
+        let (bytes, _) = encode(
+            &question(None),
+            sections(0, 1),
+            Via::Udp,
+            UdpRules {
+                answer_limit: 3,
+                set_tc: false,
+            },
+        )
+        .unwrap();
         let text = String::from_utf8_lossy(&bytes).into_owned();
         assert!(text.contains("wEb"), "letter case of the question is kept");
     }

@@ -59,10 +59,26 @@ pub struct DnsMetrics {
 impl DnsMetrics {
     /// Adds every metric of the DNS port to `registry`.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("weft_dns_queries", "Questions answered, by response code", self.queries.clone());
-        registry.register("weft_dns_empty_answers", "Answers without the records asked for, by cause", self.empty.clone());
-        registry.register("weft_dns_truncated", "Answers cut to fit the transport", self.truncated.clone());
-        registry.register("weft_dns_malformed", "Packets that are no DNS message", self.malformed.clone());
+        registry.register(
+            "weft_dns_queries",
+            "Questions answered, by response code",
+            self.queries.clone(),
+        );
+        registry.register(
+            "weft_dns_empty_answers",
+            "Answers without the records asked for, by cause",
+            self.empty.clone(),
+        );
+        registry.register(
+            "weft_dns_truncated",
+            "Answers cut to fit the transport",
+            self.truncated.clone(),
+        );
+        registry.register(
+            "weft_dns_malformed",
+            "Packets that are no DNS message",
+            self.malformed.clone(),
+        );
     }
 
     pub(crate) fn answered(&self, rcode: &'static str) {
@@ -70,6 +86,10 @@ impl DnsMetrics {
     }
 
     pub(crate) fn empty(&self, cause: Cause) {
-        self.empty.get_or_create(&CauseLabel { reason: cause.reason() }).inc();
+        self.empty
+            .get_or_create(&CauseLabel {
+                reason: cause.reason(),
+            })
+            .inc();
     }
 }

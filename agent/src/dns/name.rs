@@ -43,7 +43,10 @@ pub(crate) fn parse(name: &str, domains: &[String]) -> Target {
         if name == *domain {
             return Target::Apex;
         }
-        if let Some(rest) = name.strip_suffix(domain.as_str()).and_then(|rest| rest.strip_suffix('.')) {
+        if let Some(rest) = name
+            .strip_suffix(domain.as_str())
+            .and_then(|rest| rest.strip_suffix('.'))
+        {
             return below(rest);
         }
     }
@@ -54,10 +57,15 @@ fn below(rest: &str) -> Target {
     let labels: Vec<&str> = rest.split('.').collect();
     let kinds = ["service", "node", "addr"];
     if let Some(at) = labels.iter().rposition(|label| kinds.contains(label)) {
-        let Some(datacenter) = datacenter(&labels[at + 1..]) else { return Target::Nothing };
+        let Some(datacenter) = datacenter(&labels[at + 1..]) else {
+            return Target::Nothing;
+        };
         let before = &labels[..at];
         return match labels[at] {
-            "node" if !before.is_empty() => Target::Node { name: before.join("."), datacenter },
+            "node" if !before.is_empty() => Target::Node {
+                name: before.join("."),
+                datacenter,
+            },
             "service" => service(before, datacenter),
             "addr" => address(before),
             _ => Target::Nothing,
@@ -74,7 +82,10 @@ fn below(rest: &str) -> Target {
 }
 
 /// `` → any, `<dc>` or `<dc>.dc`; `None` for anything else.
-#[expect(clippy::option_option, reason = "outer: is it well formed; inner: was one given")]
+#[expect(
+    clippy::option_option,
+    reason = "outer: is it well formed; inner: was one given"
+)]
 fn datacenter(labels: &[&str]) -> Option<Option<String>> {
     match labels {
         [] => Some(None),
@@ -88,7 +99,12 @@ fn is_rfc2782(name: &str, proto: &str) -> bool {
 }
 
 fn service(labels: &[&str], datacenter: Option<String>) -> Target {
-    let of = |name: &str, tag: Option<String>, port: Option<String>| Target::Service { name: name.to_owned(), tag, port, datacenter: datacenter.clone() };
+    let of = |name: &str, tag: Option<String>, port: Option<String>| Target::Service {
+        name: name.to_owned(),
+        tag,
+        port,
+        datacenter: datacenter.clone(),
+    };
     match labels {
         [] => Target::Nothing,
         [name, proto] if is_rfc2782(name, proto) => {
@@ -104,9 +120,13 @@ fn service(labels: &[&str], datacenter: Option<String>) -> Target {
 }
 
 fn address(labels: &[&str]) -> Target {
-    let [hex] = labels else { return Target::Nothing };
+    let [hex] = labels else {
+        return Target::Nothing;
+    };
     match (hex.len(), u128::from_str_radix(hex, 16)) {
-        (8, Ok(bits)) => u32::try_from(bits).map_or(Target::Nothing, |bits| Target::Address(Ipv4Addr::from(bits).into())),
+        (8, Ok(bits)) => u32::try_from(bits).map_or(Target::Nothing, |bits| {
+            Target::Address(Ipv4Addr::from(bits).into())
+        }),
         (32, Ok(bits)) => Target::Address(Ipv6Addr::from(bits).into()),
         _ => Target::Nothing,
     }
@@ -114,7 +134,12 @@ fn address(labels: &[&str]) -> Target {
 
 fn reverse(name: &str) -> Option<IpAddr> {
     if let Some(v4) = name.strip_suffix(".in-addr.arpa") {
-        let octets = v4.split('.').rev().map(str::parse).collect::<Result<Vec<u8>, _>>().ok()?;
+        let octets = v4
+            .split('.')
+            .rev()
+            .map(str::parse)
+            .collect::<Result<Vec<u8>, _>>()
+            .ok()?;
         return Some(Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?).into());
     }
     let v6 = name.strip_suffix(".ip6.arpa")?;
@@ -122,7 +147,9 @@ fn reverse(name: &str) -> Option<IpAddr> {
     if nibbles.len() != 32 || nibbles.iter().any(|nibble| nibble.len() != 1) {
         return None;
     }
-    u128::from_str_radix(&nibbles.concat(), 16).ok().map(|bits| Ipv6Addr::from(bits).into())
+    u128::from_str_radix(&nibbles.concat(), 16)
+        .ok()
+        .map(|bits| Ipv6Addr::from(bits).into())
 }
 
 #[cfg(test)]
@@ -130,15 +157,27 @@ mod tests {
     use super::*;
 
     fn check(name: &str, expected: &Target) {
-        assert_eq!(&parse(name, &["consul".to_owned(), "weft".to_owned()]), expected, "{name}");
+        assert_eq!(
+            &parse(name, &["consul".to_owned(), "weft".to_owned()]),
+            expected,
+            "{name}"
+        );
     }
 
     fn svc(name: &str, tag: Option<&str>, dc: Option<&str>) -> Target {
-        Target::Service { name: name.into(), tag: tag.map(Into::into), port: None, datacenter: dc.map(Into::into) }
+        Target::Service {
+            name: name.into(),
+            tag: tag.map(Into::into),
+            port: None,
+            datacenter: dc.map(Into::into),
+        }
     }
 
     fn node(name: &str, dc: Option<&str>) -> Target {
-        Target::Node { name: name.into(), datacenter: dc.map(Into::into) }
+        Target::Node {
+            name: name.into(),
+            datacenter: dc.map(Into::into),
+        }
     }
 
     #[test]
@@ -165,17 +204,31 @@ mod tests {
         check("service.consul.", &Target::Nothing);
         check(
             "admin.port.web.service.consul.",
-            &Target::Service { name: "web".into(), tag: None, port: Some("admin".into()), datacenter: None },
+            &Target::Service {
+                name: "web".into(),
+                tag: None,
+                port: Some("admin".into()),
+                datacenter: None,
+            },
         );
     }
 
     #[test]
     fn addresses_both_ways() {
-        check("7f000001.addr.consul.", &Target::Address([127, 0, 0, 1].into()));
-        check("20010db8000000000000000000000001.addr.dc1.consul.", &Target::Address("2001:db8::1".parse().unwrap()));
+        check(
+            "7f000001.addr.consul.",
+            &Target::Address([127, 0, 0, 1].into()),
+        );
+        check(
+            "20010db8000000000000000000000001.addr.dc1.consul.",
+            &Target::Address("2001:db8::1".parse().unwrap()),
+        );
         check("7f0001.addr.consul.", &Target::Nothing);
         check("zz000001.addr.consul.", &Target::Nothing);
-        check("1.0.0.127.in-addr.arpa.", &Target::Reverse([127, 0, 0, 1].into()));
+        check(
+            "1.0.0.127.in-addr.arpa.",
+            &Target::Reverse([127, 0, 0, 1].into()),
+        );
         check(
             "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.",
             &Target::Reverse("2001:db8::1".parse().unwrap()),

@@ -38,7 +38,9 @@ const DATAGRAM_MAX_BYTES: usize = 4096;
 
 /// Why the DNS port could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen for DNS on {address} ({cause}); is another resolver there? change ports.dns or addresses.dns")]
+#[error(
+    "cannot listen for DNS on {address} ({cause}); is another resolver there? change ports.dns or addresses.dns"
+)]
 pub struct DnsError {
     /// Where.
     pub address: SocketAddr,
@@ -68,7 +70,10 @@ struct Compiled {
 
 impl Compiled {
     fn new(options: DnsOptions) -> Self {
-        let domains = std::iter::once(&options.domain).chain(&options.alt_domain).map(|d| d.trim_matches('.').to_ascii_lowercase()).collect();
+        let domains = std::iter::once(&options.domain)
+            .chain(&options.alt_domain)
+            .map(|d| d.trim_matches('.').to_ascii_lowercase())
+            .collect();
         Self { options, domains }
     }
 }
@@ -90,8 +95,18 @@ impl DnsServer {
         let udp = bind_udp(address).map_err(failed)?;
         let local = udp.local_addr().map_err(failed)?;
         let tcp = TcpListener::bind(local).await.map_err(failed)?;
-        let shared = Arc::new(Shared { view, options: ArcSwap::from_pointee(Compiled::new(options)), metrics, clock });
-        tokio::spawn(serve_udp(udp, shared.clone(), SmallRng::seed_from_u64(seed), stop.clone()));
+        let shared = Arc::new(Shared {
+            view,
+            options: ArcSwap::from_pointee(Compiled::new(options)),
+            metrics,
+            clock,
+        });
+        tokio::spawn(serve_udp(
+            udp,
+            shared.clone(),
+            SmallRng::seed_from_u64(seed),
+            stop.clone(),
+        ));
         tokio::spawn(serve_tcp(tcp, shared.clone(), seed.wrapping_add(1), stop));
         Ok(Self { local, shared })
     }
@@ -109,7 +124,11 @@ impl DnsServer {
 }
 
 fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -120,7 +139,12 @@ fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-async fn serve_udp(socket: UdpSocket, shared: Arc<Shared>, mut rng: SmallRng, stop: CancellationToken) {
+async fn serve_udp(
+    socket: UdpSocket,
+    shared: Arc<Shared>,
+    mut rng: SmallRng,
+    stop: CancellationToken,
+) {
     let mut packet = vec![0; DATAGRAM_MAX_BYTES];
     loop {
         tokio::select! {
@@ -129,8 +153,12 @@ async fn serve_udp(socket: UdpSocket, shared: Arc<Shared>, mut rng: SmallRng, st
             ready = socket.readable() => if ready.is_err() { continue },
         }
         for _ in 0..BURST {
-            let Ok((bytes, from)) = socket.try_recv_from(&mut packet) else { break };
-            let Some(reply) = shared.answer(&packet[..bytes], Via::Udp, &mut rng) else { continue };
+            let Ok((bytes, from)) = socket.try_recv_from(&mut packet) else {
+                break;
+            };
+            let Some(reply) = shared.answer(&packet[..bytes], Via::Udp, &mut rng) else {
+                continue;
+            };
             if let Err(cause) = socket.try_send_to(&reply, from)
                 && cause.kind() == io::ErrorKind::WouldBlock
             {
@@ -145,7 +173,9 @@ async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>, seed: u64, stop: 
     let seats = Arc::new(Semaphore::new(TCP_CONNECTIONS_MAX));
     let mut number = 0_u64;
     loop {
-        let Ok(seat) = seats.clone().acquire_owned().await else { return };
+        let Ok(seat) = seats.clone().acquire_owned().await else {
+            return;
+        };
         let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -156,7 +186,10 @@ async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>, seed: u64, stop: 
             continue;
         };
         number += 1;
-        let (shared, rng) = (shared.clone(), SmallRng::seed_from_u64(seed.wrapping_add(number)));
+        let (shared, rng) = (
+            shared.clone(),
+            SmallRng::seed_from_u64(seed.wrapping_add(number)),
+        );
         tokio::spawn(async move {
             let _seat = seat;
             // The client's connection: its errors end it and concern nobody else.
@@ -173,7 +206,9 @@ async fn converse(mut stream: TcpStream, shared: &Shared, mut rng: SmallRng) -> 
         let length = tokio::time::timeout(TCP_IDLE, stream.read_u16()).await??;
         packet.resize(usize::from(length), 0);
         tokio::time::timeout(TCP_IDLE, stream.read_exact(&mut packet)).await??;
-        let Some(reply) = shared.answer(&packet, Via::Tcp, &mut rng) else { return Ok(()) };
+        let Some(reply) = shared.answer(&packet, Via::Tcp, &mut rng) else {
+            return Ok(());
+        };
         let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
         let framed = [&length.to_be_bytes()[..], &reply].concat();
         tokio::time::timeout(TCP_IDLE, stream.write_all(&framed)).await??;
@@ -215,11 +250,26 @@ impl Shared {
             return message::bare(question, ResponseCode::Refused);
         }
         // The zone's own records are given for every name below it.
-        let zone = matches!(query.query_type(), RecordType::SOA | RecordType::NS) && !matches!(target, Target::Reverse(_));
+        let zone = matches!(query.query_type(), RecordType::SOA | RecordType::NS)
+            && !matches!(target, Target::Reverse(_));
         let target = if zone { Target::Apex } else { target };
-        let domain = compiled.domains.iter().find(|d| text.trim_end_matches('.').ends_with(d.as_str())).unwrap_or(&options.domain);
-        let rules = Rules { datacenter: &options.datacenter, domain, only_passing: options.only_passing };
-        let asked = Asked { options, owner: &owner, qtype: query.query_type(), domain, wall: self.clock.wall() };
+        let domain = compiled
+            .domains
+            .iter()
+            .find(|d| text.trim_end_matches('.').ends_with(d.as_str()))
+            .unwrap_or(&options.domain);
+        let rules = Rules {
+            datacenter: &options.datacenter,
+            domain,
+            only_passing: options.only_passing,
+        };
+        let asked = Asked {
+            options,
+            owner: &owner,
+            qtype: query.query_type(),
+            domain,
+            wall: self.clock.wall(),
+        };
         let trace = Trace::off();
         let found = find(&target, &state, &rules, &trace);
         // A reverse name that we do not know is below nobody's zone of ours.
@@ -230,8 +280,15 @@ impl Shared {
         if let Some(cause) = sections.empty {
             self.metrics.empty(cause);
         }
-        self.metrics.answered(if sections.exists { "noerror" } else { "nxdomain" });
-        let rules = UdpRules { answer_limit: options.udp_answer_limit, set_tc: options.enable_truncate };
+        self.metrics.answered(if sections.exists {
+            "noerror"
+        } else {
+            "nxdomain"
+        });
+        let rules = UdpRules {
+            answer_limit: options.udp_answer_limit,
+            set_tc: options.enable_truncate,
+        };
         match message::encode(question, sections, via, rules) {
             Some((bytes, trimmed)) => {
                 if trimmed {
