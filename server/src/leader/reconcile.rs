@@ -437,7 +437,7 @@ mod tests {
     fn a_machine_that_lost_its_data_takes_its_name_back_at_once() {
         let (mut catalog, mut at) = (Catalog::new(), 0);
         let old = member("s1", "127.0.0.1", MemberStatus::Alive);
-        settle(&mut catalog, &mut at, &[old.clone()], false);
+        settle(&mut catalog, &mut at, std::slice::from_ref(&old), false);
         let mut new = (*old).clone();
         new.id = "a-new-id".into();
         assert_eq!(settle(&mut catalog, &mut at, &[Arc::new(new)], false), 2);
