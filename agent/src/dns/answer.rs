@@ -3,7 +3,7 @@
 //! Owns: which records a type asks for, TTLs, order, extras, SOA and NS.
 //! Never: knows sockets or sizes; `message` trims.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -201,16 +201,22 @@ impl Asked<'_> {
         let ttl = order.first().map_or(Duration::ZERO, |first| {
             self.options.service_ttl.of(&first.service.name)
         });
+        // Names compare slowly, label by label: what was said is kept by the text it came from.
+        let mut said = BTreeSet::new();
+        let mut extras = BTreeSet::new();
         for one in order {
             if self.qtype == RecordType::SRV {
-                self.srv(one, ttl, out);
+                let text = host_of(one);
+                if said.insert((text, one.port, one.weight)) {
+                    self.srv(one, ttl, extras.insert(text), out);
+                }
                 continue;
             }
-            for record in self.address_records(self.owner, self.address_of(one), ttl) {
-                // Two instances behind one address are one answer.
-                if !out.answers[..].contains(&record) {
-                    out.answers.push(record);
-                }
+            // Two instances behind one address are one answer.
+            let text = self.address_of(one);
+            if said.insert((text, 0, 0)) {
+                out.answers
+                    .extend(self.address_records(self.owner, text, ttl));
             }
             if self.qtype == RecordType::TXT {
                 out.answers.extend(self.meta(self.owner, one.node, ttl));
@@ -244,12 +250,13 @@ impl Asked<'_> {
         tagged.filter(|_| fits).unwrap_or(own)
     }
 
-    fn srv(&self, one: &Serving<'_>, ttl: Duration, out: &mut Sections) {
+    /// `extras`: the target's address and metadata are not there yet.
+    fn srv(&self, one: &Serving<'_>, ttl: Duration, extras: bool, out: &mut Sections) {
         let own = one.service.address.parse::<IpAddr>();
         let target = match (&own, one.service.address.is_empty()) {
             (Ok(ip), _) => self.address_name(*ip),
             (Err(_), true) => self.node_name(&one.node.name),
-            (Err(_), false) => Name::from_utf8(&one.service.address).ok().map(fqdn),
+            (Err(_), false) => wire_name(&one.service.address).map(fqdn),
         };
         // A name that cannot be put on the wire is left out rather than breaking the answer.
         let Some(target) = target else { return };
@@ -258,10 +265,10 @@ impl Asked<'_> {
             ttl,
             RData::SRV(SRV::new(1, one.weight, one.port, target.clone())),
         );
-        if out.answers.contains(&record) {
+        out.answers.push(record);
+        if !extras {
             return;
         }
-        out.answers.push(record);
         let ip = own.ok().or_else(|| {
             one.service
                 .address
@@ -270,23 +277,17 @@ impl Asked<'_> {
                 .flatten()
         });
         if let Some(ip) = ip {
-            let extra = self.record(target.clone(), ttl, address(ip));
-            if !out.additionals.contains(&extra) {
-                out.additionals.push(extra);
-            }
+            out.additionals
+                .push(self.record(target.clone(), ttl, address(ip)));
         }
         if self.options.node_meta_txt {
-            for meta in self.meta(&target, one.node, ttl) {
-                if !out.additionals.contains(&meta) {
-                    out.additionals.push(meta);
-                }
-            }
+            out.additionals.extend(self.meta(&target, one.node, ttl));
         }
     }
 
     fn pointers(&self, names: &[String], out: &mut Sections) {
         if matches!(self.qtype, RecordType::PTR | RecordType::ANY) {
-            let targets = names.iter().filter_map(|name| Name::from_utf8(name).ok());
+            let targets = names.iter().filter_map(|name| wire_name(name));
             out.answers.extend(targets.map(|name| {
                 self.record(self.owner.clone(), Duration::ZERO, RData::PTR(PTR(name)))
             }));
@@ -304,7 +305,7 @@ impl Asked<'_> {
                     RecordType::A | RecordType::AAAA | RecordType::CNAME | RecordType::ANY
                 ) =>
             {
-                let target = Name::from_utf8(text).ok().map(fqdn);
+                let target = wire_name(text).map(fqdn);
                 target
                     .map(|target| self.record(owner.clone(), ttl, RData::CNAME(CNAME(target))))
                     .into_iter()
@@ -373,7 +374,7 @@ impl Asked<'_> {
     }
 
     fn zone(&self) -> Option<Name> {
-        Name::from_utf8(self.domain).ok().map(fqdn)
+        wire_name(self.domain).map(fqdn)
     }
 
     fn node_name(&self, node: &str) -> Option<Name> {
@@ -389,7 +390,7 @@ impl Asked<'_> {
     }
 
     fn below(&self, labels: &[&str]) -> Option<Name> {
-        Name::from_utf8(format!("{}.{}.", labels.join("."), self.domain)).ok()
+        wire_name(&format!("{}.{}.", labels.join("."), self.domain))
     }
 
     fn record(&self, owner: Name, ttl: Duration, data: RData) -> Record {
@@ -398,6 +399,24 @@ impl Asked<'_> {
             u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX),
             data,
         )
+    }
+}
+
+/// What an SRV target is made of: the instance's own address, else its node.
+fn host_of<'s>(one: &'s Serving<'_>) -> &'s str {
+    if one.service.address.is_empty() {
+        &one.node.name
+    } else {
+        &one.service.address
+    }
+}
+
+/// A name for the wire; `None` when it cannot be one. Plain text skips the rules for other scripts.
+fn wire_name(text: &str) -> Option<Name> {
+    if text.is_ascii() {
+        Name::from_ascii(text).ok()
+    } else {
+        Name::from_utf8(text).ok()
     }
 }
 
