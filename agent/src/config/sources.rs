@@ -24,8 +24,6 @@ server = true
 bootstrap = true
 bind_addr = "127.0.0.1"
 log_level = "DEBUG"
-ui_config { enabled = true }
-ports { grpc = 8502 }
 gossip_lan { gossip_interval = "100ms" probe_interval = "100ms" probe_timeout = "50ms" suspicion_mult = 3 }
 "#;
 

@@ -340,8 +340,16 @@ fn values_are_checked() {
             "tls.https has only one of cert_file and key_file",
         ),
         (
-            "recursors = [\"dns.example\"]",
-            "recursors: \"dns.example\" is not an address",
+            "service { name = \"a\" check { args = [\"x\"] interval = \"5s\" } }",
+            "check type script is not supported by this version",
+        ),
+        (
+            "check { name = \"a\" alias_service = \"b\" }",
+            "check type alias is not supported by this version",
+        ),
+        (
+            "service { name = \"a\" connect { sidecar_service {} } }",
+            "sidecar services come with the mesh, a later version",
         ),
         (
             "unix_sockets { mode = \"rw\" }",
@@ -445,18 +453,12 @@ fn dev_is_a_server_that_may_be_changed() {
         )
     };
     let config = load_dev("ports { http = 9500 }").unwrap();
-    assert!(config.server && config.ui.enabled && config.data_dir.is_none());
+    assert!(config.server && config.data_dir.is_none());
     assert_eq!(
         (config.bootstrap, config.log.level),
         (Bootstrap::Alone, LogLevel::Debug)
     );
-    assert_eq!(
-        (
-            config.network.grpc.len(),
-            config.network.http[0].to_string()
-        ),
-        (1, "127.0.0.1:9500".into())
-    );
+    assert_eq!(config.network.http[0].to_string(), "127.0.0.1:9500");
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
     assert!(
         load_dev("bootstrap_expect = 3")
@@ -472,7 +474,7 @@ fn dev_is_a_server_that_may_be_changed() {
     );
     let open = load_dev("client_addr = \"0.0.0.0\"").unwrap();
     assert_eq!(exposure(&open), []);
-    assert_eq!(exposure_warnings(&open).len(), 2);
+    assert_eq!(exposure_warnings(&open).len(), 1);
 }
 
 #[test]
@@ -568,22 +570,24 @@ fn loopback_is_open_the_network_is_not() {
 #[test]
 fn a_reload_knows_what_it_may_change() {
     let old = ok(
-        "log_level = \"info\" datacenter = \"a\" limits { rpc_rate = 1 } tls { https { ca_file = \"x\" } }",
+        "log_level = \"info\" datacenter = \"a\" limits { http_max_conns = 1 } discard_check_output = true tls { https { ca_file = \"x\" } }",
     );
     let new = ok(
-        "log_level = \"warn\" datacenter = \"b\" limits { rpc_rate = 2 } tls { https { ca_file = \"y\" } } service { name = \"s\" }",
+        "log_level = \"warn\" datacenter = \"b\" limits { http_max_conns = 2 } tls { https { ca_file = \"y\" } } service { name = \"s\" }",
     );
     let found = changes(&old, &new);
     assert_eq!(
         found.reloadable,
+        ["log_level", "service", "tls.https.ca_file"]
+    );
+    assert_eq!(
+        found.needs_restart,
         [
-            "limits.rpc_rate",
-            "log_level",
-            "service",
-            "tls.https.ca_file"
+            "datacenter",
+            "discard_check_output",
+            "limits.http_max_conns"
         ]
     );
-    assert_eq!(found.needs_restart, ["datacenter"]);
     assert!(changes(&old, &old.clone()).is_empty());
 }
 

@@ -39,7 +39,7 @@ const DATAGRAM_MAX_BYTES: usize = 4096;
 /// Why the DNS port could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot listen for DNS on {address} ({cause}); is another resolver there? change ports.dns or addresses.dns"
+    "cannot listen for DNS on {address}; is another resolver there? change ports.dns or addresses.dns"
 )]
 pub struct DnsError {
     /// Where.

@@ -74,6 +74,7 @@ fn service(fields: &mut Fields<'_>, unknown: UnknownKeys) -> Result<v1::Service,
         connect_json: mesh_json(fields, "Connect")?,
         ..v1::Service::default()
     };
+    judge_connect(&service)?;
     judge_ports(&service)?;
     judge_kind(&service)?;
     Ok(with_tagged_address(service))
@@ -269,6 +270,19 @@ fn judge_ports(service: &v1::Service) -> Result<(), DefinitionError> {
         }
     }
     Ok(())
+}
+
+/// A sidecar would be a registration of its own; leaving it out silently would leave the service
+/// without the proxy its owner counts on.
+fn judge_connect(service: &v1::Service) -> Result<(), DefinitionError> {
+    let connect: Value = serde_json::from_str(&service.connect_json).unwrap_or(Value::Null);
+    if connect["SidecarService"].is_null() {
+        return Ok(());
+    }
+    Err(DefinitionError::invalid(
+        "service.sidecar.unsupported",
+        "Connect.SidecarService: sidecar services come with the mesh, a later version",
+    ))
 }
 
 fn judge_kind(service: &v1::Service) -> Result<(), DefinitionError> {

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -89,7 +89,10 @@ impl Store {
         let mut found = Found::default();
         for kind in [Kind::Service, Kind::Check, Kind::State] {
             let dir = root.join(kind.dir());
-            fs::create_dir_all(&dir).map_err(|cause| OpenError::Io {
+            // Registrations may hold tokens.
+            let mut builder = fs::DirBuilder::new();
+            builder.recursive(true).mode(0o700);
+            builder.create(&dir).map_err(|cause| OpenError::Io {
                 path: dir.clone(),
                 cause,
             })?;

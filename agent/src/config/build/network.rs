@@ -41,7 +41,8 @@ impl Values<'_> {
         );
         let advertise_wan = wan.unwrap_or(advertise);
         let ports = &asked.ports;
-        let grpc_tls_default = if asked.server { 8503 } else { -1 };
+        // gRPC is for proxies, which come with a later version: nothing listens.
+        let grpc_tls_default = -1;
         let client = asked.client_addr.unwrap_or("127.0.0.1").to_owned();
         let of = |own: &Option<String>| {
             own.clone()

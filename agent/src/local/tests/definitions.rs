@@ -337,12 +337,15 @@ fn mesh_objects_become_canonical_json() {
         r#"{"Config":{"local_connect_timeout_ms":5},"DestinationServiceID":"w1","DestinationServiceName":"w","Upstreams":[{"DestinationName":"db","LocalBindPort":9001}]}"#
     );
     assert_eq!(parsed.service.connect_json, "");
-    let sidecar =
-        service(json!({"Name": "w", "Connect": {"SidecarService": {"Port": 21000}}})).unwrap();
-    assert_eq!(
-        sidecar.service.connect_json,
-        r#"{"SidecarService":{"Port":21000}}"#
-    );
+    for sidecar in [json!({}), json!({"Port": 21000})] {
+        let refused = service(json!({"Name": "w", "Connect": {"SidecarService": sidecar}}));
+        assert_eq!(
+            refused.unwrap_err().to_string(),
+            "Connect.SidecarService: sidecar services come with the mesh, a later version"
+        );
+    }
+    let native = service(json!({"Name": "w", "connect": {"native": true}})).unwrap();
+    assert_eq!(native.service.connect_json, r#"{"Native":true}"#);
 }
 
 #[test]
