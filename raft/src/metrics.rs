@@ -3,10 +3,11 @@
 //! Owns: the counters and histograms of one node.
 //! Never: serves them; the agent's registry does.
 
+use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -14,7 +15,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 /// How a proposal ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Outcome {
     Applied,
     NotLeader,
@@ -24,8 +25,22 @@ pub(crate) enum Outcome {
     Stopped,
 }
 
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        let word = match self {
+            Self::Applied => "applied",
+            Self::NotLeader => "not_leader",
+            Self::Unknown => "unknown",
+            Self::Overloaded => "overloaded",
+            Self::TooLarge => "too_large",
+            Self::Stopped => "stopped",
+        };
+        word.encode(encoder)
+    }
+}
+
 /// What a peer asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Rpc {
     Append,
     Heartbeat,
@@ -33,6 +48,20 @@ pub(crate) enum Rpc {
     PreVote,
     TransferLeader,
     Snapshot,
+}
+
+impl EncodeLabelValue for Rpc {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        let word = match self {
+            Self::Append => "append",
+            Self::Heartbeat => "heartbeat",
+            Self::Vote => "vote",
+            Self::PreVote => "pre_vote",
+            Self::TransferLeader => "transfer_leader",
+            Self::Snapshot => "snapshot",
+        };
+        word.encode(encoder)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -1,8 +1,9 @@
 //! What the HTTP API counts.
 //!
-//! Owns: the `weft_http_*` metrics, with one counter made ahead for each route and class of status.
+//! Owns: the `weft_http_*` metrics; a series of requests is shown from its first request on.
 //! Never: shows them; [`super::telemetry`] does.
 
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicI64;
 
 use http::StatusCode;
@@ -31,8 +32,11 @@ struct Bound {
 /// Handles to the metrics.
 #[derive(Debug)]
 pub(super) struct Metrics {
-    by_route: Vec<[Counter; CLASSES.len()]>,
-    unknown: [Counter; CLASSES.len()],
+    requests: Family<Labels, Counter>,
+    table: &'static [Route],
+    /// Handles of series that have been counted, so that the family's lock is taken once for each.
+    by_route: Vec<[OnceLock<Counter>; CLASSES.len()]>,
+    unknown: [OnceLock<Counter>; CLASSES.len()],
     in_flight: Gauge,
     waiting: Gauge<i64, AtomicI64>,
     pub(super) connections: Gauge,
@@ -42,23 +46,14 @@ pub(super) struct Metrics {
 impl Metrics {
     pub(super) fn register(registry: &mut Registry, table: &'static [Route]) -> Self {
         let requests = Family::<Labels, Counter>::default();
-        let counters = |method, route| {
-            CLASSES.map(|class| {
-                requests
-                    .get_or_create(&Labels {
-                        method,
-                        route,
-                        class,
-                    })
-                    .clone()
-            })
-        };
         let metrics = Self {
+            requests: requests.clone(),
+            table,
             by_route: table
                 .iter()
-                .map(|route| counters(route.method.as_str(), route.path))
+                .map(|_| CLASSES.map(|_| OnceLock::new()))
                 .collect(),
-            unknown: counters("other", "other"),
+            unknown: CLASSES.map(|_| OnceLock::new()),
             in_flight: Gauge::default(),
             waiting: Gauge::default(),
             connections: Gauge::default(),
@@ -100,7 +95,20 @@ impl Metrics {
     /// Counts an answer.
     pub(super) fn count(&self, route: Option<usize>, status: StatusCode) {
         let class = usize::from(status.as_u16() / 100).clamp(1, CLASSES.len()) - 1;
-        route.map_or(&self.unknown, |at| &self.by_route[at])[class].inc();
+        let series = &route.map_or(&self.unknown, |at| &self.by_route[at])[class];
+        let make = || {
+            let (method, route) = route.map_or(("other", "other"), |at| {
+                (self.table[at].method.as_str(), self.table[at].path)
+            });
+            let class = CLASSES[class];
+            let labels = Labels {
+                method,
+                route,
+                class,
+            };
+            self.requests.get_or_create(&labels).clone()
+        };
+        series.get_or_init(make).inc();
     }
 
     pub(super) fn waiting(&self, count: usize) {
