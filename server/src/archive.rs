@@ -191,10 +191,14 @@ pub(crate) fn read(
     Ok((serde_json::from_slice(&meta_json)?, state))
 }
 
-/// Verifies the archive at `path` and answers what it says about itself.
+/// Verifies the archive at `path` and answers what it says about itself; `size` is what was read.
+///
+/// Errors: [`ArchiveError`]; nothing is left behind.
 pub fn inspect(path: &Path) -> Result<ArchiveMeta, ArchiveError> {
     let scratch = std::env::temp_dir();
-    read(File::open(path)?, &scratch).map(|(meta, _)| meta)
+    let (mut meta, verified) = read(File::open(path)?, &scratch)?;
+    meta.size = verified.state_bytes;
+    Ok(meta)
 }
 
 fn small(member: &'static str, entry: &mut impl Read) -> Result<Vec<u8>, ArchiveError> {

@@ -64,6 +64,14 @@ pub struct ServerConfig {
     pub rpc_handshake_timeout: Duration,
     /// Time before a caught-up learner may vote (`autopilot.server_stabilization_time`).
     pub stabilization: Duration,
+    /// Silence after which a learner has not kept up (`autopilot.last_contact_threshold`).
+    pub last_contact_threshold: Duration,
+    /// Entries a learner that keeps up may lag (`autopilot.max_trailing_logs`).
+    pub max_trailing_logs: u64,
+    /// Failed servers are never removed below this number of voters (`autopilot.min_quorum`).
+    pub min_quorum: u32,
+    /// Bytes of one segment of the write-ahead log (`raft_logstore.wal.segment_size_mb`).
+    pub wal_segment_bytes: u64,
     /// Remove failed servers when quorum allows (`autopilot.cleanup_dead_servers`).
     pub cleanup_dead_servers: bool,
     /// Seed of this server's dice.

@@ -50,7 +50,7 @@ impl Server {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ServerError> {
         let listener = listen(config.rpc_bind).map_err(|cause| ServerError::Io {
-            what: format!("cannot listen on the server port {} ({cause}); is another server running there? change ports.server or bind_addr", config.rpc_bind),
+            what: format!("cannot listen on the server port {}; is another server running there? change ports.server or bind_addr", config.rpc_bind),
             cause,
         })?;
         let store = open_log(&config)?;
@@ -227,6 +227,7 @@ fn open_log(config: &ServerConfig) -> Result<Arc<dyn LogStore>, ServerError> {
                 &dir.join("wal"),
                 WalOptions {
                     salt: config.seed,
+                    segment_bytes: config.wal_segment_bytes,
                     ..WalOptions::default()
                 },
             )
@@ -257,9 +258,12 @@ fn refuse_other_backend(dir: &Path, backend: LogBackend) -> Result<(), ServerErr
 }
 
 fn make_dir(dir: &Path) -> Result<(), ServerError> {
-    std::fs::create_dir_all(dir).map_err(|cause| ServerError::Io {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(dir).map_err(|cause| ServerError::Io {
         what: format!(
-            "cannot create {} ({cause}); check data_dir and its owner",
+            "cannot create {}; check data_dir and its owner",
             dir.display()
         ),
         cause,
@@ -285,14 +289,14 @@ fn raft_id(config: &ServerConfig, store: &dyn LogStore) -> Result<RaftId, Server
             Err(damaged(&path, "is missing although there is a log"))
         }
         (Err(cause), true) => Err(ServerError::Io {
-            what: format!("cannot read {} ({cause})", path.display()),
+            what: format!("cannot read {}", path.display()),
             cause,
         }),
         (_, false) => {
             let id = mint();
             write_durably(&path, id.to_string().as_bytes()).map_err(|cause| ServerError::Io {
                 what: format!(
-                    "cannot write {} ({cause}); check data_dir and its owner",
+                    "cannot write {}; check data_dir and its owner",
                     path.display()
                 ),
                 cause,

@@ -37,13 +37,14 @@ fn go_bool(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Rewrites `-flag` to `--flag` where the command being called has such a flag; everything else,
-/// values and negative numbers among it, stays as it is.
+/// Rewrites `-flag` to `--flag`. Negative numbers stay as they are, and so does what no flag is called
+/// once there is an argument: in Go's syntax flags end there, so it is a value (`kv put k -v`).
 pub(crate) fn normalise(command: &Command, argv: Vec<String>) -> Vec<String> {
     let mut out = Vec::with_capacity(argv.len());
     let mut input = argv.into_iter();
     out.extend(input.next());
     let mut current = command;
+    let mut first = true;
     while let Some(word) = input.next() {
         if word == "--" {
             out.push(word);
@@ -60,7 +61,7 @@ pub(crate) fn normalise(command: &Command, argv: Vec<String>) -> Vec<String> {
                     out.extend(["--".to_owned(), word]);
                     break;
                 }
-                None => {}
+                None => first = false,
             }
             out.push(word);
             continue;
@@ -68,6 +69,10 @@ pub(crate) fn normalise(command: &Command, argv: Vec<String>) -> Vec<String> {
         let bare = word.trim_start_matches('-');
         let name = bare.split('=').next().unwrap_or(bare);
         match takes_value(current, name) {
+            // Named as a whole in the error; clap would take it for a bundle of short flags.
+            None if first && bare.len() > 1 && bare.parse::<f64>().is_err() => {
+                out.push(format!("--{bare}"));
+            }
             None => out.push(word),
             Some(true) if !bare.contains('=') => match input.next() {
                 // Joined, so that a value which begins with a dash is not taken for a flag.
@@ -137,6 +142,8 @@ mod tests {
         check("weft kv put -tok=x k", "weft kv put --tok=x k");
         check("weft kv put k -5", "weft kv put k -5");
         check("weft kv put k -value", "weft kv put k -value");
+        check("weft kv put -value k", "weft kv put --value k");
+        check("weft kv put -5 k", "weft kv put -5 k");
         check("weft kv put k -", "weft kv put k -");
         check("weft kv put -- -recurse", "weft kv put -- -recurse");
         check("weft -h", "weft -h");

@@ -27,7 +27,7 @@ enum What {
     #[command(after_help = "Examples:\n  weft kv delete color\n  weft kv delete -recurse app/")]
     Delete(DeleteArgs),
     /// Print the keys under a prefix as JSON that `kv import` reads
-    #[command(after_help = "Examples:\n  weft kv export app/ > app.json")]
+    #[command(after_help = "Examples:\n  weft kv export app/ > app.json\n  weft kv export -http-addr=10.0.0.1:8500 > all.json")]
     Export(ExportArgs),
     /// Read a key, or all keys under a prefix
     #[command(after_help = "Examples:\n  weft kv get color\n  weft kv get -keys -separator=/ app/")]
@@ -65,7 +65,7 @@ struct GetArgs {
     #[arg(
         default_value = "",
         hide_default_value = true,
-        allow_hyphen_values = true
+        allow_negative_numbers = true
     )]
     key: String,
     #[command(flatten)]
@@ -96,7 +96,7 @@ struct PutArgs {
     #[arg(long, default_value = "", hide_default_value = true, value_name = "ID")]
     session: String,
     /// Key
-    #[arg(allow_hyphen_values = true)]
+    #[arg(allow_negative_numbers = true)]
     key: String,
     /// Value; @file reads a file, - reads standard input
     #[arg(
@@ -124,7 +124,7 @@ struct DeleteArgs {
     #[arg(
         default_value = "",
         hide_default_value = true,
-        allow_hyphen_values = true
+        allow_negative_numbers = true
     )]
     key: String,
     #[command(flatten)]

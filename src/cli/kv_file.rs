@@ -21,7 +21,7 @@ pub(super) struct ExportArgs {
     #[arg(
         default_value = "",
         hide_default_value = true,
-        allow_hyphen_values = true
+        allow_negative_numbers = true
     )]
     prefix: String,
     #[command(flatten)]
@@ -37,7 +37,7 @@ pub(super) struct ImportArgs {
     #[arg(
         default_value = "-",
         hide_default_value = true,
-        allow_hyphen_values = true
+        allow_negative_numbers = true
     )]
     data: String,
     #[command(flatten)]

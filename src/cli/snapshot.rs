@@ -1,6 +1,5 @@
 //! `weft snapshot save|restore|inspect`.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -8,18 +7,16 @@ use http::Method;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::Frame;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
+use weft_server::{ArchiveMeta, inspect_archive};
 
 use super::client::{self, Body, Client, ClientArgs};
 use super::failure::{Done, Exit, Failure};
-use super::output::{self, Format, field};
+use super::output::{self, Format};
 use super::progress::Progress;
 
 /// Bytes read from a file at once.
 const CHUNK_BYTES: usize = 256 * 1024;
-/// Largest `meta.json` and `SHA256SUMS` read from an archive.
-const SMALL_FILE_MAX_BYTES: u64 = 1 << 20;
 
 /// Save and restore the state of the servers
 #[derive(clap::Args)]
@@ -110,14 +107,14 @@ async fn save(client: Client, file: &Path) -> Done {
     }
     let aside = file.with_extension("unverified");
     let result = receive(&aside, &mut body).await.and_then(|()| {
-        let archive = Archive::read(&aside)?;
+        let meta = verified(&aside)?;
         std::fs::rename(&aside, file).map_err(|error| failed("naming", file, &error))?;
-        Ok(archive)
+        Ok(meta)
     });
     match result {
-        Ok(archive) => output::line(format!(
+        Ok(meta) => output::line(format!(
             "Saved and verified snapshot to index {}",
-            field(&archive.meta, "Index")
+            meta.index
         )),
         Err(failure) => {
             let _ = std::fs::remove_file(&aside);
@@ -154,7 +151,7 @@ async fn receive(aside: &Path, body: &mut hyper::body::Incoming) -> Done {
 
 async fn restore(client: Client, file: &Path) -> Done {
     // A damaged archive is found before anything is sent.
-    Archive::read(file)?;
+    verified(file)?;
     let size = std::fs::metadata(file)
         .map_err(|error| failed("reading", file, &error))?
         .len();
@@ -197,185 +194,29 @@ async fn restore(client: Client, file: &Path) -> Done {
     output::line("Restored snapshot")
 }
 
-/// What an archive says about itself, once its checksums hold.
-struct Archive {
-    meta: Value,
-    state_bytes: u64,
-}
-
-impl Archive {
-    /// Reads the whole archive and compares every file with `SHA256SUMS`.
-    fn read(file: &Path) -> Result<Self, Failure> {
-        let input = std::fs::File::open(file).map_err(|error| failed("opening", file, &error))?;
-        Self::read_from(input).map_err(|error| {
-            Failure::new(
-                Exit::Negative,
-                format!("Error verifying snapshot: {}: {error}", file.display()),
-            )
-        })
-    }
-
-    fn read_from(input: impl Read) -> Result<Self, String> {
-        let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(input));
-        let (mut sums, mut found) = (String::new(), std::collections::BTreeMap::new());
-        let (mut meta, mut state_bytes) = (Value::Null, 0);
-        let damaged = |error: std::io::Error| format!("not a whole snapshot archive: {error}");
-        for entry in archive.entries().map_err(damaged)? {
-            let mut entry = entry.map_err(damaged)?;
-            let name = entry.path().map_err(damaged)?.display().to_string();
-            if name == "SHA256SUMS" {
-                entry
-                    .take(SMALL_FILE_MAX_BYTES)
-                    .read_to_string(&mut sums)
-                    .map_err(damaged)?;
-                continue;
-            }
-            let mut kept = Vec::new();
-            let (sum, length) =
-                digest(&mut entry, (name == "meta.json").then_some(&mut kept)).map_err(damaged)?;
-            if name == "meta.json" {
-                meta = serde_json::from_slice(&kept)
-                    .map_err(|error| format!("meta.json is not JSON: {error}"))?;
-            } else if name == "state.bin" {
-                state_bytes = length;
-            }
-            found.insert(name, sum);
-        }
-        let listed: std::collections::BTreeMap<String, String> = sums
-            .lines()
-            .filter_map(|line| line.split_once("  "))
-            .map(|(sum, name)| (name.to_owned(), sum.to_owned()))
-            .collect();
-        for name in ["meta.json", "state.bin"] {
-            match (found.get(name), listed.get(name)) {
-                (None, _) => return Err(format!("{name} is missing")),
-                (_, None) => return Err(format!("SHA256SUMS does not list {name}")),
-                (Some(is), Some(should)) if is != should => {
-                    return Err(format!("the checksum of {name} does not match"));
-                }
-                _ => {}
-            }
-        }
-        Ok(Self { meta, state_bytes })
-    }
-}
-
-/// SHA-256 in hexadecimal and length of what is read; the beginning is kept where asked for.
-fn digest(input: &mut impl Read, mut keep: Option<&mut Vec<u8>>) -> std::io::Result<(String, u64)> {
-    let (mut hash, mut length, mut buffer) = (Sha256::new(), 0_u64, vec![0; CHUNK_BYTES]);
-    loop {
-        let read = input.read(&mut buffer)?;
-        if read == 0 {
-            let text = hash
-                .finalize()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
-            return Ok((text, length));
-        }
-        hash.update(&buffer[..read]);
-        length += read as u64;
-        if let Some(kept) = keep
-            .as_deref_mut()
-            .filter(|kept| (kept.len() as u64) < SMALL_FILE_MAX_BYTES)
-        {
-            kept.extend_from_slice(&buffer[..read]);
-        }
-    }
+/// Reads the whole archive, and answers what it says about itself once its checksums hold.
+fn verified(file: &Path) -> Result<ArchiveMeta, Failure> {
+    inspect_archive(file).map_err(|error| failed("verifying snapshot", file, &error))
 }
 
 fn inspect(args: &InspectArgs) -> Done {
-    let archive = Archive::read(&args.file)?;
-    let meta = &archive.meta;
+    let meta = verified(&args.file)?;
+    let shown = [
+        ("ID", json!(meta.id)),
+        ("Size", json!(meta.size)),
+        ("Index", json!(meta.index)),
+        ("Term", json!(meta.term)),
+        ("Version", json!(meta.version)),
+    ];
     if args.output == Format::Json {
-        let names = ["ID", "Index", "Term", "Version"];
-        let mut out: serde_json::Map<String, Value> = names
-            .iter()
-            .map(|name| ((*name).to_owned(), meta[name].clone()))
-            .collect();
-        out.insert("Size".into(), json!(archive.state_bytes));
-        return output::json(&out.into());
+        let pairs = shown.map(|(name, value)| (name.to_owned(), value));
+        return output::json(&Value::Object(pairs.into_iter().collect()));
     }
-    for name in ["ID", "Size", "Index", "Term", "Version"] {
-        let text = if name == "Size" {
-            archive.state_bytes.to_string()
-        } else {
-            field(meta, name)
-        };
+    for (name, value) in &shown {
+        let text = value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned);
         output::line(format!("{name:<12} {text}"))?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn archive(sums: &str, truncate: usize) -> Result<Archive, String> {
-        let mut builder = tar::Builder::new(flate2::write::GzEncoder::new(
-            Vec::new(),
-            flate2::Compression::fast(),
-        ));
-        for (name, data) in [
-            (
-                "meta.json",
-                r#"{"ID":"2-5-1","Index":5,"Term":2,"Version":1}"#,
-            ),
-            ("state.bin", "state"),
-            ("SHA256SUMS", sums),
-        ] {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(data.len() as u64);
-            header.set_mode(0o600);
-            builder
-                .append_data(&mut header, name, data.as_bytes())
-                .unwrap();
-        }
-        let bytes = builder.into_inner().unwrap().finish().unwrap();
-        Archive::read_from(&bytes[..bytes.len() - truncate])
-    }
-
-    fn sum(data: &str) -> String {
-        digest(&mut data.as_bytes(), None).unwrap().0
-    }
-
-    #[test]
-    fn an_archive_is_whole_or_refused() {
-        let meta = sum(r#"{"ID":"2-5-1","Index":5,"Term":2,"Version":1}"#);
-        let good = format!("{meta}  meta.json\n{}  state.bin\n", sum("state"));
-        let read = archive(&good, 0).unwrap();
-        assert_eq!(
-            (field(&read.meta, "Index"), read.state_bytes),
-            ("5".into(), 5)
-        );
-        let wrong = format!("{meta}  meta.json\n{}  state.bin\n", sum("other"));
-        assert_eq!(
-            archive(&wrong, 0).err().unwrap(),
-            "the checksum of state.bin does not match"
-        );
-        assert_eq!(
-            archive("", 0).err().unwrap(),
-            "SHA256SUMS does not list meta.json"
-        );
-        assert!(
-            archive(&good, 40)
-                .err()
-                .unwrap()
-                .contains("not a whole snapshot archive")
-        );
-        assert!(
-            Archive::read_from(&b"hello"[..])
-                .err()
-                .unwrap()
-                .contains("not a whole snapshot archive")
-        );
-    }
-
-    #[test]
-    fn the_digest_is_sha_256() {
-        assert_eq!(
-            sum("abc"),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
-    }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -26,7 +27,9 @@ pub(crate) fn lock_data_dir(data_dir: Option<&Path>) -> anyhow::Result<DataDirLo
     let Some(dir) = data_dir else {
         return Ok(DataDirLock(None));
     };
-    std::fs::create_dir_all(dir).with_context(|| {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(dir).with_context(|| {
         format!(
             "cannot create data_dir {}; check its parent and owner",
             dir.display()

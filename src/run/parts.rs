@@ -243,6 +243,10 @@ fn server_config(config: &RuntimeConfig, id: &str, seed: u64) -> ServerConfig {
         rpc_max_conns_per_client: config.limits.rpc_max_conns_per_client,
         rpc_handshake_timeout: config.limits.rpc_handshake_timeout,
         stabilization: config.autopilot.server_stabilization_time,
+        last_contact_threshold: config.autopilot.last_contact_threshold,
+        max_trailing_logs: config.autopilot.max_trailing_logs,
+        min_quorum: config.autopilot.min_quorum,
+        wal_segment_bytes: config.raft.segment_size_bytes,
         cleanup_dead_servers: config.autopilot.cleanup_dead_servers,
         seed,
     }

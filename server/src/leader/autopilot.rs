@@ -6,16 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use weft_raft::{Member, RaftId, Role};
+use weft_raft::{Member, RaftId, Role, Status};
 
+use crate::config::ServerConfig;
 use crate::formation::{PoolServer, pool_servers};
 use crate::handle::Server;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A learner this far behind has not caught up (`autopilot.max_trailing_logs`).
-const TRAILING_MAX: u64 = 250;
-/// A learner must have answered within this time (`autopilot.last_contact_threshold`).
-const CONTACT_WITHIN: Duration = Duration::from_millis(1000);
 
 /// One membership change to make now.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,7 +35,7 @@ pub(super) async fn run(server: &Server) {
         }
         let now = inner.clock.monotonic();
         let pool = pool_servers(&gossip.members(), &inner.config.datacenter);
-        note_stability(&mut stable_since, &status.members, status.last_log, now);
+        note_stability(&mut stable_since, &status, &inner.config, now);
         let ready: Vec<RaftId> = stable_since
             .iter()
             .filter(|(_, since)| now.saturating_sub(**since) >= inner.config.stabilization)
@@ -49,7 +46,7 @@ pub(super) async fn run(server: &Server) {
             &pool,
             inner.raft.status().id,
             &ready,
-            inner.config.cleanup_dead_servers,
+            &inner.config,
         ) else {
             continue;
         };
@@ -69,15 +66,18 @@ pub(super) async fn run(server: &Server) {
 /// Keeps, per learner, since when it has kept up.
 fn note_stability(
     since: &mut BTreeMap<RaftId, Duration>,
-    members: &[Member],
-    last_log: u64,
+    status: &Status,
+    config: &ServerConfig,
     now: Duration,
 ) {
+    let members = &status.members;
     let keeps_up = |m: &&Member| {
         !m.voter
-            && m.matched
-                .is_some_and(|matched| matched + TRAILING_MAX >= last_log)
-            && m.last_contact.is_some_and(|c| c < CONTACT_WITHIN)
+            && m.matched.is_some_and(|matched| {
+                matched.saturating_add(config.max_trailing_logs) >= status.last_log
+            })
+            && m.last_contact
+                .is_some_and(|c| c < config.last_contact_threshold)
     };
     let ids: Vec<RaftId> = members.iter().filter(keeps_up).map(|m| m.peer.id).collect();
     since.retain(|id, _| ids.contains(id));
@@ -92,7 +92,7 @@ fn decide(
     pool: &[PoolServer],
     me: RaftId,
     ready: &[RaftId],
-    cleanup: bool,
+    config: &ServerConfig,
 ) -> Option<Change> {
     if let Some(learner) = members
         .iter()
@@ -105,7 +105,7 @@ fn decide(
     if let Some(gone) = others().find(|m| in_pool(m).is_some_and(|s| s.left)) {
         return Some(Change::Remove(gone.peer.id));
     }
-    if !cleanup {
+    if !config.cleanup_dead_servers {
         return None;
     }
     let voters = members.iter().filter(|m| m.voter).count();
@@ -116,6 +116,6 @@ fn decide(
     // Consul's rule: never take away a minority so large that the next failure would end the quorum.
     let removable = dead
         .into_iter()
-        .find(|m| !m.voter || dead_voters < voters / 2);
+        .find(|m| !m.voter || (dead_voters < voters / 2 && voters > config.min_quorum as usize));
     removable.map(|m| Change::Remove(m.peer.id))
 }
