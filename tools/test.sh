@@ -34,10 +34,13 @@ stage_docs() {
   need_cargo mdbook mdbook 0.5.4
   RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
   mdbook build docs --dest-dir "$(mktemp -d)"
+  need_deb python3 curl bind9-dnsutils
+  cargo build --quiet --bin weft
+  tests/docs/run.sh "$WEFT"
 }
 
 stage_differential() {
-  tools/setup-peers.sh consul
+  tools/setup-peers.sh differential
   cargo build --quiet --bin weft
   cargo run --quiet -p weft-differential -- --weft "$WEFT" --consul "${PEERS:-$HOME/.cache/weft-peers}/consul/usr/bin/consul"
 }
