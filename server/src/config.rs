@@ -64,7 +64,8 @@ pub struct ServerConfig {
     pub rpc_handshake_timeout: Duration,
     /// Time before a caught-up learner may vote (`autopilot.server_stabilization_time`).
     pub stabilization: Duration,
-    /// Silence after which a learner has not kept up (`autopilot.last_contact_threshold`).
+    /// Silence after which a learner has not kept up (`autopilot.last_contact_threshold`); times `raft_multiplier`,
+    /// as the heartbeats that break it are.
     pub last_contact_threshold: Duration,
     /// Entries a learner that keeps up may lag (`autopilot.max_trailing_logs`).
     pub max_trailing_logs: u64,

@@ -333,7 +333,7 @@ pub struct RaftConfig {
 pub struct AutopilotConfig {
     /// Remove dead servers when a new one has come (true).
     pub cleanup_dead_servers: bool,
-    /// Silence after which a server is unhealthy (200 ms).
+    /// Silence after which a server is unhealthy (1 s), times the Raft multiplier.
     pub last_contact_threshold: Duration,
     /// Entries a healthy server may lag (250).
     pub max_trailing_logs: u64,

@@ -77,7 +77,7 @@ fn note_stability(
                 matched.saturating_add(config.max_trailing_logs) >= status.last_log
             })
             && m.last_contact
-                .is_some_and(|c| c < config.last_contact_threshold)
+                .is_some_and(|c| c < config.last_contact_threshold * config.raft_multiplier)
     };
     let ids: Vec<RaftId> = members.iter().filter(keeps_up).map(|m| m.peer.id).collect();
     since.retain(|id, _| ids.contains(id));

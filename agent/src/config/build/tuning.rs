@@ -79,7 +79,7 @@ impl Values<'_> {
             last_contact_threshold: self.duration_from(
                 "autopilot.last_contact_threshold",
                 raw.last_contact_threshold.as_deref(),
-                "200ms",
+                "1s",
                 "1ms",
             ),
             max_trailing_logs: self.size(
