@@ -138,7 +138,7 @@ impl Acceptor {
     pub(crate) async fn run(
         self,
         raft: impl Fn(Conn) + Clone + Send + 'static,
-        rpc: mpsc::Sender<io::Result<RpcConn>>,
+        rpc: mpsc::Sender<io::Result<Seated>>,
         stop: impl Future<Output = ()>,
     ) {
         let counts: Arc<Mutex<BTreeMap<IpAddr, usize>>> = Arc::default();
@@ -171,20 +171,19 @@ impl Acceptor {
             );
             tokio::spawn(async move {
                 match tokio::time::timeout(limit, open(tls, tcp)).await {
-                    Ok(Ok((RAFT, stream))) => raft(Box::new(Seated {
-                        stream,
-                        _seat: seat,
-                    })),
-                    Ok(Ok((_, stream))) => drop(
-                        rpc.send(Ok(RpcConn {
-                            stream: Seated {
-                                stream,
-                                _seat: seat,
-                            },
+                    Ok(Ok((kind, stream))) => {
+                        let seated = Seated {
+                            stream,
                             from,
-                        }))
-                        .await,
-                    ),
+                            _seat: seat,
+                        };
+                        if kind == RAFT {
+                            raft(Box::new(seated));
+                        } else {
+                            // The RPC service has ended: so does the connection.
+                            drop(rpc.send(Ok(seated)).await);
+                        }
+                    }
                     Ok(Err(cause)) => {
                         tracing::warn!(peer.addr = %from, error = %cause, "connection to the server port refused")
                     }
@@ -262,9 +261,10 @@ impl Drop for Seat {
     }
 }
 
-/// A stream that keeps its seat for as long as it lives.
+/// A stream that knows whence it came and keeps its seat for as long as it lives.
 pub(crate) struct Seated {
     stream: Conn,
+    from: SocketAddr,
     _seat: Seat,
 }
 
@@ -310,47 +310,9 @@ impl tokio::io::AsyncWrite for Seated {
     }
 }
 
-/// An accepted RPC connection, for tonic.
-pub(crate) struct RpcConn {
-    stream: Seated,
-    from: SocketAddr,
-}
-
-impl tonic::transport::server::Connected for RpcConn {
+impl tonic::transport::server::Connected for Seated {
     type ConnectInfo = SocketAddr;
     fn connect_info(&self) -> SocketAddr {
         self.from
-    }
-}
-
-impl tokio::io::AsyncRead for RpcConn {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buf: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl tokio::io::AsyncWrite for RpcConn {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buf: &[u8],
-    ) -> std::task::Poll<io::Result<usize>> {
-        std::pin::Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-    fn poll_flush(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
-    }
-    fn poll_shutdown(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
