@@ -27,7 +27,9 @@ enum What {
     #[command(after_help = "Examples:\n  weft kv delete color\n  weft kv delete -recurse app/")]
     Delete(DeleteArgs),
     /// Print the keys under a prefix as JSON that `kv import` reads
-    #[command(after_help = "Examples:\n  weft kv export app/ > app.json\n  weft kv export -http-addr=10.0.0.1:8500 > all.json")]
+    #[command(
+        after_help = "Examples:\n  weft kv export app/ > app.json\n  weft kv export -http-addr=10.0.0.1:8500 > all.json"
+    )]
     Export(ExportArgs),
     /// Read a key, or all keys under a prefix
     #[command(after_help = "Examples:\n  weft kv get color\n  weft kv get -keys -separator=/ app/")]
