@@ -196,7 +196,7 @@ async fn restore(client: Client, file: &Path) -> Done {
 
 /// Reads the whole archive, and answers what it says about itself once its checksums hold.
 fn verified(file: &Path) -> Result<ArchiveMeta, Failure> {
-    inspect_archive(file).map_err(|error| failed("verifying snapshot", file, &error))
+    inspect_archive(file).map_err(|error| failed("verifying snapshot:", file, &error))
 }
 
 fn inspect(args: &InspectArgs) -> Done {
