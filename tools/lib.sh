@@ -12,11 +12,12 @@ as_root() {
   else die "'$*' needs root: run this script as root, or install sudo"; fi
 }
 
-# need_deb PACKAGE... installs what is missing, quietly.
+# need_deb PROGRAM:PACKAGE... installs the packages whose program is missing, quietly. The program counts, not
+# the package: one that came from elsewhere is as good.
 need_deb() {
-  local missing=() package
-  for package in "$@"; do
-    dpkg-query -W -f='${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || missing+=("$package")
+  local missing=() pair
+  for pair in "$@"; do
+    command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair#*:}")
   done
   [ ${#missing[@]} -eq 0 ] && return 0
   echo "installing: ${missing[*]}"

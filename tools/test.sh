@@ -34,7 +34,7 @@ stage_docs() {
   need_cargo mdbook mdbook 0.5.4
   RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
   mdbook build docs --dest-dir "$(mktemp -d)"
-  need_deb python3 curl bind9-dnsutils
+  need_deb python3:python3 curl:curl dig:bind9-dnsutils unshare:util-linux
   cargo build --quiet --bin weft
   tests/docs/run.sh "$WEFT"
 }
@@ -46,13 +46,13 @@ stage_differential() {
 }
 
 stage_clients() {
-  need_deb curl bind9-dnsutils python3-venv nodejs npm
+  tools/setup-peers.sh clients
   cargo build --quiet --bin weft
   tests/clients/run.sh "$WEFT"
 }
 
 stage_powercut() {
-  need_deb xfsprogs e2fsprogs
+  need_deb xfs_io:xfsprogs mkfs.ext4:e2fsprogs
   tests/powercut.sh 3
 }
 

@@ -9,7 +9,7 @@ once=false
 [ "${1:-}" = --once ] && once=true
 [ -t 1 ] || once=true
 
-need_deb curl bind9-dnsutils
+need_deb curl:curl dig:bind9-dnsutils
 step "building weft (release; the first time takes some minutes)"
 cargo build --release --bin weft
 weft=${CARGO_TARGET_DIR:-target}/release/weft

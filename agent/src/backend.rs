@@ -40,7 +40,9 @@ pub enum WriteError {
     #[error("No cluster leader")]
     NoLeader,
     /// The proposal went out but no verdict came back in time. It may still take effect.
-    #[error("the outcome of this write is not known ({0}): it may or may not have been applied; read before retrying")]
+    #[error(
+        "the outcome of this write is not known ({0}): it may or may not have been applied; read before retrying"
+    )]
     Unknown(String),
     /// Below the disk reserve. Nothing was proposed; reads go on.
     #[error("{0}")]
@@ -119,7 +121,11 @@ pub trait Operator: Send + Sync + 'static {
     /// Raft configuration with roles, and the index it was made at. `stale` answers without a leader.
     async fn raft_configuration(&self, stale: bool) -> Result<v1::RaftPeers, OperatorError>;
     /// Removes a peer by exactly one of id or address.
-    async fn remove_peer(&self, id: Option<String>, address: Option<String>) -> Result<(), OperatorError>;
+    async fn remove_peer(
+        &self,
+        id: Option<String>,
+        address: Option<String>,
+    ) -> Result<(), OperatorError>;
     /// Hands leadership to `id`, or to the most caught-up voter.
     async fn transfer_leader(&self, id: Option<String>) -> Result<(), OperatorError>;
     /// Streams an archive in Consul's form (gzip'd tar of meta.json, state.bin, SHA256SUMS); with its index.
@@ -127,7 +133,9 @@ pub trait Operator: Send + Sync + 'static {
     /// Verifies and restores such an archive through the log; state changes at one commit or not at all.
     async fn snapshot_restore(&self, source: SnapshotSource) -> Result<(), OperatorError>;
     /// Consul's `Stats` sections for `/v1/agent/self` and `weft info`: section → key → value.
-    fn stats(&self) -> std::collections::BTreeMap<String, std::collections::BTreeMap<String, String>>;
+    fn stats(
+        &self,
+    ) -> std::collections::BTreeMap<String, std::collections::BTreeMap<String, String>>;
 }
 
 /// Status of a member as Consul numbers it.

@@ -3,7 +3,7 @@
 //! Owns: everything a user's program or operator talks to on this host.
 //! Never: knows Raft or gossip; it reaches the cluster through [`backend`].
 pub mod backend;
-pub mod dns;
 pub mod config;
+pub mod dns;
 pub mod http;
 pub mod local;

@@ -64,7 +64,9 @@ impl<T> Histogram<T> {
     /// The smallest value of the bucket below which `fraction` (0 to 1) of the values lie; 0 without values.
     #[must_use]
     pub fn percentile(&self, fraction: f64) -> u64 {
-        let rank = ((self.total as f64) * fraction.clamp(0.0, 1.0)).ceil().max(1.0) as u64;
+        let rank = ((self.total as f64) * fraction.clamp(0.0, 1.0))
+            .ceil()
+            .max(1.0) as u64;
         let mut seen = 0_u64;
         for (bucket, count) in self.counts.iter().enumerate() {
             seen = seen.saturating_add(*count);
@@ -177,7 +179,10 @@ mod tests {
         for value in (0..10_000).chain([1 << 40, u64::MAX / 3, u64::MAX]) {
             let lowest = lowest_of(bucket_of(value));
             assert!(lowest <= value, "{value} in a bucket from {lowest}");
-            assert!(value - lowest <= lowest / 4, "{value} too far from {lowest}");
+            assert!(
+                value - lowest <= lowest / 4,
+                "{value} too far from {lowest}"
+            );
             assert_eq!(bucket_of(lowest), bucket_of(value));
         }
     }
