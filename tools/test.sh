@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 export CARGO_INCREMENTAL=0   # one build, thrown away or cached whole: incremental files only cost time here
 
-TARGET=${CARGO_TARGET_DIR:-target}
+TARGET=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 WEFT=$TARGET/debug/weft
 
 stage_format() {
@@ -53,7 +53,8 @@ stage_clients() {
 
 stage_powercut() {
   need_deb xfs_io:xfsprogs mkfs.ext4:e2fsprogs
-  tests/powercut.sh 3
+  cargo build --quiet -p weft-raft --example powercut
+  POWERCUT_BIN=$TARGET/debug/examples/powercut tests/powercut.sh 3
 }
 
 stages=("$@")
