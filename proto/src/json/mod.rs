@@ -1,6 +1,6 @@
 //! Consul's JSON forms of the domain records.
 //!
-//! Owns: the writers of every record in the field order and escaping of Consul ([`write`],
+//! Owns: the writers of every record in the field order and escaping of Consul ([`mod@write`],
 //! [`records`]), the case-insensitive decoder of request bodies ([`decode`]) and the request forms
 //! that become records or commands ([`input`], [`txn`]).
 //! Never: knows HTTP, or judges whether a record may be stored.
