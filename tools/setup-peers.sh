@@ -96,6 +96,6 @@ case $what in
 esac
 
 # `version` of another release would make every comparison meaningless.
-found=$("$CONSUL" version | head -n 1)
+found=$("$CONSUL" version | sed -n 1p)
 [ "$found" = "Consul v1.8.7" ] || { say "$CONSUL is '$found', not Consul v1.8.7: remove $PEERS/consul and run this again"; exit 1; }
 say "ready: $found in $PEERS"

@@ -423,10 +423,20 @@ impl RaftSnapshotBuilder<Types> for Builder {
         let frozen = frozen.ok_or_else(|| io::Error::other("a snapshot builder builds once"))??;
         let (snapshots, meta) = (self.snapshots.clone(), self.meta.clone());
         let start = self.clock.monotonic();
-        let stored = on_thread("weft-snapshot", move || {
+        let built = on_thread("weft-snapshot", move || {
             snapshots.write(meta, |to| frozen.write(to))
         })
-        .await?;
+        .await;
+        let stored = match (built, self.snapshots.current()) {
+            (Ok(stored), _) => stored,
+            // openraft ends on an error here, at each start again while the disk is full: reads would end
+            // with it. The log still has what the snapshot would have covered.
+            (Err(cause), Some(last)) => {
+                tracing::error!(error = %cause, "snapshot not written, the last one stays");
+                return Ok(into_openraft(last));
+            }
+            (Err(cause), None) => return Err(cause),
+        };
         let took = self.clock.monotonic().saturating_sub(start);
         self.metrics.snapshot_built(stored.data.size_bytes(), took);
         Ok(into_openraft(stored))

@@ -127,6 +127,16 @@ impl SnapshotStore {
         *self.current.lock() = Some(stored);
     }
 
+    /// As [`Self::set_current`], unless a newer one was installed while this one was being built: handing
+    /// out the older would send a follower in circles.
+    fn set_newer(&self, stored: Stored) {
+        let mut current = self.current.lock();
+        let is_newer = |old: &Stored| old.meta.last_log_id <= stored.meta.last_log_id;
+        if current.as_ref().is_none_or(is_newer) {
+            *current = Some(stored);
+        }
+    }
+
     /// Directories of the snapshots kept, newest first.
     pub(crate) fn candidates(&self) -> io::Result<Vec<PathBuf>> {
         let Some(dir) = &self.dir else {
@@ -228,7 +238,7 @@ impl SnapshotStore {
             (data, _) => data,
         };
         let stored = Stored { meta, data };
-        self.set_current(stored.clone());
+        self.set_newer(stored.clone());
         self.prune();
         Ok(stored)
     }

@@ -379,6 +379,8 @@ fn frees_space(command: &v1::stamped::Command) -> bool {
         Command::Deregister(_)
         | Command::SessionDestroy(_)
         | Command::SessionExpire(_)
+        | Command::SessionRenew(_)
+        | Command::RestoreAbort(_)
         | Command::TombstoneReap(_)
         | Command::LeaderStart(_) => true,
         Command::Kv(kv) => matches!(

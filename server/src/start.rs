@@ -278,9 +278,17 @@ fn raft_id(config: &ServerConfig, store: &dyn LogStore) -> Result<RaftId, Server
     };
     let path = dir.join("raft-id");
     let log = store.state();
-    let has_history =
-        log.vote.is_some() || log.last.is_some() || has_snapshots(&dir.join("snapshots"));
-    match (std::fs::read_to_string(&path), has_history) {
+    // A log that was ever used holds a vote. Snapshots without one are what a lost log left behind: under
+    // the old id this server would vote with a memory it no longer has.
+    let has_log = log.vote.is_some() || log.last.is_some() || log.purged.is_some();
+    let snapshots = dir.join("snapshots");
+    if !has_log && has_snapshots(&snapshots) {
+        return Err(damaged(
+            &snapshots,
+            "holds snapshots, but the log beside it is gone",
+        ));
+    }
+    match (std::fs::read_to_string(&path), has_log) {
         (Ok(text), true) => text
             .trim()
             .parse()
@@ -308,7 +316,11 @@ fn raft_id(config: &ServerConfig, store: &dyn LogStore) -> Result<RaftId, Server
 }
 
 fn has_snapshots(dir: &Path) -> bool {
-    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+    std::fs::read_dir(dir).is_ok_and(|entries| {
+        entries
+            .flatten()
+            .any(|entry| !entry.file_name().to_string_lossy().starts_with("tmp-"))
+    })
 }
 
 fn damaged(path: &Path, what: &str) -> ServerError {

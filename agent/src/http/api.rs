@@ -24,7 +24,7 @@ use super::config::{Deps, HttpConfig};
 use super::error::Failure;
 use super::metrics::Metrics;
 use super::options::check_scope;
-use super::query::Query;
+use super::query::{Query, percent_decode};
 use super::reply::{Body, Reply};
 use super::route::{Lookup, Routes};
 use super::table::TABLE;
@@ -179,11 +179,13 @@ impl Api {
 
     /// What is checked alike for every route.
     fn prepare(&self, head: &Parts, path: &str) -> Result<Query, Failure> {
+        // As the handler will see it: `%73` is an `s`. What does not decode is refused there.
+        let decoded = percent_decode(path.as_bytes()).unwrap_or_default();
         if self
             .config
             .block_endpoints
             .iter()
-            .any(|blocked| path.starts_with(blocked.as_str()))
+            .any(|blocked| decoded.starts_with(blocked.as_bytes()))
         {
             let text = "Endpoint is blocked by agent configuration";
             return Err(Failure::new(StatusCode::FORBIDDEN, "http.blocked", text));

@@ -111,8 +111,9 @@ impl Call {
         let mut name = String::with_capacity(64 + tail.len());
         let _ = write!(
             name,
-            "{}\0{tail}\0{:x}",
+            "{}\0{}:{tail}\0{:x}",
             self.route.path,
+            tail.len(),
             self.guard.fingerprint()
         );
         for parameter in self
@@ -122,7 +123,8 @@ impl Call {
             .filter(|parameter| !NOT_CONTENT.contains(parameter))
         {
             for value in self.query.all(parameter) {
-                let _ = write!(name, "\0{parameter}={value}");
+                // With its length: a value may hold anything, a NUL and the next name included.
+                let _ = write!(name, "\0{parameter}={}:{value}", value.len());
             }
         }
         name

@@ -198,9 +198,17 @@ impl Driver {
         let remote = remote(&*self.backend, &table.node.name);
         let mut memory = self.local.memory.lock();
         let was_lost = *memory == Memory::Lost;
+        if sync::is_foreign(&table, &remote) {
+            tracing::error!(
+                node.name = %table.node.name,
+                node.id = %table.node.id,
+                reason = "local.name_taken",
+                "the catalog has this node's name under another machine's id; give this node a node_name of its own, or wait until the other one is gone"
+            );
+        }
         sync::compare(&mut table, &remote, &mut memory);
         let (held, whole) = (memory.held(), *memory == Memory::Whole);
-        if held == 0 && !whole {
+        if held == 0 && !whole && !sync::is_foreign(&table, &remote) {
             *memory = Memory::Whole;
             self.local.mark_store();
         } else if was_lost && held > 0 {

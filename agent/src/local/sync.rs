@@ -106,7 +106,14 @@ pub(super) enum Carried {
 }
 
 /// Full comparison: sets every sync mark anew, and marks for removal what the agent does not know.
+///
+/// A node of our name with another id is another machine's, alive or not yet given up: nothing under
+/// it is ours to judge, let alone to remove.
 pub(super) fn compare(table: &mut Table, remote: &Remote, memory: &mut Memory) {
+    if is_foreign(table, remote) {
+        table.node_in_sync = false;
+        return;
+    }
     table.node_in_sync = remote
         .node
         .as_ref()
@@ -141,6 +148,14 @@ pub(super) fn compare(table: &mut Table, remote: &Remote, memory: &mut Memory) {
         }
     }
     mark_unknown(table, remote, memory);
+}
+
+/// Whether the catalog has our name under another machine's id.
+pub(super) fn is_foreign(table: &Table, remote: &Remote) -> bool {
+    remote
+        .node
+        .as_ref()
+        .is_some_and(|node| !node.id.is_empty() && !node.id.eq_ignore_ascii_case(&table.node.id))
 }
 
 fn mark_unknown(table: &mut Table, remote: &Remote, memory: &mut Memory) {
@@ -319,6 +334,7 @@ fn removals(table: &Table) -> Vec<Write> {
             command: Command::Deregister(v1::Deregister {
                 node: node(),
                 service_id: id.clone(),
+                expect_node_id: table.node.id.clone(),
                 ..Default::default()
             }),
             carries: vec![Carried::GoneService(id.clone(), gone.revision)],
@@ -331,6 +347,7 @@ fn removals(table: &Table) -> Vec<Write> {
             command: Command::Deregister(v1::Deregister {
                 node: node(),
                 check_id: id.clone(),
+                expect_node_id: table.node.id.clone(),
                 ..Default::default()
             }),
             carries: vec![Carried::GoneCheck(id.clone(), gone.revision)],
