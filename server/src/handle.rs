@@ -403,7 +403,8 @@ fn failed(failure: v1::WriteFailure) -> WriteFailure {
 
 pub(crate) fn read_failed(cause: ReadIndexError) -> ReadFailure {
     match cause {
-        ReadIndexError::NotLeader { .. } => ReadFailure::NoLeader,
+        // A leader that no quorum confirms is none: clients retry on these words.
+        ReadIndexError::NotLeader { .. } | ReadIndexError::Timeout => ReadFailure::NoLeader,
         ReadIndexError::Stopped(why) => ReadFailure::Stopped(why),
         other => ReadFailure::Timeout(other.to_string()),
     }
