@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use openraft::ChangeMembers;
@@ -12,7 +14,7 @@ use openraft::errors::{ClientWriteError, RaftError};
 
 use crate::error::ChangeError;
 use crate::net::Raft;
-use crate::node::RaftNode;
+use crate::node::{Inner, RaftNode};
 use crate::peer::{Node, Peer, RaftId};
 use crate::status::{Role, Status};
 use crate::types::Types;
@@ -89,6 +91,19 @@ impl RaftNode {
             .await
     }
 
+    /// Ends a change of voters whose leader died, or lost patience, between its two steps: the new set
+    /// alone is in force then. A voter it takes out is removed altogether, as [`Self::remove`] does.
+    ///
+    /// Errors: [`ChangeError::Refused`] while this server itself is making a change.
+    pub async fn settle_membership(&self) -> Result<(), ChangeError> {
+        let Some(alone) = Changing::alone(&self.inner) else {
+            return Err(ChangeError::Refused("a change is under way".into()));
+        };
+        // Adding nobody to the newer of the two voter sets leaves only that one.
+        self.change_as(alone, ChangeMembers::AddVoterIds(BTreeSet::new()), false)
+            .await
+    }
+
     /// Hands leadership to `to`, or to the most up-to-date voter, and waits until this server follows.
     ///
     /// Errors: [`ChangeError::Refused`] when nobody can take over; this server leads on.
@@ -130,8 +145,18 @@ impl RaftNode {
     }
 
     async fn change(&self, changes: Changes, keep_as_learner: bool) -> Result<(), ChangeError> {
-        let inner = self.inner.clone();
+        self.change_as(Changing::one_more(&self.inner), changes, keep_as_learner)
+            .await
+    }
+
+    async fn change_as(
+        &self,
+        changing: Changing,
+        changes: Changes,
+        keep_as_learner: bool,
+    ) -> Result<(), ChangeError> {
         self.on_raft(move |raft| async move {
+            let inner = &changing.0;
             let change = raft.change_membership(changes, keep_as_learner);
             let Ok(changed) = tokio::time::timeout(CHANGE_PATIENCE, change).await else {
                 return Err(ChangeError::Unknown(format!(
@@ -163,6 +188,29 @@ impl RaftNode {
     }
 }
 
+/// A change this server is making; counted so that nobody settles it in the middle.
+struct Changing(Arc<Inner>);
+
+impl Changing {
+    fn one_more(inner: &Arc<Inner>) -> Self {
+        inner.changing.fetch_add(1, Ordering::Relaxed);
+        Self(inner.clone())
+    }
+
+    /// `None` while there is another.
+    fn alone(inner: &Arc<Inner>) -> Option<Self> {
+        let counted: &AtomicUsize = &inner.changing;
+        let first = counted.compare_exchange(0, 1, Ordering::Relaxed, Ordering::Relaxed);
+        first.ok().map(|_| Self(inner.clone()))
+    }
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        self.0.changing.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 fn change_error(error: RaftError<Types, ClientWriteError<Types>>) -> ChangeError {
     match error {
         RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => {
@@ -185,4 +233,63 @@ fn successor(status: &Status, to: Option<RaftId>) -> Result<RaftId, ChangeError>
     let chosen =
         chosen.ok_or_else(|| ChangeError::Refused("there is no such other voter".into()))?;
     Ok(chosen.peer.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::async_runtime::watch::WatchReceiver as _;
+    use openraft::entry::RaftPayload as _;
+
+    use super::*;
+    use crate::types::{Membership, Types};
+    use crate::world::{Options, World, id};
+
+    /// The first step of removing `gone`, without the second: what a leader that dies leaves behind.
+    async fn half_a_removal(world: &World, leader: usize, gone: RaftId) {
+        let raft = world.node(leader).inner.raft.clone();
+        let before = raft.metrics().borrow_watched().membership_config.clone();
+        let voters: BTreeSet<RaftId> = before.membership().voter_ids().collect();
+        let remaining = voters.iter().copied().filter(|id| *id != gone).collect();
+        let nodes: BTreeMap<_, _> = before
+            .membership()
+            .nodes()
+            .map(|(id, node)| (*id, node.clone()))
+            .collect();
+        let joint = Membership::new(vec![voters, remaining], nodes).unwrap();
+        let blank = openraft::alias::PayloadOf::<Types>::blank();
+        raft.append_membership(joint, blank, []).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_change_whose_leader_died_half_way_is_brought_to_its_end() {
+        let mut world = World::cluster(4, Options::default()).await;
+        let old = world.leader().await;
+        world.put("x").await;
+        let gone = (old + 1) % 4;
+        half_a_removal(&world, old, id(gone)).await;
+        for n in 0..4 {
+            world.wait_status(n, "joint", |status| status.joint).await;
+        }
+        world.stop(old).await;
+
+        let new = world.leader_but(old).await;
+        world.put("y").await;
+        assert!(world.node(new).status().joint, "electing settles nothing");
+        world.node(new).settle_membership().await.unwrap();
+        let settled = |status: &Arc<Status>| !status.joint && status.membership_settled;
+        let status = world.wait_status(new, "settled", settled).await;
+        let members: BTreeSet<_> = status.members.iter().map(|m| m.peer.id).collect();
+        let expected: BTreeSet<_> = (0..4).filter(|n| *n != gone).map(id).collect();
+        assert_eq!(members, expected);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_change_that_is_being_made_is_not_settled_by_somebody_else() {
+        let world = World::cluster(1, Options::default()).await;
+        let making = Changing::one_more(&world.node(0).inner);
+        let refused = world.node(0).settle_membership().await.unwrap_err();
+        assert_eq!(refused.reason(), "raft_change_refused");
+        drop(making);
+        world.node(0).settle_membership().await.unwrap();
+    }
 }

@@ -25,6 +25,13 @@ mod storage;
 #[cfg(test)]
 mod suite;
 mod types;
+#[cfg(test)]
+#[path = "../tests/world/mod.rs"]
+mod world;
+
+// The tests' world speaks of this crate by its name.
+#[cfg(test)]
+extern crate self as weft_raft;
 
 pub use config::{ConfigError, RaftConfig};
 pub use error::{BootstrapError, ChangeError, ProposeError, ReadIndexError, StartError, WaitError};

@@ -58,6 +58,8 @@ pub(crate) struct Inner {
     reads: Reads,
     status: watch::Receiver<Arc<Status>>,
     in_flight: AtomicUsize,
+    /// Membership changes this server is making.
+    pub(crate) changing: AtomicUsize,
     stopping: AtomicBool,
     stop: Mutex<Option<Stop>>,
 }
@@ -498,6 +500,7 @@ impl Boot {
             reads,
             status,
             in_flight: AtomicUsize::new(0),
+            changing: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             stop: Mutex::new(Some(stop)),
         };

@@ -79,6 +79,9 @@ pub struct Status {
     pub membership_index: u64,
     /// The membership is the committed one (no change under way).
     pub membership_settled: bool,
+    /// A change of voters is half done: both the old and the new set must agree to everything. It stays
+    /// so when the leader that made it died in between; see [`crate::RaftNode::settle_membership`].
+    pub joint: bool,
     /// Servers of the membership, by id.
     pub members: Vec<Member>,
     /// Why Raft has failed here; the server role must end with it. `None` after a plain shutdown.
@@ -115,6 +118,7 @@ impl Status {
             quorum_ack: metrics.last_quorum_acked.as_ref().map(|at| at.elapsed()),
             membership_index: metrics.membership_config.log_id().map_or(0, |id| id.index),
             membership_settled: metrics.membership_config == metrics.committed_membership_config,
+            joint: membership.get_joint_config().len() > 1,
             members: members(metrics),
             fatal: fatal(metrics),
         }

@@ -78,3 +78,32 @@ pub struct ServerConfig {
     /// Seed of this server's dice.
     pub seed: u64,
 }
+
+/// A server in memory that forms a cluster of its own, on ports the system picks.
+#[cfg(test)]
+pub(crate) fn for_tests() -> ServerConfig {
+    ServerConfig {
+        node_name: "s1".into(),
+        node_id: "11111111-1111-4111-8111-111111111111".into(),
+        datacenter: "dc1".into(),
+        data_dir: None,
+        rpc_bind: SocketAddr::from(([127, 0, 0, 1], 0)),
+        rpc_advertise: SocketAddr::from(([127, 0, 0, 1], 0)),
+        backend: LogBackend::Memory,
+        bootstrap: Bootstrap::Alone,
+        raft_multiplier: 1,
+        snapshot_threshold: 16_384,
+        trailing_logs: 10_240,
+        hold_timeout: Duration::from_secs(7),
+        tombstone_ttl: Duration::from_mins(15),
+        rpc_max_conns_per_client: 100,
+        rpc_handshake_timeout: Duration::from_secs(5),
+        stabilization: Duration::from_secs(10),
+        last_contact_threshold: Duration::from_millis(200),
+        max_trailing_logs: 250,
+        min_quorum: 0,
+        wal_segment_bytes: 1 << 20,
+        cleanup_dead_servers: true,
+        seed: 1,
+    }
+}
