@@ -15,6 +15,7 @@ use weft_gossip::{Member, MemberStatus};
 use weft_proto::v1;
 use weft_raft::{Peer, RaftId, Role};
 
+use crate::admission::{self, Admission, SILENT_AFTER, Seen};
 use crate::config::Bootstrap;
 use crate::handle::{Inner, Server, ServerError};
 
@@ -436,50 +437,21 @@ impl Server {
     /// On the leader: lets a server in as a learner, or takes note of its new address.
     pub(crate) async fn admit(&self, request: v1::JoinRequest) -> Result<(), ServerError> {
         let inner = &self.inner;
-        let invalid = |why: String| Err(ServerError::Invalid(why));
-        if request.datacenter != inner.config.datacenter {
-            return invalid(format!(
-                "this cluster is of datacenter {:?}, the server of {:?}",
-                inner.config.datacenter, request.datacenter
-            ));
-        }
-        let state = inner.published.load();
-        if !request.cluster_id.is_empty() && request.cluster_id != state.cluster_id() {
-            return invalid(format!(
-                "{} holds data of another cluster ({}, this one is {}); start it with an empty data_dir to let it join",
-                request.node_name,
-                request.cluster_id,
-                state.cluster_id()
-            ));
-        }
         let id: RaftId = request
             .raft_id
             .parse()
             .map_err(|_| ServerError::Invalid(format!("{:?} is not a Raft id", request.raft_id)))?;
-        let status = inner.raft.status();
-        if let Some(known) = status.members.iter().find(|m| m.peer.id == id) {
-            if known.peer.address != request.address {
-                inner
-                    .raft
-                    .update_address(id, request.address)
-                    .await
-                    .map_err(change_failed)?;
+        let replaced = match self.judge(&request, id).map_err(ServerError::Invalid)? {
+            Admission::Known => return Ok(()),
+            Admission::Moved => {
+                let moved = inner.raft.update_address(id, request.address).await;
+                return moved.map_err(change_failed);
             }
-            return Ok(());
-        }
-        // A server that lost its data comes back under its name with a new id: the old id holds
-        // nothing any more, and as a voter it would only count against the quorum.
-        for old in status
-            .members
-            .iter()
-            .filter(|m| m.peer.name == request.node_name)
-        {
-            tracing::warn!(server.name = %request.node_name, raft.old_id = %old.peer.id, raft.new_id = %id, "server came back without its log; replacing its old Raft id");
-            inner
-                .raft
-                .remove(old.peer.id)
-                .await
-                .map_err(change_failed)?;
+            Admission::New(replaced) => replaced,
+        };
+        for old in replaced {
+            tracing::warn!(server.name = %request.node_name, raft.old_id = %old, raft.new_id = %id, "server came back without its log; replacing its old Raft id");
+            inner.raft.remove(old).await.map_err(change_failed)?;
         }
         let peer = Peer {
             id,
@@ -489,6 +461,26 @@ impl Server {
         };
         tracing::info!(server.name = %peer.name, server.addr = %peer.address, raft.id = %id, "adding server as learner");
         inner.raft.add_learner(peer).await.map_err(change_failed)
+    }
+
+    fn judge(&self, request: &v1::JoinRequest, id: RaftId) -> Result<Admission, String> {
+        let inner = &self.inner;
+        let (status, state) = (inner.raft.status(), inner.published.load());
+        let pool = inner.gossip.load_full().map_or_else(Vec::new, |gossip| {
+            pool_servers(&gossip.members(), &inner.config.datacenter)
+        });
+        let now = inner.clock.monotonic();
+        let seen = Seen {
+            me: status.id,
+            datacenter: &inner.config.datacenter,
+            cluster_id: state.cluster_id(),
+            members: &status.members,
+            pool: &pool,
+            leading_for: (*inner.leading_since.lock())
+                .map_or(Duration::ZERO, |since| now.saturating_sub(since)),
+            silent_after: SILENT_AFTER * inner.config.raft_multiplier,
+        };
+        admission::judge(request, id, &seen)
     }
 }
 

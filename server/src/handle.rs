@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use prost::Message;
 use tokio::sync::watch;
@@ -113,6 +114,8 @@ pub(crate) struct Inner {
     pub(crate) reservation: Reservation,
     /// This server said goodbye: it must not ask to be let in again on its way out.
     pub(crate) leaving: AtomicBool,
+    /// Since when this server leads, on the monotonic clock.
+    pub(crate) leading_since: Mutex<Option<Duration>>,
     pub(crate) public_key: Bytes,
     pub(crate) stop: watch::Sender<bool>,
 }

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
 mod archive;
 mod config;
 mod disk_reserve;

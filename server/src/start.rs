@@ -91,6 +91,7 @@ impl Server {
             gossip: ArcSwapOption::empty(),
             reservation: Reservation::default(),
             leaving: false.into(),
+            leading_since: None.into(),
             public_key,
             stop: watch::channel(false).0,
             config,

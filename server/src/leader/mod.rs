@@ -33,12 +33,14 @@ pub(crate) async fn run(server: Server) {
         }
         let term = status.borrow().term;
         tracing::info!(raft.term = term, node.name = %server.inner.config.node_name, "became leader");
+        *server.inner.leading_since.lock() = Some(server.inner.clock.monotonic());
         tokio::select! {
             biased;
             _ = stop.wait_for(|stopped| *stopped) => return,
             _ = status.wait_for(|s| s.role != Role::Leader || s.term != term) => {}
             () = duties(&server) => {}
         }
+        *server.inner.leading_since.lock() = None;
         tracing::info!(raft.term = term, node.name = %server.inner.config.node_name, "no longer leader");
     }
 }
