@@ -401,6 +401,7 @@ fn http_config(config: &RuntimeConfig, tls: &Tls, seed: u64) -> anyhow::Result<H
             max_conns: config.limits.http_max_conns,
             max_blocking_queries: config.limits.http_max_blocking_queries,
             header_timeout: config.http.read_header_timeout,
+            stall_timeout: config.http.stall_timeout,
             handshake_timeout: config.limits.https_handshake_timeout,
             max_header_bytes: config.http.max_header_bytes,
             kv_max_value_bytes: config.limits.kv_max_value_bytes as u64,

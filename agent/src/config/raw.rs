@@ -158,6 +158,7 @@ raw! {
         read_header_timeout: String,
         read_timeout: String,
         response_headers: BTreeMap<String, String>,
+        stall_timeout: String,
         use_cache: bool,
         write_timeout: String,
     }

@@ -417,6 +417,8 @@ pub struct HttpConfig {
     pub max_header_bytes: usize,
     /// Time to send the headers (10 s).
     pub read_header_timeout: Duration,
+    /// Longest time without progress on a body, an answer or a new connection (30 s).
+    pub stall_timeout: Duration,
     /// Time to send a whole request; `None`: unbounded.
     pub read_timeout: Option<Duration>,
     /// Time to take an answer; `None`: unbounded (blocking queries).

@@ -384,6 +384,7 @@ const HTTP: &[Key] = &[
     key("read_header_timeout", Duration),
     inert("read_timeout", Duration),
     key("response_headers", TextMap),
+    key("stall_timeout", Duration),
     key("use_cache", Bool),
     inert("write_timeout", Duration),
 ];

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, HeaderMap};
 use http::request::Parts;
-use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::Value;
 use weft_catalog::acl::{Access, Authorizer, Resource};
@@ -19,6 +18,7 @@ use weft_proto::v1;
 use super::api::Api;
 use super::error::Failure;
 use super::options::Options;
+use super::pace::Paced;
 use super::query::{Query, percent_decode};
 use super::route::{Need, Route};
 
@@ -87,8 +87,11 @@ impl Call {
     }
 
     /// The raw body stream; the caller bounds it.
-    pub(super) fn take_body(&mut self) -> Option<Incoming> {
-        self.body.take()
+    pub(super) fn take_body(&mut self) -> Option<Paced> {
+        let stall = self.api.config.limits.stall_timeout;
+        let clock = &self.api.deps.clock;
+        let body = self.body.take()?;
+        Some(Paced::new(body, Arc::clone(clock), stall))
     }
 
     /// The whole body, at most `max` bytes: what is announced counts first, what arrives counts too.
@@ -97,16 +100,12 @@ impl Call {
         if let Some(size) = announced.filter(|size| *size > max) {
             return Err(Failure::too_large(size, max, knob));
         }
-        let Some(mut body) = self.body.take() else {
+        let Some(mut body) = self.take_body() else {
             return Ok(Bytes::new());
         };
         let (mut first, mut rest) = (Bytes::new(), BytesMut::new());
-        while let Some(frame) = body.frame().await {
-            let frame = frame
-                .map_err(|_| Failure::bad_request("http.body", "The request body ended early"))?;
-            let Ok(data) = frame.into_data() else {
-                continue;
-            };
+        while let Some(data) = body.next().await {
+            let data = data?;
             let size = (first.len() + rest.len() + data.len()) as u64;
             if size > max {
                 return Err(Failure::too_large(size, max, knob));

@@ -55,6 +55,9 @@ pub struct HttpLimits {
     pub max_blocking_queries: usize,
     /// `http_config.read_header_timeout`: from the first byte of a request to the end of its head.
     pub header_timeout: Duration,
+    /// `http_config.stall_timeout`: how long a new connection may be silent, a body may not come
+    /// and an answer may not be taken.
+    pub stall_timeout: Duration,
     /// `limits.https_handshake_timeout`: time for a TLS handshake.
     pub handshake_timeout: Duration,
     /// `http_config.max_header_bytes`: request line and headers of one request.
@@ -76,6 +79,7 @@ impl Default for HttpLimits {
             max_conns: 8_192,
             max_blocking_queries: 16_384,
             header_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(30),
             handshake_timeout: Duration::from_secs(5),
             max_header_bytes: 64 * 1024,
             kv_max_value_bytes: 512 * 1024,

@@ -25,6 +25,7 @@ mod kv;
 mod metrics;
 mod operator;
 mod options;
+mod pace;
 mod query;
 mod reply;
 mod route;

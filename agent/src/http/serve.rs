@@ -20,13 +20,20 @@ use tokio_util::task::TaskTracker;
 
 use super::api::Api;
 use super::config::{Deps, HttpConfig, Listen, TlsSource};
-use super::head_timeout::{Answering, Watched};
+use super::head_timeout::{Answering, Patience, Watched};
 use super::metrics::Flight;
 
 /// hyper's least buffer.
 const BUFFER_MIN_BYTES: usize = 8 * 1024;
 /// How long connections may finish what they do when the server stops.
 const DRAIN: Duration = Duration::from_secs(5);
+/// An HTTP/2 connection is asked for a sign of life after this time, and ended without one.
+const PING_AFTER: Duration = Duration::from_secs(20);
+/// TCP asks a silent peer for a sign of life after this time, so often, at this interval: who is gone
+/// without a word (a host that lost its power) has given its place back within a minute.
+const PROBE_AFTER: Duration = Duration::from_secs(30);
+const PROBES: u32 = 3;
+const PROBE_EVERY: Duration = Duration::from_secs(10);
 /// Pause after the system could not accept (too many open files), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Consul's text for too many connections of one client.
@@ -144,6 +151,16 @@ async fn bind_unix(path: &Path, mode: Option<u32>) -> std::io::Result<UnixListen
     Ok(listener)
 }
 
+/// What every TCP connection is set to.
+fn tune(stream: &tokio::net::TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let probes = socket2::TcpKeepalive::new()
+        .with_time(PROBE_AFTER)
+        .with_interval(PROBE_EVERY)
+        .with_retries(PROBES);
+    socket2::SockRef::from(stream).set_tcp_keepalive(&probes)
+}
+
 /// Lets connections in, within the bounds.
 struct Door {
     api: Arc<Api>,
@@ -206,7 +223,11 @@ impl Door {
             }
             Listener::Tcp(listener, tls) => {
                 let (stream, peer) = listener.accept().await?;
-                stream.set_nodelay(true)?;
+                if let Err(error) = tune(&stream) {
+                    // Only this connection's matter: it is broken already.
+                    tracing::debug!(peer.addr = %peer, error = %error, "connection ended early");
+                    return Ok(());
+                }
                 match (self.enter(Some(peer.ip())), tls) {
                     (Ok(place), None) => self.serve(place, stream, false),
                     (Ok(place), Some(tls)) => self.serve_tls(place, stream, peer, tls()),
@@ -308,6 +329,13 @@ fn head_bound(api: &Api) -> usize {
     (2 * api.config.limits.max_header_bytes).max(BUFFER_MIN_BYTES)
 }
 
+fn patience(api: &Api) -> Patience {
+    Patience {
+        head: api.config.limits.header_timeout,
+        stall: api.config.limits.stall_timeout,
+    }
+}
+
 async fn serve_h1(
     api: Arc<Api>,
     place: Place,
@@ -316,7 +344,7 @@ async fn serve_h1(
     let (stopping, client) = (api.stopping.clone(), place.client);
     let head_max = head_bound(&api);
     let answering = Answering::default();
-    let stream = Watched::new(stream, answering.clone(), api.config.limits.header_timeout);
+    let stream = Watched::new(stream, answering.clone(), patience(&api));
     let service = service_fn(move |request| {
         let api = Arc::clone(&api);
         let guard = answering.begin();
@@ -345,6 +373,17 @@ async fn serve_h1(
     drop(place);
 }
 
+/// `head_max`: bytes of one request's headers.
+fn h2_builder(head_max: usize) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PING_AFTER)
+        .max_header_list_size(u32::try_from(head_max).unwrap_or(u32::MAX));
+    builder
+}
+
 async fn serve_h2(
     api: Arc<Api>,
     place: Place,
@@ -352,14 +391,12 @@ async fn serve_h2(
 ) {
     let (stopping, client) = (api.stopping.clone(), place.client);
     let head_max = head_bound(&api);
+    let stream = Watched::preface(stream, patience(&api));
     let service = service_fn(move |request| {
         let api = Arc::clone(&api);
         async move { Ok::<_, std::convert::Infallible>(api.answer(request, client).await) }
     });
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(head_max).unwrap_or(u32::MAX))
-        .serve_connection(TokioIo::new(stream), service);
+    let connection = h2_builder(head_max).serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
@@ -375,5 +412,54 @@ async fn serve_h2(
 fn log_end(result: hyper::Result<()>) {
     if let Err(error) = result {
         tracing::debug!(error = %error, "connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_system_asks_a_silent_peer_for_a_sign_of_life() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = tokio::net::TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        tune(&stream).unwrap();
+        let socket = socket2::SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), PROBE_AFTER);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), PROBE_EVERY);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), PROBES);
+    }
+
+    /// Type of a PING frame (RFC 9113 §6.7).
+    const PING: u8 = 6;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_http2_client_that_answers_no_ping_is_let_go() {
+        let (ours, mut theirs) = tokio::io::duplex(4_096);
+        let service = service_fn(|_: http::Request<hyper::body::Incoming>| async {
+            Ok::<_, std::convert::Infallible>(http::Response::new(String::new()))
+        });
+        let connection = h2_builder(16 * 1024).serve_connection(TokioIo::new(ours), service);
+        theirs
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .await
+            .unwrap();
+        let ended = tokio::time::timeout(PING_AFTER * 3, connection).await;
+        assert!(ended.expect("it is still open").is_err());
+        let mut frames = Vec::new();
+        theirs.read_to_end(&mut frames).await.unwrap();
+        let mut kinds = Vec::new();
+        let mut rest = frames.as_slice();
+        while let [a, b, c, kind, ..] = *rest {
+            kinds.push(kind);
+            rest = &rest[9 + u32::from_be_bytes([0, a, b, c]) as usize..];
+        }
+        assert!(kinds.contains(&PING), "{kinds:?}");
     }
 }

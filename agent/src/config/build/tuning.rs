@@ -238,6 +238,12 @@ impl Values<'_> {
                 raw.read_header_timeout.as_deref(),
                 "10s",
             ),
+            stall_timeout: self.duration_from(
+                "http_config.stall_timeout",
+                raw.stall_timeout.as_deref(),
+                "30s",
+                "1s",
+            ),
             read_timeout: self.timeout("http_config.read_timeout", raw.read_timeout.as_deref()),
             write_timeout: self.timeout("http_config.write_timeout", raw.write_timeout.as_deref()),
             idle_timeout: self.duration(

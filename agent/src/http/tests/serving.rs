@@ -164,6 +164,74 @@ async fn a_head_in_pieces_has_little_time_and_an_idle_connection_all_it_wants() 
     world.stop().await;
 }
 
+const STALL: std::time::Duration = std::time::Duration::from_millis(150);
+
+async fn impatient() -> World {
+    World::with(|config| config.limits.stall_timeout = STALL).await
+}
+
+/// Announces 4,000 bytes and sends 400 of them `pieces` times, a third of the patience apart.
+async fn upload(world: &World, request: &str, pieces: usize) -> (u16, String) {
+    let mut stream = TcpStream::connect(world.address).await.unwrap();
+    let head = format!("{request} HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..pieces {
+        stream.write_all(&[b'x'; 400]).await.unwrap();
+        tokio::time::sleep(STALL / 3).await;
+    }
+    let mut answer = vec![0; 4_096];
+    let size = stream.read(&mut answer).await.unwrap();
+    let text = String::from_utf8_lossy(&answer[..size]).into_owned();
+    let status = text.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, text)
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_is_given_up_and_a_slow_one_is_taken() {
+    let world = impatient().await;
+    for request in [
+        "PUT /v1/kv/slow",
+        "PUT /v1/txn",
+        "PUT /v1/agent/service/register",
+        "PUT /v1/snapshot",
+    ] {
+        let (status, text) = upload(&world, request, 1).await;
+        assert_eq!(status, 408, "{request}: {text}");
+        assert!(
+            text.contains("X-Weft-Reason: http.body.stalled\r\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("The request body stalled: 400 bytes came in")
+                && text.contains("http_config.stall_timeout (150ms)"),
+            "{text}"
+        );
+    }
+    assert_eq!(world.get("/v1/kv/slow").await.status, 404);
+    assert_eq!(*world.cluster.asked.lock(), Vec::<String>::new());
+    for request in ["PUT /v1/kv/slow", "PUT /v1/snapshot"] {
+        let (status, text) = upload(&world, request, 10).await;
+        assert_eq!(
+            status, 200,
+            "{request}: three times the patience, but never silent: {text}"
+        );
+    }
+    assert_eq!(world.get("/v1/kv/slow").await.status, 200);
+    assert_eq!(*world.cluster.asked.lock(), ["restore 4000 bytes"]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_never_says_a_word_gives_its_place_back() {
+    let world = impatient().await;
+    let mut silent = TcpStream::connect(world.address).await.unwrap();
+    let mut nothing = Vec::new();
+    let ended = tokio::time::timeout(STALL * 20, silent.read_to_end(&mut nothing)).await;
+    assert!(ended.is_ok(), "it is still open");
+    assert_eq!(nothing, b"");
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn a_huge_head_is_refused_and_the_server_lives_on() {
     let world = World::start().await;
