@@ -332,22 +332,9 @@ impl Asked<'_> {
                 format!("{key}={value}")
             }
         };
-        // A character-string holds 255 bytes (RFC 1035 §3.3); metadata may be longer.
-        let strings = |text: String| {
-            text.as_bytes()
-                .chunks(255)
-                .map(|chunk| String::from_utf8_lossy(chunk).into_owned())
-                .collect::<Vec<_>>()
-        };
         node.meta
             .iter()
-            .map(|pair| {
-                self.record(
-                    owner.clone(),
-                    ttl,
-                    RData::TXT(TXT::new(strings(text(pair)))),
-                )
-            })
+            .map(|pair| self.record(owner.clone(), ttl, RData::TXT(strings(&text(pair)))))
             .collect()
     }
 
@@ -402,6 +389,16 @@ impl Asked<'_> {
     }
 }
 
+/// A text as character-strings, each of at most 255 bytes (RFC 1035 §3.3), and at least one. They are
+/// bytes: a letter of two may be divided between them, and whoever joins them has it back.
+fn strings(text: &str) -> TXT {
+    let mut pieces: Vec<&[u8]> = text.as_bytes().chunks(255).collect();
+    if pieces.is_empty() {
+        pieces.push(b"");
+    }
+    TXT::from_bytes(pieces)
+}
+
 /// What an SRV target is made of: the instance's own address, else its node.
 fn host_of<'s>(one: &'s Serving<'_>) -> &'s str {
     if one.service.address.is_empty() {
@@ -435,6 +432,20 @@ fn fqdn(mut name: Name) -> Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_text_becomes_character_strings_that_hold_it() {
+        for text in ["", "a", &"ä".repeat(300), &format!("k={}", "ö".repeat(255))] {
+            let txt = strings(text);
+            let pieces = &txt.txt_data;
+            assert!(!pieces.is_empty() && pieces.iter().all(|piece| piece.len() <= 255));
+            assert_eq!(pieces.concat(), text.as_bytes());
+            let record = Record::from_rdata(Name::root(), 0, RData::TXT(txt));
+            let mut message = hickory_proto::op::Message::query();
+            message.answers.push(record);
+            message.to_vec().unwrap();
+        }
+    }
 
     #[test]
     fn the_most_specific_ttl_rule_wins() {

@@ -4,15 +4,25 @@
 //! Never: looks anything up.
 //! Source: RFC 1035 §4, RFC 6891; CONSUL.md C.2 "UDP limits".
 
+use std::collections::HashMap;
+
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{Name, RData, Record};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::answer::Sections;
 
 /// Largest UDP answer without EDNS (RFC 1035 §2.3.4).
 const UDP_PLAIN_MAX: usize = 512;
-/// Largest message over TCP, and largest UDP payload a client may ask for.
+/// Largest message over TCP.
 const MESSAGE_MAX: usize = 65_535;
+/// Largest payload of a UDP packet over IPv4: 65,535 less 20 bytes of IP and 8 of UDP header. What is
+/// larger cannot be sent, whatever a client asks for.
+const UDP_NEAR_MAX: usize = 65_507;
+/// Largest UDP answer to another host, whatever it asks for. An answer beyond it goes in a dozen or
+/// more fragments, of which any one lost loses all; and a question of 60 bytes with a forged source
+/// would be a cannon of 64 KiB. 4,096 is what resolvers ask for at most (RFC 6891 §6.2.5) and where
+/// they cut by default; TCP has the rest. Neither reason holds on loopback.
+const UDP_FAR_MAX: usize = 4_096;
 
 /// TC in the third byte of a message (RFC 1035 §4.1.1).
 const TC_BIT: u8 = 0x02;
@@ -20,8 +30,29 @@ const TC_BIT: u8 = 0x02;
 /// How the question came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Via {
-    Udp,
+    /// `near`: from this host.
+    Udp {
+        near: bool,
+    },
     Tcp,
+}
+
+impl Via {
+    fn is_udp(self) -> bool {
+        self != Self::Tcp
+    }
+
+    /// The largest answer, given what the question's EDNS asks for.
+    fn max_bytes(self, edns: Option<u16>) -> usize {
+        match (self, edns) {
+            (Self::Tcp, _) => MESSAGE_MAX,
+            (Self::Udp { .. }, None) => UDP_PLAIN_MAX,
+            (Self::Udp { near }, Some(asked)) => {
+                let most = if near { UDP_NEAR_MAX } else { UDP_FAR_MAX };
+                usize::from(asked).clamp(UDP_PLAIN_MAX, most)
+            }
+        }
+    }
 }
 
 /// What a packet was.
@@ -99,7 +130,8 @@ pub(crate) struct UdpRules {
     pub(crate) set_tc: bool,
 }
 
-/// Encodes the sections, trimmed from the end until they fit. The flag tells whether they were.
+/// Encodes the sections, trimmed from the end until they fit. The flag tells whether answers were
+/// left out. Extras go first, TXT before addresses: they may be asked for by their own names.
 pub(crate) fn encode(
     question: &Message,
     sections: Sections,
@@ -112,27 +144,21 @@ pub(crate) fn encode(
         ResponseCode::NXDomain
     };
     let mut reply = reply_to(question, code, true);
-    let max_bytes = match (via, &question.edns) {
-        (Via::Tcp, _) => MESSAGE_MAX,
-        (Via::Udp, None) => UDP_PLAIN_MAX,
-        (Via::Udp, Some(edns)) => usize::from(edns.max_payload()).max(UDP_PLAIN_MAX),
-    };
+    let max_bytes = via.max_bytes(question.edns.as_ref().map(Edns::max_payload));
     let whole = sections.answers.len();
-    let limit = if via == Via::Udp && max_bytes == UDP_PLAIN_MAX {
+    let limit = if via.is_udp() && max_bytes == UDP_PLAIN_MAX {
         udp.answer_limit.max(1).min(whole)
     } else {
         whole
     };
     reply.authorities = sections.authorities;
-    let all = Fitting {
-        answers: sections.answers,
-        additionals: sections.additionals,
-    };
-    let (bytes, kept) = all.largest(&mut reply, limit, max_bytes)?;
+    let mut all = Fitting::new(sections.answers, sections.additionals);
+    let (bytes, kept) = all.best(&mut reply, limit, max_bytes)?;
     if kept == whole {
         return Some((bytes, false));
     }
-    if via == Via::Udp && udp.set_tc {
+    // An empty answer would deny what is there: then TC is no matter of taste.
+    if via.is_udp() && (udp.set_tc || kept == 0) {
         reply.metadata.truncation = true;
         return all.encode(&mut reply, kept).map(|bytes| (bytes, true));
     }
@@ -141,28 +167,64 @@ pub(crate) fn encode(
 
 struct Fitting {
     answers: Vec<Record>,
-    additionals: Vec<Record>,
+    /// Each with the first answer it belongs to: it stays as long as that one does. An extra that
+    /// belongs to none goes with the first that is left out.
+    additionals: Vec<(usize, Record)>,
 }
 
 impl Fitting {
-    /// The most answers, at most `limit`, that fit into `max_bytes`, by bisection.
+    fn new(answers: Vec<Record>, additionals: Vec<Record>) -> Self {
+        let mut first = HashMap::new();
+        if !additionals.is_empty() {
+            for (at, answer) in answers.iter().enumerate() {
+                first.entry(named(answer)).or_insert(at);
+            }
+        }
+        let last = answers.len().saturating_sub(1);
+        let place = |extra: Record| (first.get(&extra.name).copied().unwrap_or(last), extra);
+        let additionals = additionals.into_iter().map(place).collect();
+        Self {
+            answers,
+            additionals,
+        }
+    }
+
+    /// The most answers, at most `limit`, that fit into `max_bytes`, with as many extras as can be.
+    /// What was left out stays out.
+    fn best(
+        &mut self,
+        reply: &mut Message,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Option<(Vec<u8>, usize)> {
+        if let Some(bytes) = self.fits(reply, limit, max_bytes) {
+            return Some((bytes, limit));
+        }
+        self.additionals
+            .retain(|(_, extra)| extra.record_type() != RecordType::TXT);
+        let with_addresses = self.largest(reply, limit, max_bytes);
+        if self.additionals.is_empty() || with_addresses.as_ref().is_some_and(|(_, kept)| *kept > 0)
+        {
+            return with_addresses;
+        }
+        self.additionals.clear();
+        self.largest(reply, limit, max_bytes)
+    }
+
+    /// The most answers that fit, by bisection.
     fn largest(
         &self,
         reply: &mut Message,
         limit: usize,
         max_bytes: usize,
     ) -> Option<(Vec<u8>, usize)> {
-        let mut fits = |keep: usize| {
-            self.encode(reply, keep)
-                .filter(|bytes| bytes.len() <= max_bytes)
-        };
-        if let Some(bytes) = fits(limit) {
+        if let Some(bytes) = self.fits(reply, limit, max_bytes) {
             return Some((bytes, limit));
         }
         let (mut best, mut low, mut high) = (None, 0, limit);
         while low < high {
             let keep = usize::midpoint(low, high);
-            match fits(keep) {
+            match self.fits(reply, keep, max_bytes) {
                 Some(bytes) => {
                     best = Some((bytes, keep));
                     low = keep + 1;
@@ -173,22 +235,22 @@ impl Fitting {
         best
     }
 
+    fn fits(&self, reply: &mut Message, keep: usize, max_bytes: usize) -> Option<Vec<u8>> {
+        self.encode(reply, keep)
+            .filter(|bytes| bytes.len() <= max_bytes)
+    }
+
     /// With the first `keep` answers and those extras that still belong to them.
     fn encode(&self, reply: &mut Message, keep: usize) -> Option<Vec<u8>> {
         reply.answers.clear();
         reply.answers.extend_from_slice(&self.answers[..keep]);
-        reply.additionals.clear();
-        if keep == self.answers.len() {
-            reply.additionals.extend_from_slice(&self.additionals);
-        } else {
-            let wanted = |extra: &&Record| {
-                reply
-                    .answers
-                    .iter()
-                    .any(|answer| belongs(answer, &extra.name))
-            };
-            reply.additionals = self.additionals.iter().filter(wanted).cloned().collect();
-        }
+        let all = keep == self.answers.len();
+        let kept = self
+            .additionals
+            .iter()
+            .filter(|(first, _)| all || *first < keep)
+            .map(|(_, extra)| extra.clone());
+        reply.additionals = kept.collect();
         let bytes = reply.to_vec().ok()?;
         // The codec cuts what exceeds 64 KiB by itself and sets TC: that is no answer that fits.
         let cut = bytes[2] & TC_BIT != 0 && !reply.metadata.truncation;
@@ -196,21 +258,27 @@ impl Fitting {
     }
 }
 
-fn belongs(answer: &Record, extra: &Name) -> bool {
+/// The name whose extras belong to an answer.
+fn named(answer: &Record) -> Name {
     match &answer.data {
-        RData::SRV(srv) => srv.target == *extra,
-        RData::NS(ns) => ns.0 == *extra,
-        _ => answer.name == *extra,
+        RData::SRV(srv) => srv.target.clone(),
+        RData::NS(ns) => ns.0.clone(),
+        _ => answer.name.clone(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use hickory_proto::rr::RecordType;
     use hickory_proto::rr::rdata::{A, SRV, TXT};
     use proptest::prelude::*;
 
     use super::*;
+
+    const UDP: Via = Via::Udp { near: true };
+    const PLAIN: UdpRules = UdpRules {
+        answer_limit: 3,
+        set_tc: false,
+    };
 
     fn question(edns: Option<u16>) -> Message {
         let mut message = Message::new(7, MessageType::Query, OpCode::Query);
@@ -258,7 +326,7 @@ mod tests {
     proptest! {
         #[test]
         fn answers_fit_keep_one_and_say_so(kind in 0u8..3, count in 1usize..600, edns in proptest::option::of(512u16..4096), tcp: bool, tc: bool) {
-            let via = if tcp { Via::Tcp } else { Via::Udp };
+            let via = if tcp { Via::Tcp } else { UDP };
             let (bytes, trimmed) = encode(&question(edns), sections(kind, count), via, UdpRules { answer_limit: 3, set_tc: tc }).unwrap();
             let max = if tcp { MESSAGE_MAX } else { usize::from(edns.unwrap_or(512)).max(512) };
             prop_assert!(bytes.len() <= max);
@@ -288,18 +356,63 @@ mod tests {
         }
     }
 
+    fn text(owner: &Name, bytes: usize) -> Record {
+        let value = vec![b'x'; bytes];
+        let data = TXT::from_bytes(value.chunks(255).collect());
+        Record::from_rdata(owner.clone(), 0, RData::TXT(data))
+    }
+
+    fn ask(sections: Sections, edns: Option<u16>) -> (Message, bool) {
+        let (bytes, cut) = encode(&question(edns), sections, UDP, PLAIN).unwrap();
+        (Message::from_vec(&bytes).unwrap(), cut)
+    }
+
+    #[test]
+    fn extras_never_crowd_out_an_answer() {
+        let mut node = sections(0, 1);
+        node.additionals.push(text(&node.answers[0].name, 600));
+        let (reply, cut) = ask(node, None);
+        assert_eq!((reply.answers.len(), reply.additionals.len()), (1, 0));
+        assert!(
+            !cut && !reply.metadata.truncation,
+            "nothing asked for is missing"
+        );
+
+        let mut empty = sections(0, 0);
+        empty.additionals.push(text(&name(1), 600));
+        let (reply, _) = ask(empty, None);
+        assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+
+        // The metadata goes before the addresses of the targets.
+        let mut srv = sections(1, 3);
+        srv.additionals.extend((0..3).map(|n| text(&name(n), 150)));
+        let (reply, cut) = ask(srv, None);
+        let kinds: Vec<_> = reply.additionals.iter().map(Record::record_type).collect();
+        assert_eq!((reply.answers.len(), kinds), (3, vec![RecordType::A; 3]));
+        assert!(!cut);
+    }
+
+    #[test]
+    fn an_answer_that_is_too_large_alone_is_asked_for_by_tcp() {
+        let mut big = sections(2, 0);
+        big.answers.push(text(&name(1), 600));
+        let (reply, cut) = ask(big, None);
+        assert!(cut && reply.metadata.truncation && reply.answers.is_empty());
+    }
+
+    #[test]
+    fn no_client_makes_us_send_what_cannot_be_sent() {
+        for (via, most) in [(UDP, UDP_NEAR_MAX), (Via::Udp { near: false }, UDP_FAR_MAX)] {
+            let (bytes, cut) =
+                encode(&question(Some(65_535)), sections(2, 2_500), via, PLAIN).unwrap();
+            assert!(cut && bytes.len() <= most, "{} bytes", bytes.len());
+            assert!(bytes.len() > most - 100, "{} bytes", bytes.len());
+        }
+    }
+
     #[test]
     fn the_question_is_echoed_as_asked() {
-        let (bytes, _) = encode(
-            &question(None),
-            sections(0, 1),
-            Via::Udp,
-            UdpRules {
-                answer_limit: 3,
-                set_tc: false,
-            },
-        )
-        .unwrap();
+        let (bytes, _) = encode(&question(None), sections(0, 1), UDP, PLAIN).unwrap();
         let text = String::from_utf8_lossy(&bytes).into_owned();
         assert!(text.contains("wEb"), "letter case of the question is kept");
     }

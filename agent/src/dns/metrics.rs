@@ -52,6 +52,7 @@ struct CauseLabel {
 pub struct DnsMetrics {
     queries: Family<RcodeLabel, Counter>,
     empty: Family<CauseLabel, Counter>,
+    refused: Family<CauseLabel, Counter>,
     pub(crate) truncated: Counter,
     pub(crate) malformed: Counter,
 }
@@ -70,6 +71,11 @@ impl DnsMetrics {
             self.empty.clone(),
         );
         registry.register(
+            "weft_dns_refused_connections",
+            "TCP connections closed at a bound, by reason",
+            self.refused.clone(),
+        );
+        registry.register(
             "weft_dns_truncated",
             "Answers cut to fit the transport",
             self.truncated.clone(),
@@ -83,6 +89,10 @@ impl DnsMetrics {
 
     pub(crate) fn answered(&self, rcode: &'static str) {
         self.queries.get_or_create(&RcodeLabel { rcode }).inc();
+    }
+
+    pub(crate) fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&CauseLabel { reason }).inc();
     }
 
     pub(crate) fn empty(&self, cause: Cause) {

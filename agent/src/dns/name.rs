@@ -33,24 +33,38 @@ pub(crate) enum Target {
     Foreign,
 }
 
-/// Parses `name` (no trailing dot needed) against `domains` (lower case, no dots around them).
+/// Parses `name` (no trailing dot needed) against `domains` (see [`ordered`]).
 pub(crate) fn parse(name: &str, domains: &[String]) -> Target {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
     if let Some(ip) = reverse(&name) {
         return Target::Reverse(ip);
     }
-    for domain in domains {
-        if name == *domain {
-            return Target::Apex;
-        }
-        if let Some(rest) = name
-            .strip_suffix(domain.as_str())
-            .and_then(|rest| rest.strip_suffix('.'))
-        {
-            return below(rest);
-        }
+    match domains.iter().find_map(|domain| within(&name, domain)) {
+        Some("") => Target::Apex,
+        Some(rest) => below(rest),
+        None => Target::Foreign,
     }
-    Target::Foreign
+}
+
+/// What of `name` (lower case, no trailing dot) is before `domain`: nothing when it is the domain
+/// itself; `None` when it is not below it.
+pub(crate) fn within<'n>(name: &'n str, domain: &str) -> Option<&'n str> {
+    let rest = name.strip_suffix(domain)?;
+    if rest.is_empty() {
+        Some(rest)
+    } else {
+        rest.strip_suffix('.').filter(|rest| !rest.is_empty())
+    }
+}
+
+/// `domain` and `alt_domain` as names are compared with them: lower case, no dots around them, the
+/// longest first, so that `consul` does not take what is below `eu.consul`.
+pub(crate) fn ordered<'d>(domains: impl Iterator<Item = &'d String>) -> Vec<String> {
+    let mut domains: Vec<String> = domains
+        .map(|domain| domain.trim_matches('.').to_ascii_lowercase())
+        .collect();
+    domains.sort_by_key(|domain| std::cmp::Reverse(domain.len()));
+    domains
 }
 
 fn below(rest: &str) -> Target {
@@ -234,6 +248,22 @@ mod tests {
             &Target::Reverse("2001:db8::1".parse().unwrap()),
         );
         check("0.127.in-addr.arpa.", &Target::Foreign);
+    }
+
+    #[test]
+    fn the_longest_domain_is_the_one_a_name_is_in() {
+        for domains in [["consul", "eu.Consul."], ["eu.consul", "consul"]] {
+            let domains = ordered(domains.map(str::to_owned).iter());
+            let parse = |name| parse(name, &domains);
+            assert_eq!(parse("eu.consul."), Target::Apex);
+            assert_eq!(parse("web.service.eu.consul."), svc("web", None, None));
+            assert_eq!(parse("n1.node.eu.consul."), node("n1", None));
+            assert_eq!(
+                parse("web.service.us.consul."),
+                svc("web", None, Some("us"))
+            );
+        }
+        assert_eq!(within("web.service.my-consul", "consul"), None);
     }
 
     #[test]

@@ -3,20 +3,21 @@
 //! Owns: sockets, bounds on TCP, the loop from packet to packet.
 //! Never: blocks on anything but its own sockets.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
+use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use weft_catalog::Trace;
 use weft_proto::clock::Clock;
@@ -28,8 +29,10 @@ use super::metrics::{Cause, DnsMetrics};
 use super::name::{self, Target};
 use super::view::{DnsView, Viewed};
 
-/// Open TCP connections; further ones wait to be accepted.
+/// Open TCP connections; further ones are closed.
 const TCP_CONNECTIONS_MAX: usize = 256;
+/// Those of one client address, so that one client cannot take all places.
+const TCP_CONNECTIONS_PER_CLIENT_MAX: usize = 64;
 /// An idle TCP connection is closed after this time.
 const TCP_IDLE: Duration = Duration::from_secs(10);
 /// Datagrams taken from a socket before others get a turn.
@@ -66,15 +69,17 @@ struct Shared {
 struct Compiled {
     options: DnsOptions,
     domains: Vec<String>,
+    /// The domain that answers use where the question is below none: `domain`.
+    own: String,
 }
 
 impl Compiled {
     fn new(options: DnsOptions) -> Self {
-        let domains = std::iter::once(&options.domain)
-            .chain(&options.alt_domain)
-            .map(|d| d.trim_matches('.').to_ascii_lowercase())
-            .collect();
-        Self { options, domains }
+        Self {
+            domains: name::ordered(std::iter::once(&options.domain).chain(&options.alt_domain)),
+            own: options.domain.trim_matches('.').to_ascii_lowercase(),
+            options,
+        }
     }
 }
 
@@ -156,7 +161,7 @@ async fn serve_udp(
             let Ok((bytes, from)) = socket.try_recv_from(&mut packet) else {
                 break;
             };
-            let Some(reply) = shared.answer(&packet[..bytes], Via::Udp, &mut rng) else {
+            let Some(reply) = shared.answer(&packet[..bytes], via_udp(from), &mut rng) else {
                 continue;
             };
             if let Err(cause) = socket.try_send_to(&reply, from)
@@ -169,21 +174,89 @@ async fn serve_udp(
     }
 }
 
+fn via_udp(from: SocketAddr) -> Via {
+    Via::Udp {
+        near: from.ip().to_canonical().is_loopback(),
+    }
+}
+
+/// The places for TCP connections.
+struct Seats {
+    all: usize,
+    per_client: usize,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Default)]
+struct Taken {
+    all: usize,
+    by_client: HashMap<IpAddr, usize>,
+}
+
+/// A connection's place; given back when dropped.
+struct Seat {
+    seats: Arc<Seats>,
+    client: IpAddr,
+}
+
+impl Seats {
+    /// A place, or the reason why there is none.
+    fn take(self: &Arc<Self>, client: IpAddr) -> Result<Seat, &'static str> {
+        let mut taken = self.taken.lock();
+        if taken.all >= self.all {
+            return Err("dns.tcp_connections");
+        }
+        let of_client = taken.by_client.entry(client).or_default();
+        if *of_client >= self.per_client {
+            return Err("dns.tcp_connections_of_client");
+        }
+        *of_client += 1;
+        taken.all += 1;
+        Ok(Seat {
+            seats: Arc::clone(self),
+            client,
+        })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut taken = self.seats.taken.lock();
+        taken.all -= 1;
+        if let Some(count) = taken.by_client.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                taken.by_client.remove(&self.client);
+            }
+        }
+    }
+}
+
 async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>, seed: u64, stop: CancellationToken) {
-    let seats = Arc::new(Semaphore::new(TCP_CONNECTIONS_MAX));
+    let seats = Arc::new(Seats {
+        all: TCP_CONNECTIONS_MAX,
+        per_client: TCP_CONNECTIONS_PER_CLIENT_MAX,
+        taken: Mutex::default(),
+    });
     let mut number = 0_u64;
     loop {
-        let Ok(seat) = seats.clone().acquire_owned().await else {
-            return;
-        };
         let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, peer)) = accepted else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
+        };
+        let seat = match seats.take(peer.ip()) {
+            Ok(seat) => seat,
+            Err(reason) => {
+                // Closed at once: a resolver asks another server sooner than it gives up waiting.
+                shared.metrics.refused(reason);
+                tracing::debug!(peer.addr = %peer, reason, "connection refused");
+                continue;
+            }
         };
         number += 1;
         let (shared, rng) = (
@@ -256,8 +329,8 @@ impl Shared {
         let domain = compiled
             .domains
             .iter()
-            .find(|d| text.trim_end_matches('.').ends_with(d.as_str()))
-            .unwrap_or(&options.domain);
+            .find(|domain| name::within(text.trim_end_matches('.'), domain).is_some())
+            .unwrap_or(&compiled.own);
         let rules = Rules {
             datacenter: &options.datacenter,
             domain,
@@ -304,5 +377,29 @@ impl Shared {
         self.metrics.answered("servfail");
         self.metrics.empty(cause);
         message::bare(question, ResponseCode::ServFail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_client_cannot_take_all_places() {
+        let seats = Arc::new(Seats {
+            all: 3,
+            per_client: 2,
+            taken: Mutex::default(),
+        });
+        let ip = |last| IpAddr::from([10, 0, 0, last]);
+        let mut held = vec![seats.take(ip(1)).ok(), seats.take(ip(1)).ok()];
+        assert!(held.iter().all(Option::is_some));
+        let refused = |client| seats.take(client).err();
+        assert_eq!(refused(ip(1)), Some("dns.tcp_connections_of_client"));
+        held.push(seats.take(ip(2)).ok());
+        assert_eq!(refused(ip(3)), Some("dns.tcp_connections"));
+        held.clear();
+        assert!(seats.taken.lock().by_client.is_empty());
+        assert!(seats.take(ip(1)).is_ok());
     }
 }
