@@ -280,6 +280,12 @@ impl RaftNode {
         self.inner.runtime.spawn(acceptor.serve(stream));
     }
 
+    /// Takes note of the servers of this cluster's gossip pool: they may speak to this one although it has
+    /// not heard yet that they are members.
+    pub fn set_pool(&self, servers: std::collections::BTreeSet<crate::peer::RaftId>) {
+        self.inner.acceptor.gate.set_pool(servers);
+    }
+
     /// Size of the log.
     #[must_use]
     pub fn log_usage(&self) -> LogUsage {

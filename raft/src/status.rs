@@ -3,6 +3,7 @@
 //! Owns: [`Status`] and the task that keeps it fresh.
 //! Never: sits in the path of a proposal or read.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -281,11 +282,13 @@ impl Publisher {
             .set(i64::from(now.role == Role::Leader));
         if before.is_none_or(|before| before.membership_index != now.membership_index) {
             let nodes = metrics.membership_config.membership().nodes();
-            self.transport.set_peers(
-                nodes
-                    .map(|(id, node)| (*id, Peer::new(*id, node.clone())))
-                    .collect(),
-            );
+            let peers: BTreeMap<_, _> = nodes
+                .map(|(id, node)| (*id, Peer::new(*id, node.clone())))
+                .collect();
+            self.acceptor
+                .gate
+                .set_members(peers.keys().copied().collect());
+            self.transport.set_peers(peers);
         }
         if before.is_some_and(|before| before.leader != now.leader) {
             self.metrics.leader_change();

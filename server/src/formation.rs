@@ -238,6 +238,9 @@ impl Server {
                 .filter(|s| s.alive)
                 .map(|s| (s.raft_id, s.address))
                 .collect();
+        self.inner
+            .raft
+            .set_pool(directory.keys().copied().collect());
         self.inner.transport.set_directory(directory);
     }
 

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use weft_agent::config::RuntimeConfig;
 use weft_agent::config::runtime::{TlsOptions, TlsVersion};
 use weft_agent::http::TlsSource;
+use weft_identity::PeerFacts;
 use weft_identity::tls::{MinVersion, TlsContext, TlsMaterial};
 use weft_proto::clock::Clock;
 use weft_raft::RaftStream;
@@ -130,19 +131,8 @@ impl RpcTls for Rpc {
                 .accept(tcp, &peer, limit)
                 .await
                 .map_err(io::Error::other)?;
-            // Whoever speaks on this port may propose and vote: with verify_server_hostname only a
-            // server's certificate opens it, not any certificate of the CA.
-            let material = context.material();
-            if material.verify_incoming
-                && material.verify_server_hostname
-                && !facts.is_some_and(|facts| facts.is_server(&datacenter, &domain))
-            {
-                return Err(io::Error::new(
-                    io::ErrorKind::PermissionDenied,
-                    format!(
-                        "the caller's certificate lacks the name server.{datacenter}.{domain}; make one with `weft tls cert create -server`"
-                    ),
-                ));
+            if context.material().verify_incoming {
+                must_be_server("caller", facts.as_ref(), &datacenter, &domain)?;
             }
             Ok(Box::new(stream) as Box<dyn RaftStream>)
         })
@@ -150,12 +140,14 @@ impl RpcTls for Rpc {
 
     fn connect(&self, tcp: TcpStream) -> BoxFuture<'static, io::Result<Box<dyn RaftStream>>> {
         let (context, limit) = (self.context.clone(), self.limit);
+        let (datacenter, domain) = (self.datacenter.clone(), self.domain.clone());
         Box::pin(async move {
             let host = tcp.peer_addr()?.ip().to_string();
-            let (stream, _) = context
+            let (stream, facts) = context
                 .connect(tcp, &host, limit)
                 .await
                 .map_err(io::Error::other)?;
+            must_be_server("called server", facts.as_ref(), &datacenter, &domain)?;
             Ok(Box::new(stream) as Box<dyn RaftStream>)
         })
     }
@@ -166,5 +158,93 @@ impl RpcTls for Rpc {
 
     fn outgoing(&self) -> bool {
         self.context.material().verify_outgoing
+    }
+}
+
+/// Whoever speaks on this port may propose and vote, and is told everything: only a server's certificate
+/// opens it, whatever `verify_server_hostname` says, not any certificate of the CA.
+fn must_be_server(
+    whose: &str,
+    facts: Option<&PeerFacts>,
+    datacenter: &str,
+    domain: &str,
+) -> io::Result<()> {
+    if facts.is_some_and(|facts| facts.is_server(datacenter, domain)) {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!(
+            "the {whose}'s certificate lacks the name server.{datacenter}.{domain}; make one with `weft tls cert create -server`"
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokio::net::TcpListener;
+    use weft_identity::pki::{self, CaRequest, CertKind, CertRequest};
+    use weft_proto::clock::SystemClock;
+
+    use super::*;
+
+    fn house() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let now = SystemClock::new().wall();
+        pki::write_ca(root.path(), &CaRequest::new("consul"), now).unwrap();
+        root
+    }
+
+    /// The server port of who holds a certificate of that kind; nobody asks for host names.
+    fn rpc(house: &Path, kind: CertKind) -> Rpc {
+        let (ca, ca_key) = pki::ca_files(house, "consul");
+        let now = SystemClock::new().wall();
+        let request = CertRequest::new(kind, "dc1", "consul");
+        let (cert, key) = pki::write_cert(house, &request, (&ca, &ca_key), now).unwrap();
+        let material = TlsMaterial {
+            ca_file: Some(ca),
+            cert_file: Some(cert),
+            key_file: Some(key),
+            verify_incoming: true,
+            verify_outgoing: true,
+            datacenter: "dc1".into(),
+            domain: "consul".into(),
+            ..TlsMaterial::default()
+        };
+        Rpc {
+            context: Arc::new(TlsContext::load(material, now).unwrap()),
+            limit: Duration::from_secs(20),
+            datacenter: "dc1".into(),
+            domain: "consul".into(),
+        }
+    }
+
+    /// Whether the caller and the called find each other a server.
+    async fn meet(caller: CertKind, called: CertKind) -> (bool, bool) {
+        let house = house();
+        let (caller, called) = (rpc(house.path(), caller), rpc(house.path(), called));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (far, _) = listener.accept().await.unwrap();
+        let (near, far) = tokio::join!(caller.connect(near.unwrap()), called.accept(far));
+        let judged = |found: io::Result<Box<dyn RaftStream>>| {
+            let refused = found.err();
+            if let Some(cause) = &refused {
+                assert_eq!(cause.kind(), io::ErrorKind::PermissionDenied, "{cause}");
+                assert!(cause.to_string().contains("server.dc1.consul"), "{cause}");
+            }
+            refused.is_none()
+        };
+        (judged(near), judged(far))
+    }
+
+    #[tokio::test]
+    async fn only_servers_speak_on_the_server_port_even_without_verify_server_hostname() {
+        use CertKind::{Client, Server};
+        assert_eq!(meet(Server, Server).await, (true, true));
+        assert_eq!(meet(Client, Server).await, (true, false));
+        assert_eq!(meet(Server, Client).await, (false, true));
     }
 }

@@ -207,9 +207,10 @@ impl Link {
             return Err(unreachable(io::Error::other(reply.stopped)));
         }
         let vote = convert::vote_of(reply.vote).map_err(unreachable)?;
+        let last = reply.last.map(convert::log_id_of).transpose();
         Ok(VoteResponse::new(
             vote,
-            reply.last.map(convert::log_id_of),
+            last.map_err(unreachable)?,
             reply.granted,
         ))
     }
@@ -271,8 +272,8 @@ fn transfer_response(reply: wire::TransferReply) -> io::Result<TransferResponse>
             actual: convert::vote_of(reply.actual_vote)?,
         }),
         transfer_reply::Outcome::LogNotFlushed => Err(TransferLeaderError::LogNotFlushed {
-            expected: reply.expected_log.map(convert::log_id_of),
-            actual: reply.actual_log.map(convert::log_id_of),
+            expected: reply.expected_log.map(convert::log_id_of).transpose()?,
+            actual: reply.actual_log.map(convert::log_id_of).transpose()?,
         }),
         transfer_reply::Outcome::Stopped => return Err(io::Error::other(reply.reason)),
     })
@@ -336,6 +337,8 @@ struct AppendSession<'s, S> {
     id: u64,
     input: Option<S>,
     in_flight: usize,
+    /// Index of the last entry the peer was told of; it cannot have a later one from here.
+    sent_upto: u64,
     patience: Duration,
     /// Fires when requests are in flight and none was answered for `patience`.
     deadline: Pin<Box<Sleep>>,
@@ -352,6 +355,7 @@ impl<'s, S> AppendSession<'s, S> {
             id,
             input: Some(input),
             in_flight: 0,
+            sent_upto: 0,
             patience,
             deadline: Box::pin(sleep_until(now + patience)),
             last_answer: now,
@@ -393,6 +397,7 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> AppendSession<'_, S>
                         self.last_answer = Instant::now();
                     }
                     self.in_flight += 1;
+                    self.sent_upto = self.sent_upto.max(last_of(&request));
                     conn.push(Kind::Append(convert::append_record(self.id, request)));
                 }
             }
@@ -419,6 +424,10 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> AppendSession<'_, S>
                 // Left over from a session that was given up.
                 Kind::AppendReply(reply) if reply.session != self.id => {}
                 Kind::AppendReply(reply) => {
+                    let beyond = |at: wire::LogId| at.index > self.sent_upto;
+                    if self.in_flight == 0 || reply.log_id.is_some_and(beyond) {
+                        return Poll::Ready(Err(corrupt("peer answered what it was not asked")));
+                    }
                     self.in_flight -= 1;
                     self.last_answer = Instant::now();
                     return Poll::Ready(convert::append_reply_of(reply).map(Some));
@@ -431,6 +440,11 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> AppendSession<'_, S>
             }
         }
     }
+}
+
+fn last_of(request: &AppendEntriesRequest<Types>) -> u64 {
+    let last = request.entries.last().map(|entry| entry.log_id);
+    last.or(request.prev_log_id).map_or(0, |id| id.index)
 }
 
 impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Stream for AppendSession<'_, S> {

@@ -14,6 +14,7 @@ use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
 use super::RaftStream;
+use super::gate::Gate;
 use crate::peer::RaftId;
 use crate::types::corrupt;
 use crate::wire::{self, frame::Kind};
@@ -29,6 +30,8 @@ pub(super) struct Conn {
     output: BytesMut,
     /// Output was written to the stream but maybe not flushed through it (TLS buffers).
     unflushed: bool,
+    /// Bytes the stream has taken so far.
+    taken_bytes: u64,
     frame_max_bytes: usize,
 }
 
@@ -39,6 +42,7 @@ impl Conn {
             input: BytesMut::with_capacity(READ_BYTES),
             output: BytesMut::new(),
             unflushed: false,
+            taken_bytes: 0,
             frame_max_bytes: HELLO_MAX_BYTES,
         }
     }
@@ -66,16 +70,17 @@ impl Conn {
     /// The accepting side's opening. Returns who is there.
     pub(super) async fn accepted(
         stream: Box<dyn RaftStream>,
-        me: RaftId,
+        gate: &Gate,
         cluster: &str,
         frame_max_bytes: usize,
     ) -> io::Result<(Self, RaftId)> {
+        let me = gate.me();
         let mut conn = Self::new(stream);
         let Kind::Hello(hello) = conn.next().await? else {
             return Err(corrupt("peer did not begin with a hello"));
         };
         let from = RaftId::from_slice(&hello.from);
-        let refusal = refusal(&hello, from, me, cluster);
+        let refusal = refusal(&hello, from, gate, cluster);
         conn.push(Kind::Welcome(wire::Welcome {
             version: VERSION,
             id: me.to_bytes(),
@@ -105,6 +110,10 @@ impl Conn {
         self.output.len()
     }
 
+    pub(super) fn taken_bytes(&self) -> u64 {
+        self.taken_bytes
+    }
+
     /// Writes what was pushed. Ready when all of it is on its way.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.output.is_empty() {
@@ -113,6 +122,7 @@ impl Conn {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.output.advance(written);
+            self.taken_bytes = self.taken_bytes.saturating_add(written as u64);
             self.unflushed = true;
         }
         if self.unflushed {
@@ -191,7 +201,13 @@ pub(super) struct Opening {
     pub(super) frame_max_bytes: usize,
 }
 
-fn refusal(hello: &wire::Hello, from: Option<RaftId>, me: RaftId, cluster: &str) -> Option<String> {
+fn refusal(
+    hello: &wire::Hello,
+    from: Option<RaftId>,
+    gate: &Gate,
+    cluster: &str,
+) -> Option<String> {
+    let me = gate.me();
     if hello.version == 0 {
         return Some("raft_protocol_version: version 0 does not exist".into());
     }
@@ -209,6 +225,9 @@ fn refusal(hello: &wire::Hello, from: Option<RaftId>, me: RaftId, cluster: &str)
         Some(from) if from == me => {
             Some("raft_duplicate_id: caller and server have the same id".into())
         }
+        Some(from) if !gate.knows(from) => Some(format!(
+            "raft_unknown_server: {from} is neither a member of this cluster nor in its gossip pool"
+        )),
         Some(_) => None,
     }
 }
@@ -233,12 +252,21 @@ mod tests {
         }
     }
 
+    /// Server 2 has 1 and 2 as members, and 5 in its pool.
+    fn gate() -> Gate {
+        let gate = Gate::new(id(2));
+        gate.set_members([id(1), id(2)].into());
+        gate.set_pool([id(5)].into());
+        gate
+    }
+
     /// Server 2 of "dc1" is dialed with `opening`.
     async fn meet(opening: Opening) -> (io::Result<Conn>, io::Result<(Conn, RaftId)>) {
         let (near, far) = duplex(1_000);
+        let gate = gate();
         tokio::join!(
             Conn::dialed(Box::new(near), &opening),
-            Conn::accepted(Box::new(far), id(2), "dc1", LIMIT)
+            Conn::accepted(Box::new(far), &gate, "dc1", LIMIT)
         )
     }
 
@@ -248,7 +276,7 @@ mod tests {
     ) {
         let (near, far) = duplex(1_000_000);
         let accepting =
-            tokio::spawn(async move { Conn::accepted(Box::new(far), id(2), "dc1", LIMIT).await });
+            tokio::spawn(async move { Conn::accepted(Box::new(far), &gate(), "dc1", LIMIT).await });
         (near, accepting)
     }
 
@@ -272,12 +300,20 @@ mod tests {
             (opening(1, 3, "dc1"), "raft_wrong_server"),
             (opening(1, 2, "dc2"), "raft_wrong_cluster"),
             (opening(2, 2, "dc1"), "raft_duplicate_id"),
+            (opening(3, 2, "dc1"), "raft_unknown_server"),
         ] {
             let (near, far) = meet(opening).await;
             let told = near.err().unwrap().to_string();
             assert!(told.contains(reason), "{told}");
             assert!(far.err().unwrap().to_string().contains(reason));
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_of_the_pool_is_welcomed_before_it_is_a_member_here() {
+        let (near, far) = meet(opening(5, 2, "dc1")).await;
+        assert!(near.is_ok());
+        assert_eq!(far.unwrap().1, id(5));
     }
 
     #[tokio::test]

@@ -26,8 +26,24 @@ pub(super) fn log_id_record(id: &LogId) -> wire::LogId {
     }
 }
 
-pub(super) fn log_id_of(record: wire::LogId) -> LogId {
-    log_id(record.term, record.index)
+/// No log gets this far; what a peer sends beyond it is nonsense, and counting on from it would overflow.
+const POSITION_MAX: u64 = 1 << 62;
+
+pub(super) fn log_id_of(record: wire::LogId) -> io::Result<LogId> {
+    Ok(log_id(bounded(record.term)?, bounded(record.index)?))
+}
+
+fn optional_log_id_of(record: Option<wire::LogId>) -> io::Result<Option<LogId>> {
+    record.map(log_id_of).transpose()
+}
+
+fn bounded(position: u64) -> io::Result<u64> {
+    if position > POSITION_MAX {
+        return Err(corrupt(&format!(
+            "term or index {position} is beyond {POSITION_MAX}"
+        )));
+    }
+    Ok(position)
 }
 
 pub(super) fn vote_record(vote: &Vote) -> wire::Vote {
@@ -42,7 +58,7 @@ pub(super) fn vote_of(record: Option<wire::Vote>) -> io::Result<Vote> {
     let record = record.ok_or_else(|| corrupt("message without a vote"))?;
     let leader =
         RaftId::from_slice(&record.leader).ok_or_else(|| corrupt("vote with a malformed id"))?;
-    Ok(new_vote(record.term, leader, record.committed))
+    Ok(new_vote(bounded(record.term)?, leader, record.committed))
 }
 
 pub(super) fn append_record(session: u64, request: AppendEntriesRequest<Types>) -> wire::Append {
@@ -67,9 +83,10 @@ fn entry_record(entry: &Entry) -> wire::Entry {
 
 pub(super) fn append_of(record: wire::Append) -> io::Result<AppendEntriesRequest<Types>> {
     let mut entries = Vec::with_capacity(record.entries.len());
-    let mut previous = record.previous.map(|id| id.index);
+    let prev_log_id = optional_log_id_of(record.previous)?;
+    let mut previous = prev_log_id.map(|id| id.index);
     for entry in record.entries {
-        let expected = previous.map_or(0, |index| index + 1);
+        let expected = previous.map_or(0, |index: u64| index.saturating_add(1));
         if entry.index != expected {
             return Err(corrupt(&format!(
                 "append with entry {} where {expected} was due",
@@ -78,16 +95,13 @@ pub(super) fn append_of(record: wire::Append) -> io::Result<AppendEntriesRequest
         }
         previous = Some(entry.index);
         let kind = kind_of(entry.kind)?;
-        entries.push(decode_entry(
-            log_id(entry.term, entry.index),
-            kind,
-            entry.body,
-        )?);
+        let id = log_id(bounded(entry.term)?, bounded(entry.index)?);
+        entries.push(decode_entry(id, kind, entry.body)?);
     }
     Ok(AppendEntriesRequest {
         vote: vote_of(record.vote)?,
-        prev_log_id: record.previous.map(log_id_of),
-        leader_commit: record.committed.map(log_id_of),
+        prev_log_id,
+        leader_commit: optional_log_id_of(record.committed)?,
         entries,
     })
 }
@@ -128,7 +142,7 @@ pub(super) fn append_reply_record(
 
 pub(super) fn append_reply_of(reply: wire::AppendReply) -> io::Result<StreamAppendResult<Types>> {
     let outcome = reply.outcome();
-    let at = reply.log_id.map(log_id_of);
+    let at = optional_log_id_of(reply.log_id)?;
     match outcome {
         Outcome::Matched => Ok(Ok(at)),
         Outcome::Conflict => {
@@ -153,7 +167,7 @@ pub(super) fn vote_request_record(
 }
 
 pub(super) fn vote_request_of(record: wire::VoteRequest) -> io::Result<VoteRequest<Types>> {
-    let mut request = VoteRequest::new(vote_of(record.vote)?, record.last.map(log_id_of));
+    let mut request = VoteRequest::new(vote_of(record.vote)?, optional_log_id_of(record.last)?);
     request.leadership_transfer = record.leadership_transfer;
     Ok(request)
 }
@@ -173,7 +187,7 @@ pub(super) fn transfer_of(
     Ok(TransferLeaderRequest::new(
         vote_of(record.from_leader)?,
         to,
-        record.last.map(log_id_of),
+        optional_log_id_of(record.last)?,
     ))
 }
 
@@ -194,7 +208,77 @@ pub(super) fn snapshot_begin(
 pub(super) fn snapshot_meta_of(begin: &wire::SnapshotBegin) -> io::Result<SnapshotMeta> {
     let membership = membership_of(begin.membership.clone().unwrap_or_default())?;
     Ok(SnapshotMeta {
-        last_log_id: begin.last.map(log_id_of),
-        last_membership: StoredMembership::new(begin.membership_at.map(log_id_of), membership),
+        last_log_id: optional_log_id_of(begin.last)?,
+        last_membership: StoredMembership::new(
+            optional_log_id_of(begin.membership_at)?,
+            membership,
+        ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn vote(term: u64) -> Option<wire::Vote> {
+        Some(wire::Vote {
+            term,
+            leader: RaftId::default().to_bytes(),
+            committed: true,
+        })
+    }
+
+    fn append(previous: u64, entry: u64, term: u64) -> wire::Append {
+        wire::Append {
+            vote: vote(1),
+            previous: Some(wire::LogId {
+                term,
+                index: previous,
+            }),
+            entries: vec![wire::Entry {
+                term,
+                index: entry,
+                kind: EntryKind::Normal as u32,
+                body: Bytes::new(),
+            }],
+            ..wire::Append::default()
+        }
+    }
+
+    #[test]
+    fn positions_at_the_end_of_all_numbers_are_refused() {
+        assert!(append_of(append(4, 5, 1)).is_ok());
+        for (previous, entry, term) in [
+            (u64::MAX, 0, 1),
+            (u64::MAX, u64::MAX, 1),
+            (POSITION_MAX, POSITION_MAX + 1, 1),
+            (4, 5, u64::MAX),
+        ] {
+            let refused = append_of(append(previous, entry, term)).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+        }
+        let end = Some(wire::LogId {
+            term: 1,
+            index: u64::MAX,
+        });
+        assert!(vote_of(vote(u64::MAX)).is_err());
+        let reply = wire::AppendReply {
+            log_id: end,
+            ..wire::AppendReply::default()
+        };
+        assert!(append_reply_of(reply).is_err());
+        let request = wire::VoteRequest {
+            vote: vote(1),
+            last: end,
+            ..wire::VoteRequest::default()
+        };
+        assert!(vote_request_of(request).is_err());
+        let begin = wire::SnapshotBegin {
+            last: end,
+            ..wire::SnapshotBegin::default()
+        };
+        assert!(snapshot_meta_of(&begin).is_err());
+    }
 }

@@ -11,6 +11,7 @@
 mod client;
 mod conn;
 mod convert;
+mod gate;
 mod server;
 mod snapshot_send;
 

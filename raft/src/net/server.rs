@@ -14,10 +14,11 @@ use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesOrdered;
 use openraft::raft::TransferLeaderError;
-use tokio::time::timeout;
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use weft_proto::clock::Clock;
 
 use super::conn::Conn;
+use super::gate::Gate;
 use super::{RaftStream, convert, snapshot_send};
 use crate::config::RaftConfig;
 use crate::machine::Machine;
@@ -32,10 +33,14 @@ pub(crate) type Raft = openraft::Raft<Types, Machine>;
 /// Requests of one connection that wait for openraft's answer, at most.
 const IN_FLIGHT_MAX: usize = 64;
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of answers the caller has not taken, at which no more of its requests are read.
+const OUTPUT_MAX_BYTES: usize = 1024 * 1024;
+/// A connection without a request for this long is closed; its owner dials again when it needs one.
+const IDLE_MAX: Duration = Duration::from_secs(600);
 
 /// Serves accepted streams.
 pub(crate) struct Acceptor {
-    me: RaftId,
+    pub(crate) gate: Gate,
     cluster: String,
     frame_max_bytes: usize,
     connections_max: usize,
@@ -58,7 +63,7 @@ impl Acceptor {
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
-            me: config.id,
+            gate: Gate::new(config.id),
             cluster: config.cluster.clone(),
             frame_max_bytes: config.frame_max_bytes(),
             connections_max: config.connections_max,
@@ -111,7 +116,7 @@ impl Acceptor {
     }
 
     async fn run(self: Arc<Self>, stream: Box<dyn RaftStream>) -> io::Result<()> {
-        let hello = Conn::accepted(stream, self.me, &self.cluster, self.frame_max_bytes);
+        let hello = Conn::accepted(stream, &self.gate, &self.cluster, self.frame_max_bytes);
         let opened = timeout(HELLO_PATIENCE, hello)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
@@ -120,8 +125,11 @@ impl Acceptor {
             .inspect_err(|cause| tracing::warn!(error = %cause, "raft connection refused"))?;
         tracing::debug!(raft.peer = %from, "raft connection accepted");
         let mut answers = FuturesOrdered::new();
+        let mut watch = Watch::new(self.patience, IDLE_MAX);
         loop {
-            let request = poll_fn(|cx| poll_request(&mut conn, &mut answers, cx)).await?;
+            let request =
+                poll_fn(|cx| poll_request(&mut conn, &mut answers, &mut watch, cx)).await?;
+            speaks_for_itself(&request, from)?;
             match request {
                 Kind::SnapshotBegin(begin) => {
                     let reply = self.install(&mut conn, begin).await?;
@@ -259,10 +267,84 @@ impl Acceptor {
     }
 }
 
+/// Whoever asks for a vote, or leads, does so in its own name.
+fn speaks_for_itself(request: &Kind, from: RaftId) -> io::Result<()> {
+    let vote = match request {
+        Kind::Append(append) => &append.vote,
+        Kind::Vote(request) => &request.vote,
+        Kind::Transfer(request) => &request.from_leader,
+        Kind::SnapshotBegin(begin) => &begin.vote,
+        _ => return Ok(()),
+    };
+    match vote {
+        Some(vote) if vote.leader[..] != from.0.as_bytes()[..] => Err(crate::types::corrupt(
+            &format!("raft_borrowed_id: {from} speaks in the name of another server"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Notices a caller that takes no answers, or asks nothing, without a timer per request.
+struct Watch {
+    tick: Interval,
+    idle_ticks_max: u128,
+    requests: u64,
+    seen: Seen,
+}
+
+/// What the last tick saw.
+#[derive(Default)]
+struct Seen {
+    requests: u64,
+    idle_ticks: u128,
+    untaken: bool,
+    taken_bytes: u64,
+}
+
+impl Watch {
+    /// `patience`: how long answers may wait to be taken; `idle`: how long nothing may be asked.
+    fn new(patience: Duration, idle: Duration) -> Self {
+        let mut tick = interval(patience);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            tick,
+            idle_ticks_max: idle.as_nanos().div_ceil(patience.as_nanos()),
+            requests: 0,
+            seen: Seen::default(),
+        }
+    }
+
+    fn poll(&mut self, conn: &Conn, answers: usize, cx: &mut Context<'_>) -> io::Result<()> {
+        while self.tick.poll_tick(cx).is_ready() {
+            let (untaken, taken_bytes) = (conn.pending_output() > 0, conn.taken_bytes());
+            if untaken && self.seen.untaken && taken_bytes == self.seen.taken_bytes {
+                return Err(ended("the caller takes no answers"));
+            }
+            let idle = answers == 0 && self.requests == self.seen.requests;
+            let idle_ticks = if idle { self.seen.idle_ticks + 1 } else { 0 };
+            if idle_ticks > self.idle_ticks_max {
+                return Err(ended("no request within ten minutes"));
+            }
+            self.seen = Seen {
+                requests: self.requests,
+                idle_ticks,
+                untaken,
+                taken_bytes,
+            };
+        }
+        Ok(())
+    }
+}
+
+fn ended(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, why)
+}
+
 /// Sends the answers that are ready, in the order of their requests, until the next request is in.
 fn poll_request(
     conn: &mut Conn,
     answers: &mut FuturesOrdered<BoxFuture<'static, Kind>>,
+    watch: &mut Watch,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<Kind>> {
     while let Poll::Ready(Some(answer)) = answers.poll_next_unpin(cx) {
@@ -271,8 +353,122 @@ fn poll_request(
     if let Poll::Ready(Err(cause)) = conn.poll_flush(cx) {
         return Poll::Ready(Err(cause));
     }
-    if answers.len() >= IN_FLIGHT_MAX {
+    watch.poll(conn, answers.len(), cx)?;
+    if answers.len() >= IN_FLIGHT_MAX || conn.pending_output() >= OUTPUT_MAX_BYTES {
         return Poll::Pending;
     }
-    conn.poll_next(cx)
+    let request = std::task::ready!(conn.poll_next(cx));
+    watch.requests = watch.requests.wrapping_add(1);
+    Poll::Ready(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    fn id(n: u128) -> RaftId {
+        RaftId(uuid::Uuid::from_u128(n))
+    }
+
+    fn vote_of(n: u128) -> Option<wire::Vote> {
+        Some(wire::Vote {
+            term: 1,
+            leader: id(n).to_bytes(),
+            committed: false,
+        })
+    }
+
+    #[test]
+    fn nobody_votes_or_leads_in_the_name_of_another() {
+        let requests = |n| {
+            [
+                Kind::Append(wire::Append {
+                    vote: vote_of(n),
+                    ..wire::Append::default()
+                }),
+                Kind::Vote(wire::VoteRequest {
+                    vote: vote_of(n),
+                    ..wire::VoteRequest::default()
+                }),
+                Kind::Transfer(wire::TransferRequest {
+                    from_leader: vote_of(n),
+                    ..wire::TransferRequest::default()
+                }),
+                Kind::SnapshotBegin(wire::SnapshotBegin {
+                    vote: vote_of(n),
+                    ..wire::SnapshotBegin::default()
+                }),
+            ]
+        };
+        for request in requests(1) {
+            assert!(speaks_for_itself(&request, id(1)).is_ok());
+        }
+        for request in requests(3) {
+            let refused = speaks_for_itself(&request, id(1)).unwrap_err();
+            assert!(refused.to_string().contains("raft_borrowed_id"));
+        }
+    }
+
+    /// An accepted connection, and the caller's raw end of it; the pipe holds 1,000 bytes.
+    async fn accepted() -> (Conn, DuplexStream) {
+        let (mut near, far) = duplex(1_000);
+        let hello = Kind::Hello(wire::Hello {
+            version: 1,
+            cluster: "dc1".into(),
+            from: id(1).to_bytes(),
+            to: id(2).to_bytes(),
+        });
+        near.write_all(&frame(hello)).await.unwrap();
+        let gate = Gate::new(id(2));
+        let (conn, _) = Conn::accepted(Box::new(far), &gate, "dc1", 100_000)
+            .await
+            .unwrap();
+        (conn, near)
+    }
+
+    fn frame(kind: Kind) -> Vec<u8> {
+        let frame = wire::Frame { kind: Some(kind) };
+        let length = u32::try_from(frame.encoded_len()).unwrap();
+        let mut bytes = length.to_be_bytes().to_vec();
+        frame.encode(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn request() -> Vec<u8> {
+        frame(Kind::Vote(wire::VoteRequest {
+            vote: vote_of(1),
+            ..wire::VoteRequest::default()
+        }))
+    }
+
+    async fn next(conn: &mut Conn, patience: Duration, idle: Duration) -> io::Result<Kind> {
+        let mut answers = FuturesOrdered::new();
+        let mut watch = Watch::new(patience, idle);
+        poll_fn(|cx| poll_request(conn, &mut answers, &mut watch, cx)).await
+    }
+
+    const LONG: Duration = Duration::from_secs(3_600);
+    const SHORT: Duration = Duration::from_millis(2);
+
+    #[tokio::test]
+    async fn a_caller_that_asks_nothing_for_long_is_let_go() {
+        let (mut conn, mut near) = accepted().await;
+        near.write_all(&request()).await.unwrap();
+        assert!(next(&mut conn, SHORT, LONG).await.is_ok());
+        let ended = next(&mut conn, SHORT, SHORT * 5).await.unwrap_err();
+        assert!(ended.to_string().contains("no request"), "{ended}");
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_takes_no_answers_is_not_heard_and_then_let_go() {
+        let (mut conn, mut near) = accepted().await;
+        near.write_all(&request()).await.unwrap();
+        let data = bytes::Bytes::from(vec![0; OUTPUT_MAX_BYTES + 2_000]);
+        conn.push(Kind::SnapshotChunk(wire::SnapshotChunk { data }));
+        let ended = next(&mut conn, SHORT, LONG).await.unwrap_err();
+        assert!(ended.to_string().contains("takes no answers"), "{ended}");
+    }
 }
