@@ -12,6 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -80,8 +81,7 @@ impl Transport {
 
     async fn dial_as(&self, address: &str, kind: u8) -> io::Result<Conn> {
         let dialing = async {
-            let tcp = TcpStream::connect(address).await?;
-            tcp.set_nodelay(true)?;
+            let tcp = connect(address).await?;
             let mut stream: Conn = match &self.tls {
                 Some(tls) if tls.outgoing() => tls.connect(tcp).await?,
                 _ => Box::new(tcp),
@@ -197,7 +197,7 @@ impl Acceptor {
 }
 
 async fn open(tls: Option<Arc<dyn RpcTls>>, tcp: TcpStream) -> io::Result<(u8, Conn)> {
-    tcp.set_nodelay(true)?;
+    prepare(&tcp)?;
     let mut first = [0; 1];
     if tcp.peek(&mut first).await? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -222,6 +222,26 @@ async fn open(tls: Option<Arc<dyn RpcTls>>, tcp: TcpStream) -> io::Result<(u8, C
             "unknown protocol byte 0x{other:02x}; is the caller a weft server of a compatible version?"
         ))),
     }
+}
+
+/// Probes of a silent connection: a machine that vanished is noticed within a minute on either side.
+const PROBE_AFTER: Duration = Duration::from_secs(30);
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+const PROBES: u32 = 3;
+
+async fn connect(address: &str) -> io::Result<TcpStream> {
+    let tcp = TcpStream::connect(address).await?;
+    prepare(&tcp)?;
+    Ok(tcp)
+}
+
+fn prepare(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(tcp, true)?;
+    sockopt::set_tcp_keepidle(tcp, PROBE_AFTER)?;
+    sockopt::set_tcp_keepintvl(tcp, PROBE_EVERY)?;
+    sockopt::set_tcp_keepcnt(tcp, PROBES)?;
+    Ok(())
 }
 
 fn refuse(why: &str) -> io::Error {
@@ -314,5 +334,27 @@ impl tonic::transport::server::Connected for Seated {
     type ConnectInfo = SocketAddr;
     fn connect_info(&self) -> SocketAddr {
         self.from
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn vanished_machines_are_noticed_on_either_side() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (dialed, accepted) = tokio::join!(connect(&address), listener.accept());
+        let (mut dialed, (accepted, _)) = (dialed.unwrap(), accepted.unwrap());
+        dialed.write_all(&[RPC]).await.unwrap();
+        let same = accepted.as_fd().try_clone_to_owned().unwrap();
+        open(None, accepted).await.unwrap();
+        for socket in [dialed.as_fd(), same.as_fd()] {
+            assert!(sockopt::socket_keepalive(socket).unwrap());
+            assert_eq!(sockopt::tcp_keepidle(socket).unwrap(), PROBE_AFTER);
+        }
     }
 }
