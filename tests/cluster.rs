@@ -127,3 +127,45 @@ fn one_server_short_of_a_quorum_answers_only_stale_reads() {
     assert!(value == "red" || value == "blue", "{value}");
     assert_eq!(w.at(2).kv_get("color", ""), Some(value));
 }
+
+#[test]
+fn an_emptied_server_with_bootstrap_joins_the_cluster_it_had() {
+    let mut w = World::servers(1).start();
+    w.at(1).kv_put("color", "red");
+    // Two more join; none of them may form a cluster of its own, although all are told to.
+    w.add(2);
+    w.restart(2);
+    w.add(3);
+    w.restart(3);
+    assert_eq!(w.at(3).kv_get("color", "").as_deref(), Some("red"));
+    w.until("three voters", || {
+        let reply = w.at(2).get("/v1/operator/raft/configuration").ok()?;
+        let servers = reply.json()["Servers"].as_array()?.clone();
+        let voters = servers.iter().filter(|server| server["Voter"] == true);
+        (voters.count() == 3).then_some(())
+    });
+    w.kill(1);
+    let empty = w.path("empty");
+    w.keep_data_in(1, &empty);
+    w.restart(1);
+    assert_eq!(w.at(1).kv_get("color", "").as_deref(), Some("red"));
+}
+
+#[test]
+fn a_server_with_bootstrap_does_not_take_silence_for_an_answer() {
+    let mut w = World::servers(1);
+    w.add(2);
+    w.launch(1);
+    w.until("the reason", || {
+        w.log(1).contains("formation.unsure").then_some(())
+    });
+    assert!(
+        w.at(1)
+            .get("/v1/kv/color")
+            .is_ok_and(|reply| reply.status == 500)
+    );
+    w.launch(2);
+    w.settle();
+    w.at(1).kv_put("color", "red");
+    assert_eq!(w.at(2).kv_get("color", "").as_deref(), Some("red"));
+}

@@ -48,6 +48,8 @@ pub struct ServerConfig {
     pub backend: LogBackend,
     /// First membership.
     pub bootstrap: Bootstrap,
+    /// Whom to join (`-join`, `-retry-join`): [`Bootstrap::Alone`] asks them for their cluster first.
+    pub join: Vec<String>,
     /// Scales heartbeat and election times; 1 is the fastest.
     pub raft_multiplier: u32,
     /// Entries applied since the last snapshot before the next (`raft_snapshot_threshold`).
@@ -91,6 +93,7 @@ pub(crate) fn for_tests() -> ServerConfig {
         rpc_advertise: SocketAddr::from(([127, 0, 0, 1], 0)),
         backend: LogBackend::Memory,
         bootstrap: Bootstrap::Alone,
+        join: Vec::new(),
         raft_multiplier: 1,
         snapshot_threshold: 16_384,
         trailing_logs: 10_240,

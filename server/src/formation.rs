@@ -23,7 +23,7 @@ use crate::handle::{Inner, Server, ServerError};
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Silence of every leader after which a server asks to be let in again; elections end well before.
 const CUT_OFF_AFTER: Duration = Duration::from_secs(3);
-const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a server keeps itself free for one coordinator's set.
 const RESERVED_FOR: Duration = Duration::from_secs(6);
 /// The coordinator must have formed the cluster by then, well before the first reservation ends.
@@ -298,11 +298,7 @@ impl Server {
     async fn form_or_join(&self) -> Result<(), String> {
         let inner = &self.inner;
         if inner.config.bootstrap == Bootstrap::Alone {
-            return inner
-                .raft
-                .bootstrap(vec![inner.own_peer()])
-                .await
-                .map_err(|cause| cause.to_string());
+            return self.form_alone_or_join().await;
         }
         let Some(gossip) = inner.gossip.load_full() else {
             return Err("gossip is not up yet".into());
@@ -327,7 +323,7 @@ impl Server {
     }
 
     /// Says hello to every living server but this one; those that do not answer are left out.
-    async fn greet(&self, pool: &[PoolServer]) -> BTreeMap<RaftId, v1::HelloReply> {
+    pub(crate) async fn greet(&self, pool: &[PoolServer]) -> BTreeMap<RaftId, v1::HelloReply> {
         let inner = &self.inner;
         let me = inner.raft.status().id;
         let calls = pool.iter().filter(|s| s.alive && s.raft_id != me).map(|s| async move {
@@ -400,7 +396,7 @@ impl Server {
         Ok(())
     }
 
-    async fn join_through(&self, address: &str) -> Result<(), String> {
+    pub(crate) async fn join_through(&self, address: &str) -> Result<(), String> {
         let inner = &self.inner;
         let me = inner.own_peer();
         let request = v1::JoinRequest {

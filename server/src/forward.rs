@@ -27,6 +27,9 @@ pub(crate) struct Forwarder {
     timeout: Duration,
 }
 
+/// A client of one server.
+pub(crate) type Client = ServerClient<Channel>;
+
 /// Why a call brought no answer.
 #[derive(Debug)]
 pub(crate) enum CallError {

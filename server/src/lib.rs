@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod alone;
 mod archive;
 mod config;
 mod disk_reserve;
