@@ -30,7 +30,7 @@ pub(super) struct Saved {
     pub(super) services: Vec<ServiceDefinition>,
     pub(super) checks: Vec<CheckDefinition>,
     pub(super) states: BTreeMap<String, SavedState>,
-    /// Something was lost: files were damaged, or there never was a store here.
+    /// Something was lost: files were damaged, a directory was gone, or there never was a store here.
     pub(super) lost: bool,
 }
 
@@ -59,7 +59,7 @@ pub(super) fn state_object(id: &str, status: Status, output: &str, expires: Unix
 /// Reads what was found; what makes no sense is set aside. `now`: wall clock.
 pub(super) fn read(root: &Path, found: Found, now: UnixMillis) -> Saved {
     let mut saved = Saved {
-        lost: found.corrupt > 0 || !root.join(MARK).exists(),
+        lost: found.corrupt > 0 || found.made || !root.join(MARK).exists(),
         ..Saved::default()
     };
     for ((kind, path), object) in found.objects {

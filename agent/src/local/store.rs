@@ -81,6 +81,8 @@ pub(super) struct Found {
     pub(super) objects: BTreeMap<(Kind, PathBuf), Value>,
     /// Files that could not be read back and were set aside.
     pub(super) corrupt: usize,
+    /// A directory of registrations was not there: whatever was in it is lost.
+    pub(super) made: bool,
 }
 
 impl Store {
@@ -89,6 +91,7 @@ impl Store {
         let mut found = Found::default();
         for kind in [Kind::Service, Kind::Check, Kind::State] {
             let dir = root.join(kind.dir());
+            found.made |= kind != Kind::State && !dir.is_dir();
             // Registrations may hold tokens.
             let mut builder = fs::DirBuilder::new();
             builder.recursive(true).mode(0o700);
