@@ -3,7 +3,6 @@
 //! Owns: when a comparison runs, how its writes are sent, and what a failure delays.
 //! Never: decides what to write; that is [`super::sync`].
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -161,32 +160,34 @@ impl Driver {
         }
     }
 
-    /// One comparison and its writes; answers whether everything is in agreement now.
+    /// One comparison, or none, and one plan's writes; answers whether they were all applied. What is
+    /// left, or came meanwhile, follows in the next round: between two, a stop is noticed and a full
+    /// comparison comes when it is due, however fast changes come.
     async fn round(&mut self, kind: SyncKind) -> bool {
         if kind == SyncKind::Full && !self.compare().await {
             return false;
         }
-        loop {
-            let (writes, node) = {
-                let mut table = self.local.table.lock();
-                if table
-                    .services
-                    .values()
-                    .any(|entry| !entry.in_sync && entry.local.service.enable_tag_override)
-                {
-                    let remote = remote(&*self.backend, &table.node.name);
-                    sync::adopt_tags(&mut table, &remote, true);
-                }
-                (sync::plan(&table, self.batch_checks), table.node.clone())
-            };
-            if writes.is_empty() {
-                self.batch_checks = true;
-                return true;
+        let (writes, node) = {
+            let mut table = self.local.table.lock();
+            if table
+                .services
+                .values()
+                .any(|entry| !entry.in_sync && entry.local.service.enable_tag_override)
+            {
+                let remote = remote(&*self.backend, &table.node.name);
+                sync::adopt_tags(&mut table, &remote, true);
             }
-            if !self.send(writes, &node).await {
-                return false;
-            }
+            (sync::plan(&table, self.batch_checks), table.node.clone())
+        };
+        if writes.is_empty() {
+            self.batch_checks = true;
+            return true;
         }
+        let ok = self.send(writes, &node).await;
+        if ok {
+            self.local.dirty.notify_one();
+        }
+        ok
     }
 
     async fn compare(&self) -> bool {
@@ -283,7 +284,7 @@ fn remote(backend: &dyn Backend, node: &str) -> Remote {
             .rows
             .into_iter()
             .map(|row| (row.id.clone(), Arc::clone(row)))
-            .collect::<BTreeMap<_, _>>(),
+            .collect(),
     }
 }
 

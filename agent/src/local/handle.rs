@@ -205,8 +205,8 @@ impl Local {
         let table = self.inner.table.lock();
         table
             .services
-            .iter()
-            .map(|(id, entry)| (id.clone(), Arc::clone(&entry.local)))
+            .values()
+            .map(|entry| (entry.local.service.id.clone(), Arc::clone(&entry.local)))
             .collect()
     }
 
@@ -231,8 +231,8 @@ impl Local {
         let table = self.inner.table.lock();
         table
             .checks
-            .iter()
-            .map(|(id, entry)| (id.clone(), table.local_check(entry)))
+            .values()
+            .map(|entry| (entry.definition.id.clone(), table.local_check(entry)))
             .collect()
     }
 
@@ -345,7 +345,7 @@ fn restore(table: &mut Table, saved: saved::Saved, now: Duration) {
     for (id, state) in saved.states {
         table
             .saved_states
-            .insert(id, (state.status, state.output, now + state.remaining));
+            .insert(&id, (state.status, state.output, now + state.remaining));
     }
     for service in &saved.services {
         if let Err(error) = table.put_service(service, Source::Api, false, now) {

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use weft_proto::clock::Clock;
 use weft_proto::ids::UnixMillis;
 
+use super::ids::fold;
 use super::metrics::LocalMetrics;
 use super::output::cut;
 use super::runner::Runners;
@@ -52,6 +53,7 @@ impl Inner {
             .services
             .get(id)
             .is_some_and(|entry| entry.local.source == Source::Api);
+        let respelled = respelled(&table, definition);
         let saved_checks: Vec<&str> = definition
             .checks
             .iter()
@@ -70,6 +72,14 @@ impl Inner {
             now,
         )?;
         let mut waits = Vec::new();
+        waits.extend(
+            respelled
+                .service
+                .and_then(|old| self.unsave(Kind::Service, &old)),
+        );
+        for check in &respelled.checks {
+            waits.extend(self.forget_check(check));
+        }
         match options.source {
             Source::Api => {
                 waits.extend(self.save(Kind::Service, id, || service_object(definition)));
@@ -100,12 +110,12 @@ impl Inner {
 
     pub(super) fn remove_service(&self, id: &str) -> Result<Vec<Saved>, LocalError> {
         let mut table = self.table.lock();
+        let written = table.services.get(id);
+        let id = &written.map_or_else(|| id.to_owned(), |entry| entry.local.service.id.clone());
         let checks = match table.remove_service(id) {
             Err(LocalError::UnknownService(_)) if self.memory.lock().release_service(id) => {
                 let revision = table.next_revision();
-                table
-                    .gone_services
-                    .insert(id.to_owned(), Gone::new(revision));
+                table.gone_services.insert(id, Gone::new(revision));
                 Vec::new()
             }
             other => other?,
@@ -129,7 +139,9 @@ impl Inner {
             .checks
             .get(&check.id)
             .is_some_and(|entry| entry.source == Source::Api);
+        let respelled = respelled_check(&table, check);
         table.put_check(check, source, now)?;
+        let forgotten = respelled.map(|old| self.forget_check(&old));
         let wait = match source {
             Source::Api => self.save(Kind::Check, &check.id, || check_object(check)),
             Source::File if was_saved => self.unsave(Kind::Check, &check.id),
@@ -137,15 +149,20 @@ impl Inner {
         };
         self.run_check(&table, &check.id);
         self.dirty.notify_one();
-        Ok(wait.into_iter().collect())
+        Ok(wait
+            .into_iter()
+            .chain(forgotten.into_iter().flatten())
+            .collect())
     }
 
     pub(super) fn remove_check(&self, id: &str) -> Result<Vec<Saved>, LocalError> {
         let mut table = self.table.lock();
+        let written = table.checks.get(id);
+        let id = &written.map_or_else(|| id.to_owned(), |entry| entry.definition.id.clone());
         match table.remove_check(id) {
             Err(LocalError::UnknownCheck(_)) if self.memory.lock().release_check(id) => {
                 let revision = table.next_revision();
-                table.gone_checks.insert(id.to_owned(), Gone::new(revision));
+                table.gone_checks.insert(id, Gone::new(revision));
             }
             other => other?,
         }
@@ -170,10 +187,9 @@ impl Inner {
     ) -> Result<Vec<Saved>, LocalError> {
         let now = self.clock.monotonic();
         let mut table = self.table.lock();
-        let max = table
-            .checks
-            .get(id)
-            .map_or(0, |entry| self.output_max(&entry.definition));
+        let entry = table.checks.get(id);
+        let max = entry.map_or(0, |entry| self.output_max(&entry.definition));
+        let id = &entry.map_or_else(|| id.to_owned(), |entry| entry.definition.id.clone());
         let output = self.shown(&cut(output, max, output.len()));
         let due = self.output_due(now);
         let ttl = table.report_ttl(id, status, output.clone(), now, due)?;
@@ -266,15 +282,15 @@ impl Inner {
         services: &[ServiceDefinition],
         checks: &[CheckDefinition],
     ) -> (Vec<String>, Vec<String>) {
-        let kept_services: BTreeSet<&str> = services
+        let kept_services: BTreeSet<_> = services
             .iter()
-            .map(|service| service.service.id.as_str())
+            .map(|service| fold(&service.service.id))
             .collect();
-        let kept_checks: BTreeSet<&str> = services
+        let kept_checks: BTreeSet<_> = services
             .iter()
             .flat_map(|service| &service.checks)
             .chain(checks)
-            .map(|check| check.id.as_str())
+            .map(|check| fold(&check.id))
             .collect();
         let table = self.table.lock();
         let file_services = table
@@ -324,6 +340,30 @@ impl Inner {
         self.services_changed.send_modify(|revision| *revision += 1);
         self.dirty.notify_one();
     }
+}
+
+/// Old spellings that a registration replaces: files are named after ids as they are written.
+struct Respelled {
+    service: Option<String>,
+    checks: Vec<String>,
+}
+
+fn respelled(table: &Table, definition: &ServiceDefinition) -> Respelled {
+    let id = &definition.service.id;
+    let service = table.services.get(id).map(|entry| &entry.local.service.id);
+    Respelled {
+        service: service.filter(|old| *old != id).cloned(),
+        checks: definition
+            .checks
+            .iter()
+            .filter_map(|check| respelled_check(table, check))
+            .collect(),
+    }
+}
+
+fn respelled_check(table: &Table, check: &CheckDefinition) -> Option<String> {
+    let old = &table.checks.get(&check.id)?.definition.id;
+    (*old != check.id).then(|| old.clone())
 }
 
 fn millis(duration: Duration) -> u64 {

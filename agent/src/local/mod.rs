@@ -12,6 +12,7 @@ mod error;
 mod fields;
 mod handle;
 mod http_check;
+mod ids;
 mod inner;
 mod maintenance;
 mod metrics;

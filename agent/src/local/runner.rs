@@ -4,7 +4,6 @@
 //! Never: decides what a result means; it reports to the table.
 //! Source: CONSUL.md B.6.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 use super::check_definition::{CheckDefinition, CheckKind, TIMEOUT_DEFAULT};
+use super::ids::ById;
 use super::inner::Inner;
 use super::status::Status;
 use super::{http_check, tcp_check};
@@ -25,7 +25,7 @@ pub(super) struct Runners {
     /// `None` until started: definitions wait in the table.
     runtime: Option<Handle>,
     turns: Arc<Semaphore>,
-    tasks: BTreeMap<String, (Arc<CheckDefinition>, AbortHandle)>,
+    tasks: ById<(Arc<CheckDefinition>, AbortHandle)>,
 }
 
 impl Runners {
@@ -33,7 +33,7 @@ impl Runners {
         Self {
             runtime: None,
             turns: Arc::new(Semaphore::new(RUNS_AT_ONCE)),
-            tasks: BTreeMap::new(),
+            tasks: ById::default(),
         }
     }
 
@@ -70,8 +70,7 @@ impl Runners {
             turns: Arc::clone(&self.turns),
         };
         let handle = runtime.spawn(task.run(offset)).abort_handle();
-        self.tasks
-            .insert(check.id.clone(), (Arc::clone(check), handle));
+        self.tasks.insert(&check.id, (Arc::clone(check), handle));
     }
 
     pub(super) fn stop(&mut self, id: &str) {
@@ -81,7 +80,7 @@ impl Runners {
     }
 
     pub(super) fn stop_all(&mut self) {
-        for (_, task) in std::mem::take(&mut self.tasks).into_values() {
+        for (_, task) in std::mem::take(&mut self.tasks).values() {
             task.abort();
         }
         self.runtime = None;

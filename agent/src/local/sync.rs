@@ -1,10 +1,11 @@
 //! Anti-entropy: bring the catalog into agreement with what this agent runs.
 //!
 //! Owns: the comparison of the local table with the catalog's rows of this node, and the writes
-//! that follow from it.
+//! that follow from it. Ids are compared as the catalog does ([`super::ids`]).
 //! Never: awaits, reads a clock, or writes. It is handed rows and hands back commands.
 //! Source: Consul docs, "Anti-Entropy"; CONSUL.md B.7; DESIGN F1 (amnesia).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use weft_proto::v1;
 use weft_proto::v1::stamped::Command;
 
 use super::LocalService;
+use super::ids::{ById, fold, same_id};
 use super::table::{Gone, Table};
 
 /// Checks one command carries: bounds the size of a log entry.
@@ -28,8 +30,8 @@ const GOSSIP_CHECK: &str = "serfHealth";
 #[derive(Default)]
 pub(super) struct Remote {
     pub(super) node: Option<Arc<v1::Node>>,
-    pub(super) services: BTreeMap<String, Arc<v1::Service>>,
-    pub(super) checks: BTreeMap<String, Arc<v1::Check>>,
+    pub(super) services: ById<Arc<v1::Service>>,
+    pub(super) checks: ById<Arc<v1::Check>>,
 }
 
 /// Whether this agent may remove what it does not know.
@@ -43,29 +45,30 @@ pub(super) enum Memory {
     /// These were in the catalog when it first looked: they may be its own, so they stay until an
     /// operator says otherwise.
     Holding {
-        /// Service ids.
+        /// Service ids, folded.
         services: BTreeSet<String>,
-        /// Check ids.
+        /// Check ids, folded.
         checks: BTreeSet<String>,
     },
 }
 
 impl Memory {
     fn holds_service(&self, id: &str) -> bool {
-        matches!(self, Self::Holding { services, .. } if services.contains(id))
+        matches!(self, Self::Holding { services, .. } if services.contains(fold(id).as_ref()))
     }
 
     fn holds_check(&self, check: &v1::Check) -> bool {
         let Self::Holding { services, checks } = self else {
             return false;
         };
-        checks.contains(&check.id) || services.contains(&check.service_id)
+        checks.contains(fold(&check.id).as_ref())
+            || services.contains(fold(&check.service_id).as_ref())
     }
 
     /// The user named this service, so it may go. Answers whether it was held.
     pub(super) fn release_service(&mut self, id: &str) -> bool {
         if let Self::Holding { services, .. } = self {
-            services.remove(id)
+            services.remove(fold(id).as_ref())
         } else {
             false
         }
@@ -74,7 +77,7 @@ impl Memory {
     /// The user named this check, so it may go. Answers whether it was held.
     pub(super) fn release_check(&mut self, id: &str) -> bool {
         if let Self::Holding { checks, .. } = self {
-            checks.remove(id)
+            checks.remove(fold(id).as_ref())
         } else {
             false
         }
@@ -119,7 +122,7 @@ pub(super) fn compare(table: &mut Table, remote: &Remote, memory: &mut Memory) {
         .as_ref()
         .is_some_and(|node| same_node(&table.node, node));
     adopt_tags(table, remote, false);
-    for (id, entry) in &mut table.services {
+    for (id, entry) in table.services.iter_mut() {
         entry.blocked = false;
         entry.in_sync = remote
             .services
@@ -170,11 +173,11 @@ fn mark_unknown(table: &mut Table, remote: &Remote, memory: &mut Memory) {
     let services = unknown_services(table, remote);
     let checks = unknown_checks(table, remote);
     if *memory == Memory::Lost {
-        let own = |check: &&Arc<v1::Check>| !services.contains(&check.service_id);
+        let own = |check: &&Arc<v1::Check>| !services.contains(fold(&check.service_id).as_ref());
         let stand_alone = checks
             .iter()
             .filter(own)
-            .map(|check| check.id.clone())
+            .map(|check| fold(&check.id).into_owned())
             .collect();
         *memory = Memory::Holding {
             services: services.clone(),
@@ -196,7 +199,7 @@ fn mark_unknown(table: &mut Table, remote: &Remote, memory: &mut Memory) {
         .collect();
     for id in removable {
         let revision = table.next_revision();
-        table.gone_services.insert(id, Gone::new(revision));
+        table.gone_services.insert(&id, Gone::new(revision));
     }
     let removable: Vec<String> = checks
         .iter()
@@ -205,15 +208,15 @@ fn mark_unknown(table: &mut Table, remote: &Remote, memory: &mut Memory) {
         .collect();
     for id in removable {
         let revision = table.next_revision();
-        table.gone_checks.insert(id, Gone::new(revision));
+        table.gone_checks.insert(&id, Gone::new(revision));
     }
 }
 
 fn unknown_services(table: &Table, remote: &Remote) -> BTreeSet<String> {
     let unknown = |id: &&String| {
         id.as_str() != SERVER_SERVICE
-            && !table.services.contains_key(*id)
-            && !table.gone_services.contains_key(*id)
+            && !table.services.contains_key(id)
+            && !table.gone_services.contains_key(id)
     };
     remote.services.keys().filter(unknown).cloned().collect()
 }
@@ -221,9 +224,9 @@ fn unknown_services(table: &Table, remote: &Remote) -> BTreeSet<String> {
 /// Checks of the server's own service are not the agent's either.
 fn unknown_checks(table: &Table, remote: &Remote) -> Vec<Arc<v1::Check>> {
     let unknown = |check: &&Arc<v1::Check>| {
-        let of_server =
-            check.service_id == SERVER_SERVICE && !table.services.contains_key(SERVER_SERVICE);
-        check.id != GOSSIP_CHECK
+        let of_server = same_id(&check.service_id, SERVER_SERVICE)
+            && !table.services.contains_key(SERVER_SERVICE);
+        !same_id(&check.id, GOSSIP_CHECK)
             && !of_server
             && !table.checks.contains_key(&check.id)
             && !table.gone_checks.contains_key(&check.id)
@@ -235,7 +238,7 @@ fn unknown_checks(table: &Table, remote: &Remote) -> Vec<Arc<v1::Check>> {
 /// partial sync, so that it does not overwrite them.
 pub(super) fn adopt_tags(table: &mut Table, remote: &Remote, dirty_only: bool) {
     let mut changed = Vec::new();
-    for (id, entry) in &table.services {
+    for (id, entry) in table.services.iter() {
         let ours = &entry.local.service;
         if !ours.enable_tag_override || (dirty_only && entry.in_sync) {
             continue;
@@ -269,14 +272,14 @@ pub(super) fn adopt_tags(table: &mut Table, remote: &Remote, dirty_only: bool) {
 /// checks of several services into one command too.
 pub(super) fn plan(table: &Table, batch_checks: bool) -> Vec<Write> {
     let mut writes = removals(table);
-    let mut by_service: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut by_service: BTreeMap<Cow<'_, str>, Vec<&str>> = BTreeMap::new();
     for (id, entry) in table
         .checks
         .iter()
         .filter(|(_, entry)| !entry.in_sync && !entry.blocked)
     {
         by_service
-            .entry(&entry.definition.service_id)
+            .entry(fold(&entry.definition.service_id))
             .or_default()
             .push(id);
     }
@@ -306,7 +309,7 @@ pub(super) fn plan(table: &Table, batch_checks: bool) -> Vec<Write> {
     };
     let checks: Vec<&str> = by_service
         .into_iter()
-        .filter(|(service, _)| ready(service))
+        .filter(|(service, _)| ready(service.as_ref()))
         .flat_map(|(_, checks)| checks)
         .collect();
     for chunk in checks.chunks(if batch_checks { CHECKS_PER_COMMAND } else { 1 }) {

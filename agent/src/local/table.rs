@@ -3,7 +3,6 @@
 //! Owns: the registered services and checks with their status, and their sync marks.
 //! Never: awaits, opens a file or a socket, or reads a clock. It is told `now` (monotonic).
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use weft_proto::v1;
 use super::check_definition::{CheckDefinition, CheckKind};
 use super::definition::ServiceDefinition;
 use super::error::LocalError;
+use super::ids::{ById, same_id};
 use super::status::{Aggregate, Status};
 use super::threshold::Streak;
 use super::{LocalCheck, LocalService, ServiceHealth, Source};
@@ -73,12 +73,12 @@ impl Gone {
 pub(super) struct Table {
     pub(super) node: v1::Node,
     pub(super) node_in_sync: bool,
-    pub(super) services: BTreeMap<String, ServiceEntry>,
-    pub(super) checks: BTreeMap<String, CheckEntry>,
-    pub(super) gone_services: BTreeMap<String, Gone>,
-    pub(super) gone_checks: BTreeMap<String, Gone>,
+    pub(super) services: ById<ServiceEntry>,
+    pub(super) checks: ById<CheckEntry>,
+    pub(super) gone_services: ById<Gone>,
+    pub(super) gone_checks: ById<Gone>,
     /// TTL states of the last run, for checks not registered again yet: status, output, deadline.
-    pub(super) saved_states: BTreeMap<String, (Status, String, Duration)>,
+    pub(super) saved_states: ById<(Status, String, Duration)>,
     /// Saved checks whose service is not registered (yet): its file may still come.
     pub(super) orphans: Vec<CheckDefinition>,
     revision: u64,
@@ -89,11 +89,11 @@ impl Table {
         Self {
             node,
             node_in_sync: false,
-            services: BTreeMap::new(),
-            checks: BTreeMap::new(),
-            gone_services: BTreeMap::new(),
-            gone_checks: BTreeMap::new(),
-            saved_states: BTreeMap::new(),
+            services: ById::default(),
+            checks: ById::default(),
+            gone_services: ById::default(),
+            gone_checks: ById::default(),
+            saved_states: ById::default(),
             orphans: Vec::new(),
             revision: 0,
         }
@@ -143,11 +143,16 @@ impl Table {
                 .checks
                 .values()
                 .filter(|entry| {
-                    entry.definition.service_id == *id
+                    same_id(&entry.definition.service_id, id)
                         && entry.definition.kind != CheckKind::Maintenance
                 })
                 .map(|entry| entry.definition.id.clone())
-                .filter(|check| !definition.checks.iter().any(|kept| kept.id == *check))
+                .filter(|check| {
+                    !definition
+                        .checks
+                        .iter()
+                        .any(|kept| same_id(&kept.id, check))
+                })
                 .collect();
             for check in &removed {
                 self.drop_check(check);
@@ -167,7 +172,7 @@ impl Table {
                 || old.local.service.tags != local.service.tags
         });
         self.services.insert(
-            id.clone(),
+            &id,
             ServiceEntry {
                 local,
                 in_sync: false,
@@ -180,7 +185,7 @@ impl Table {
             for entry in self
                 .checks
                 .values_mut()
-                .filter(|entry| entry.definition.service_id == id)
+                .filter(|entry| same_id(&entry.definition.service_id, &id))
             {
                 entry.in_sync = false;
                 entry.revision = revision;
@@ -253,7 +258,8 @@ impl Table {
             output_due: None,
             revision,
         };
-        self.checks.insert(entry.definition.id.clone(), entry);
+        let id = entry.definition.id.clone();
+        self.checks.insert(&id, entry);
     }
 
     /// Removes a service with its checks; answers their ids.
@@ -262,12 +268,11 @@ impl Table {
             return Err(LocalError::UnknownService(id.to_owned()));
         }
         let revision = self.next_revision();
-        self.gone_services
-            .insert(id.to_owned(), Gone::new(revision));
+        self.gone_services.insert(id, Gone::new(revision));
         let checks: Vec<String> = self
             .checks
             .values()
-            .filter(|check| check.definition.service_id == id)
+            .filter(|check| same_id(&check.definition.service_id, id))
             .map(|check| check.definition.id.clone())
             .collect();
         for check in &checks {
@@ -290,7 +295,7 @@ impl Table {
             return false;
         }
         let revision = self.next_revision();
-        self.gone_checks.insert(id.to_owned(), Gone::new(revision));
+        self.gone_checks.insert(id, Gone::new(revision));
         true
     }
 
@@ -485,7 +490,7 @@ impl Table {
         let mut checks = Vec::new();
         for entry in self.checks.values() {
             let owner = &entry.definition.service_id;
-            if owner.is_empty() || owner == id {
+            if owner.is_empty() || same_id(owner, id) {
                 status = status.max(aggregate(entry));
                 checks.push(self.check_record(entry));
             }

@@ -51,6 +51,8 @@ pub(super) struct Cluster {
     pub(super) fail: Mutex<Option<WriteError>>,
     pub(super) refuse_check: Mutex<Option<String>>,
     pub(super) writes: AtomicU64,
+    /// Happens while a write is under way.
+    pub(super) on_write: Mutex<Option<Box<dyn FnMut() + Send>>>,
 }
 
 impl Cluster {
@@ -63,6 +65,7 @@ impl Cluster {
             fail: Mutex::new(None),
             refuse_check: Mutex::new(None),
             writes: AtomicU64::new(0),
+            on_write: Mutex::new(None),
         })
     }
 
@@ -146,6 +149,9 @@ impl Backend for Cluster {
         self.writes.fetch_add(1, Ordering::Relaxed);
         // A real proposal takes at least one turn of the scheduler.
         tokio::task::yield_now().await;
+        if let Some(happens) = &mut *self.on_write.lock() {
+            happens();
+        }
         if let Some(error) = self.fail.lock().clone() {
             return Err(error);
         }
