@@ -260,3 +260,12 @@ async fn a_port_in_use_says_so() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn the_end_of_the_task_is_noticed() {
+    let a = node(1, None).await;
+    let early = tokio::time::timeout(Duration::from_millis(20), a.ended()).await;
+    assert!(early.is_err(), "it runs");
+    a.shutdown().await;
+    a.ended().await;
+}

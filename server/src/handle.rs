@@ -117,6 +117,8 @@ pub(crate) struct Inner {
     /// Since when this server leads, on the monotonic clock.
     pub(crate) leading_since: Mutex<Option<Duration>>,
     pub(crate) public_key: Bytes,
+    /// Why a task of the role ended that must not.
+    pub(crate) failed: watch::Sender<Option<String>>,
     pub(crate) stop: watch::Sender<bool>,
 }
 
@@ -143,6 +145,14 @@ impl Server {
     #[must_use]
     pub fn watch_status(&self) -> watch::Receiver<Arc<Status>> {
         self.inner.raft.watch_status()
+    }
+
+    /// Resolves when a task of the role has ended that must not, with the reason; the process must exit
+    /// non-zero. Consensus has its own way to say so: `fatal` in [`Server::watch_status`].
+    pub async fn failed(&self) -> String {
+        let mut failed = self.inner.failed.subscribe();
+        let why = failed.wait_for(Option::is_some).await;
+        why.map_or_else(|_| String::new(), |why| why.clone().unwrap_or_default())
     }
 
     /// Adds the metrics of the role and of consensus to `registry`; once.

@@ -5,12 +5,14 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use futures::FutureExt;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use weft_catalog::Catalog;
@@ -93,6 +95,7 @@ impl Server {
             leaving: false.into(),
             leading_since: None.into(),
             public_key,
+            failed: watch::channel(None).0,
             stop: watch::channel(false).0,
             config,
         });
@@ -113,14 +116,15 @@ impl Server {
         let mut stopped = inner.stop.subscribe();
         // Accepting, TLS and Raft's own connections live on Raft's runtime: load on the API's cannot
         // delay a heartbeat.
-        inner.raft.spawn(async move {
+        let accepting = async move {
             let stop = async move {
                 let _ = stopped.wait_for(|stopped| *stopped).await;
             };
             acceptor
                 .run(move |stream| raft.serve(stream), rpc_tx, stop)
                 .await;
-        });
+        };
+        inner.raft.spawn(self.watched("server port", accepting));
         let service = ServerServer::new(Service {
             inner: inner.clone(),
         })
@@ -132,14 +136,38 @@ impl Server {
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .add_service(service)
             .serve_with_incoming(ReceiverStream::new(rpc_rx));
-        tokio::spawn(async move {
+        let rpc = async move {
             if let Err(cause) = rpc.await {
                 tracing::error!(error = %cause, "the RPC service of the server port ended");
             }
-        });
-        tokio::spawn(formation::run(self.clone()));
-        tokio::spawn(leader::run(self.clone()));
-        tokio::spawn(housekeeping(self.clone()));
+        };
+        tokio::spawn(self.watched("server RPC", rpc));
+        tokio::spawn(self.watched("formation", formation::run(self.clone())));
+        tokio::spawn(self.watched("leader's duties", leader::run(self.clone())));
+        tokio::spawn(self.watched("housekeeping", housekeeping(self.clone())));
+    }
+
+    /// Runs a task that must go on for as long as the role does. Should it end or panic before, the role
+    /// has failed: a server without one of its tasks would look alive and do nothing.
+    fn watched(
+        &self,
+        task: &'static str,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let inner = self.inner.clone();
+        async move {
+            let how = match AssertUnwindSafe(work).catch_unwind().await {
+                Ok(()) => "ended",
+                Err(_) => "panicked",
+            };
+            if *inner.stop.borrow() {
+                return;
+            }
+            tracing::error!(reason = "server.task_ended", task, "{how}");
+            let why =
+                format!("server.task_ended: the task {task:?} {how}; this is a defect of weft");
+            inner.failed.send_replace(Some(why));
+        }
     }
 
     /// This server's Raft id, as its gossip tag says it.
@@ -357,5 +385,42 @@ fn raft_config(config: &ServerConfig, id: RaftId) -> RaftConfig {
         snapshot_entries: config.snapshot_threshold,
         trailing_entries: config.trailing_logs,
         ..RaftConfig::new(id, &config.datacenter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_proto::clock::SystemClock;
+
+    use super::*;
+
+    async fn started() -> Server {
+        let config = crate::config::for_tests();
+        let clock = Arc::new(SystemClock::new());
+        let server = Server::start(config, None, Bytes::new(), clock).await;
+        server.unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_task_that_ends_ends_the_role() {
+        let broken: [(fn(), &str); 2] = [(|| {}, "ended"), (|| panic!("a defect"), "panicked")];
+        for (end, how) in broken {
+            let server = started().await;
+            tokio::spawn(server.watched("test", async move { end() }));
+            let why = server.failed().await;
+            assert!(
+                why.contains("server.task_ended") && why.contains(how),
+                "{why}"
+            );
+            server.shutdown().await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn tasks_that_end_with_the_role_are_no_failure() {
+        let server = started().await;
+        server.shutdown().await;
+        server.watched("test", async {}).await;
+        assert_eq!(*server.inner.failed.borrow(), None);
     }
 }

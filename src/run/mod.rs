@@ -142,10 +142,10 @@ async fn serve(
                 tracing::warn!(reason = %why, "left without ceremony");
             }
         }
-        parts.stop().await;
+        parts.stop().await
     };
     tokio::select! {
-        () = stopping => ExitCode::SUCCESS,
+        in_time = stopping => if in_time { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FATAL) },
         _ = interrupt.recv() => ExitCode::from(1),
         _ = terminate.recv() => ExitCode::from(1),
     }

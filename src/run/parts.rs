@@ -25,6 +25,11 @@ use super::{glue, join, logging};
 /// How long a leaving node waits for the pool to have heard it.
 const GOODBYE: Duration = Duration::from_secs(5);
 
+/// How long all parts together may take to stop; the process ends then.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+/// How long the cluster may take to let this server go.
+const LEAVE_LIMIT: Duration = Duration::from_secs(60);
+
 /// Everything that runs.
 pub(crate) struct Parts {
     config: ArcSwap<RuntimeConfig>,
@@ -149,6 +154,8 @@ impl Parts {
                 Err(_) => "consensus has stopped".into(),
             },
             Some(why) = given_up.recv() => why,
+            why = self.server.failed() => why,
+            () = self.gossip.ended() => "gossip.stopped: the gossip task ended; this is a defect of weft".into(),
         }
     }
 
@@ -177,13 +184,24 @@ impl Parts {
 
     /// Leaves for good: out of the Raft membership, then out of the pool.
     pub(crate) async fn leave(&self) -> Result<(), String> {
-        let left = self.server.leave().await.map_err(|cause| cause.to_string());
+        let leaving = in_time(LEAVE_LIMIT, "leaving", self.server.leave()).await;
+        let left = leaving.map_or_else(
+            || Err(format!("no answer within {LEAVE_LIMIT:?}")),
+            |left| left.map_err(|cause| cause.to_string()),
+        );
         self.gossip.leave(GOODBYE).await;
         left
     }
 
-    /// Stops every part; what is durable is on disk already.
-    pub(crate) async fn stop(&self) {
+    /// Stops every part within [`STOP_LIMIT`]; what is durable is on disk already. Answers whether all of
+    /// them have stopped.
+    pub(crate) async fn stop(&self) -> bool {
+        in_time(STOP_LIMIT, "stopping", self.stop_all())
+            .await
+            .is_some()
+    }
+
+    async fn stop_all(&self) {
         self.stop.cancel();
         let http = self.http.lock().take();
         if let Some(http) = http {
@@ -196,6 +214,15 @@ impl Parts {
         self.server.shutdown().await;
         self.gossip.shutdown().await;
     }
+}
+
+/// What `work` answers, or `None` and an error in the log when it takes too long.
+async fn in_time<T>(limit: Duration, what: &str, work: impl Future<Output = T>) -> Option<T> {
+    let done = tokio::time::timeout(limit, work).await.ok();
+    if done.is_none() {
+        tracing::error!(reason = "process.stop_limit", limit = ?limit, "{what} takes too long; going on without");
+    }
+    done
 }
 
 /// Every reason, for the user to mend in one go.
@@ -431,5 +458,18 @@ fn agent_info(config: &RuntimeConfig, id: &str) -> AgentInfo {
         grpc_port: -1,
         grpc_tls_port: -1,
         debug_config: serde_json::Value::Object(serde_json::Map::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_never_ends_is_given_up() {
+        let limit = Duration::from_millis(5);
+        let never = in_time(limit, "waiting", std::future::pending::<()>()).await;
+        assert_eq!(never, None);
+        assert_eq!(in_time(limit, "counting", async { 3 }).await, Some(3));
     }
 }

@@ -266,6 +266,11 @@ impl Gossip {
         let _ = self.ask(Command::Shutdown).await;
     }
 
+    /// Resolves when the pool's task has ended: after [`Self::shutdown`], or by a defect.
+    pub async fn ended(&self) {
+        self.commands.closed().await;
+    }
+
     /// The keys, or `None` when gossip is in clear text.
     #[must_use]
     pub fn keyring(&self) -> Option<Keyring> {
