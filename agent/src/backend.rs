@@ -50,6 +50,9 @@ pub enum WriteError {
     /// Too many proposals in flight. Nothing was proposed; retry with backoff.
     #[error("{0}")]
     Overloaded(String),
+    /// One log entry cannot hold it. Nothing was proposed; retrying the same is useless.
+    #[error("{0}")]
+    TooLarge(String),
     /// The token lacks a right. Nothing was proposed.
     #[error("{0}")]
     Denied(String),

@@ -32,6 +32,9 @@ use crate::transport::Transport;
 /// How long a replaced leader is still listened to about a write it was given.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// What a read is given at least for its last step, however late it is.
+const READ_MIN: Duration = Duration::from_millis(100);
+
 /// Why a write was not acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteFailure {
@@ -47,6 +50,9 @@ pub enum WriteFailure {
     /// Too many proposals in flight; nothing was proposed.
     #[error("{0}")]
     Overloaded(String),
+    /// One log entry cannot hold it; nothing was proposed.
+    #[error("{0}")]
+    TooLarge(String),
     /// The server role is over; nothing was proposed.
     #[error("{0}")]
     Stopped(String),
@@ -222,6 +228,9 @@ impl Server {
             Err(cause @ ProposeError::Overloaded { .. }) => {
                 Err(WriteFailure::Overloaded(cause.to_string()))
             }
+            Err(cause @ ProposeError::TooLarge { .. }) => {
+                Err(WriteFailure::TooLarge(cause.to_string()))
+            }
             Err(cause) => Err(WriteFailure::Stopped(cause.to_string())),
         }
     }
@@ -294,13 +303,14 @@ impl Server {
             let attempt = if inner.raft.status().role == Role::Leader {
                 inner.raft.read_index().await.map_err(read_failed)
             } else {
-                inner.follower_rounds.index().await
+                let left = deadline.saturating_sub(inner.clock.monotonic());
+                inner.follower_rounds.index(left.max(READ_MIN)).await
             };
             match attempt {
                 Ok(index) => {
                     let left = deadline
                         .saturating_sub(inner.clock.monotonic())
-                        .max(Duration::from_millis(100));
+                        .max(READ_MIN);
                     inner
                         .raft
                         .wait_applied(index, left)
@@ -404,12 +414,13 @@ fn frees_space(command: &v1::stamped::Command) -> bool {
     }
 }
 
-fn failed(failure: v1::WriteFailure) -> WriteFailure {
+pub(crate) fn failed(failure: v1::WriteFailure) -> WriteFailure {
     use v1::WriteFailureKind as Kind;
     match failure.kind() {
         Kind::NoLeader => WriteFailure::NoLeader,
         Kind::DiskFull => WriteFailure::DiskFull(failure.message),
         Kind::Overloaded => WriteFailure::Overloaded(failure.message),
+        Kind::TooLarge => WriteFailure::TooLarge(failure.message),
         Kind::Unspecified | Kind::Unknown | Kind::Denied => WriteFailure::Unknown(failure.message),
     }
 }

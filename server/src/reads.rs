@@ -52,8 +52,10 @@ impl Rounds {
         }
     }
 
-    /// Waits for a round that begins after this call.
-    pub(crate) async fn index(&self) -> Result<u64, ReadFailure> {
+    /// Waits for a round that begins after this call, for at most `limit`.
+    ///
+    /// Errors: [`ReadFailure::NoLeader`] when the leader has not answered by then.
+    pub(crate) async fn index(&self, limit: Duration) -> Result<u64, ReadFailure> {
         let (tx, rx) = oneshot::channel();
         let start = {
             let mut waiting = self.inner.lock();
@@ -68,8 +70,12 @@ impl Rounds {
         if start {
             tokio::spawn(drive(self.inner.clone(), self.run.clone()));
         }
-        rx.await
-            .unwrap_or_else(|_| Err(ReadFailure::Stopped("the server is shutting down".into())))
+        match tokio::time::timeout(limit, rx).await {
+            Ok(answer) => answer.unwrap_or_else(|_| {
+                Err(ReadFailure::Stopped("the server is shutting down".into()))
+            }),
+            Err(_) => Err(ReadFailure::NoLeader),
+        }
     }
 }
 
@@ -98,6 +104,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn a_read_does_not_wait_longer_than_it_may() {
+        let rounds = Rounds::new(Arc::new(|| Box::pin(std::future::pending())));
+        let answer = rounds.index(Duration::from_millis(5)).await;
+        assert_eq!(answer, Err(ReadFailure::NoLeader));
+    }
+
+    #[tokio::test]
     async fn a_round_serves_only_those_who_came_before_it() {
         let begun = Arc::new(AtomicU64::new(0));
         let gate = Arc::new(tokio::sync::Semaphore::new(0));
@@ -115,7 +128,7 @@ mod tests {
         let rounds = Arc::new(Rounds::new(run));
         let ask = || {
             let rounds = rounds.clone();
-            tokio::spawn(async move { rounds.index().await })
+            tokio::spawn(async move { rounds.index(Duration::from_secs(60)).await })
         };
         let first = ask();
         while begun.load(Ordering::SeqCst) == 0 {

@@ -182,9 +182,36 @@ fn describe(failure: &WriteFailure) -> v1::WriteFailure {
         WriteFailure::Unknown(_) => Kind::Unknown,
         WriteFailure::DiskFull(_) => Kind::DiskFull,
         WriteFailure::Overloaded(_) => Kind::Overloaded,
+        WriteFailure::TooLarge(_) => Kind::TooLarge,
     };
     v1::WriteFailure {
         kind: kind.into(),
         message: failure.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handle::failed;
+
+    #[test]
+    fn a_failure_means_the_same_on_the_other_side() {
+        let words = || "words".to_owned();
+        for failure in [
+            WriteFailure::NoLeader,
+            WriteFailure::Unknown(words()),
+            WriteFailure::DiskFull(words()),
+            WriteFailure::Overloaded(words()),
+            WriteFailure::TooLarge(words()),
+        ] {
+            assert_eq!(failed(describe(&failure)), failure);
+        }
+        let stopped = WriteFailure::Stopped(words());
+        assert_eq!(
+            failed(describe(&stopped)),
+            WriteFailure::NoLeader,
+            "another may lead"
+        );
     }
 }

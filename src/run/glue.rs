@@ -36,6 +36,7 @@ impl Backend for Local {
                 WriteFailure::Unknown(why) => WriteError::Unknown(why),
                 WriteFailure::DiskFull(why) => WriteError::DiskFull(why),
                 WriteFailure::Overloaded(why) => WriteError::Overloaded(why),
+                WriteFailure::TooLarge(why) => WriteError::TooLarge(why),
                 WriteFailure::Stopped(why) => WriteError::Stopped(why),
             })
     }

@@ -124,6 +124,7 @@ impl From<WriteError> for Failure {
             WriteError::Unknown(_) => (StatusCode::INTERNAL_SERVER_ERROR, "raft.outcome_unknown"),
             WriteError::DiskFull(_) => (StatusCode::INTERNAL_SERVER_ERROR, "raft.disk_full"),
             WriteError::Overloaded(_) => (StatusCode::TOO_MANY_REQUESTS, "raft.overloaded"),
+            WriteError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "raft.proposal_too_large"),
             WriteError::Denied(_) => (StatusCode::FORBIDDEN, "acl.denied"),
             WriteError::Stopped(_) => (StatusCode::INTERNAL_SERVER_ERROR, "raft.stopped"),
         };
