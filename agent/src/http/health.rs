@@ -99,8 +99,14 @@ pub(super) async fn checks_of_service(call: Call) -> Result<Reply, Failure> {
 
 pub(super) async fn state(call: Call) -> Result<Reply, Failure> {
     let status = call.required_tail("Missing check state")?;
+    // The other scopes hold their nodes; the checks table does not.
+    let by_node = Selection::parse::<v1::Check>(&call)?.by_node();
     checks(&call, ReadForm::DISCOVERY, |pass| {
-        pass.reader.checks_in_state(&status)
+        let mut answer = pass.reader.checks_in_state(&status);
+        if by_node {
+            answer.index = answer.index.max(pass.reader.nodes().index);
+        }
+        answer
     })
     .await
 }

@@ -94,6 +94,32 @@ async fn health_wakes_for_its_service_and_for_a_missing_one() {
 }
 
 #[tokio::test]
+async fn checks_chosen_by_node_meta_wake_when_the_meta_changes() {
+    let world = World::start().await;
+    let node = |rack: &str, check: &str| {
+        format!(r#"{{"Node":"n2","Address":"10.0.0.2","NodeMeta":{{"rack":"{rack}"}}{check}}}"#)
+    };
+    let check = r#","Check":{"CheckID":"c","Name":"c","Status":"passing"}"#;
+    world
+        .ask("PUT /v1/catalog/register", &node("r1", check))
+        .await;
+    let path = "/v1/health/state/any?node-meta=rack:r2";
+    let before = world.get(path).await;
+    assert_eq!(before.text(), "[]");
+    let waiting = format!("{path}&index={}&wait=60s", before.index());
+    let (answer, ()) = tokio::join!(world.get(&waiting), async {
+        until("the watch", || world.backend.watches() == 1).await;
+        world.ask("PUT /v1/catalog/register", &node("r2", "")).await;
+    });
+    assert_eq!(answer.json()[0]["CheckID"], "c");
+    assert!(answer.index() > before.index());
+    // Whoever does not choose by it is not woken by it.
+    let all = world.get("/v1/health/state/any").await.index();
+    assert!(all < answer.index());
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn an_unchanged_list_keeps_waiting_while_its_table_moves() {
     let world = World::start().await;
     for node in ["n1", "n2"] {
