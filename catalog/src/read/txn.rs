@@ -22,6 +22,28 @@ impl Reader<'_> {
     }
 }
 
+/// The rows that operations mean, for whoever authorizes them: an operation may name a row by its id
+/// and claim any other name beside it.
+impl<'a> Reader<'a> {
+    /// The node an operation means, if it is there: by id if it gives one, else by name.
+    #[must_use]
+    pub fn txn_node(&self, wanted: &v1::Node) -> Option<&'a Arc<v1::Node>> {
+        find_node(self.state, wanted)
+    }
+
+    /// The service an operation means on `node`, if it is there: by id if it gives one, else by name.
+    #[must_use]
+    pub fn txn_service(&self, node: &str, wanted: &v1::Service) -> Option<&'a Arc<v1::Service>> {
+        find_service(self.state, node, wanted)
+    }
+
+    /// The check an operation means, if it is there: by id if it gives one, else by name.
+    #[must_use]
+    pub fn txn_check(&self, wanted: &v1::Check) -> Option<&'a Arc<v1::Check>> {
+        find_check(self.state, wanted)
+    }
+}
+
 /// Whether an operation only reads.
 #[must_use]
 pub fn is_read(op: &v1::TxnOp) -> bool {

@@ -1,5 +1,10 @@
 //! Keys, sessions and transactions.
 
+use std::sync::Arc;
+
+use weft_catalog::acl::{Access, Authorizer, Decision, Resource};
+use weft_proto::v1::{self, stamped::Command};
+
 use super::world::World;
 
 #[tokio::test]
@@ -280,5 +285,112 @@ async fn transactions_run_whole_or_not_at_all() {
             ("PUT /v1/txn", "", 400, "Request decode failed: EOF"),
         ])
         .await;
+    world.stop().await;
+}
+
+/// May write nodes, services and sessions named `mine…` and read everything.
+struct OnlyMine;
+
+impl Authorizer for OnlyMine {
+    fn allows(&self, _resource: Resource, name: &[u8], access: Access) -> Decision {
+        Decision {
+            allowed: access == Access::Read || name.starts_with(b"mine"),
+            reason: "test",
+        }
+    }
+
+    fn fingerprint(&self) -> u64 {
+        1
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_needs_the_right_to_what_it_touches_not_to_what_it_claims() {
+    let world = World::with_rights(Arc::new(OnlyMine)).await;
+    let id = "0f0c0000-0000-4000-8000-00000000000a";
+    for name in ["theirs", "mine"] {
+        let check = v1::Check {
+            id: "bound".to_owned(),
+            name: "bound".to_owned(),
+            service_id: "s1".to_owned(),
+            ..Default::default()
+        };
+        world.backend.apply(Command::Register(v1::Register {
+            node: Some(v1::Node {
+                id: if name == "theirs" { id } else { "" }.to_owned(),
+                name: name.to_owned(),
+                address: "10.0.0.1".to_owned(),
+                ..Default::default()
+            }),
+            service: Some(v1::Service {
+                id: "s1".to_owned(),
+                name: format!("{name}-service"),
+                ..Default::default()
+            }),
+            checks: vec![check],
+            skip_node_update: false,
+        }));
+    }
+    let session = |of: &str| {
+        let id = format!("0f0c0000-0000-4000-8000-0000000000{:02x}", of.len());
+        let session = v1::Session {
+            id: id.clone(),
+            node: of.to_owned(),
+            behavior: "release".to_owned(),
+            ..Default::default()
+        };
+        world
+            .backend
+            .apply(Command::SessionCreate(v1::SessionCreate {
+                session: Some(session),
+            }));
+        format!(r#"[{{"Session":{{"Verb":"delete","Session":{{"ID":"{id}"}}}}}}]"#)
+    };
+    let node = |verb: &str, name: &str, id: &str| {
+        format!(
+            r#"[{{"Node":{{"Verb":"{verb}","Node":{{"Node":"{name}","ID":"{id}","Address":"10.0.0.1"}}}}}}]"#
+        )
+    };
+    let service = |verb: &str, node: &str, name: &str| {
+        format!(
+            r#"[{{"Service":{{"Verb":"{verb}","Node":"{node}","Service":{{"ID":"s1","Service":"{name}"}}}}}}]"#
+        )
+    };
+    let check = |verb: &str, node: &str, rest: &str| {
+        format!(
+            r#"[{{"Check":{{"Verb":"{verb}","Check":{{"Node":"{node}","CheckID":"bound","Name":"bound"{rest}}}}}}}]"#
+        )
+    };
+    let claims = r#","ServiceID":"s1","ServiceName":"mine""#;
+    for denied in [
+        // By id, under a name that may be written.
+        node("delete", "mine", id),
+        node("set", "mine-now", id),
+        service("delete", "theirs", "mine-service"),
+        service("set", "theirs", "mine-service"),
+        service("set", "mine", "theirs"),
+        check("delete", "theirs", claims),
+        check("set", "theirs", claims),
+        session("theirs"),
+    ] {
+        let answer = world.ask("PUT /v1/txn", &denied).await;
+        assert_eq!(
+            (answer.status, answer.header("X-Weft-Reason")),
+            (403, "test"),
+            "{denied}"
+        );
+    }
+    for allowed in [
+        node("get", "mine", id),
+        service("set", "mine", "mine-too"),
+        check("set", "mine", r#","ServiceID":"s1","ServiceName":"theirs""#),
+        check("delete", "mine", ""),
+        service("delete", "mine", ""),
+        session("mine"),
+        node("delete", "mine", ""),
+    ] {
+        let answer = world.ask("PUT /v1/txn", &allowed).await;
+        assert_eq!(answer.status, 200, "{allowed}: {}", answer.text());
+    }
     world.stop().await;
 }

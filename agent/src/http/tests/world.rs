@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
-use weft_catalog::acl::AllowAll;
+use weft_catalog::acl::{AllowAll, Authorizer};
 use weft_catalog::{Catalog, Hub, State};
 use weft_proto::clock::SystemClock;
 use weft_proto::ids::LogIndex;
@@ -258,10 +258,29 @@ impl World {
         Self::try_with(config).await.unwrap()
     }
 
+    /// Starts with somebody who may not do everything.
+    pub(super) async fn with_rights(authorizer: Arc<dyn Authorizer>) -> Self {
+        let config = HttpConfig {
+            addresses: vec![Listen::Tcp(([127, 0, 0, 1], 0).into())],
+            ..Default::default()
+        };
+        Self::try_as(config, authorizer).await.unwrap()
+    }
+
     pub(super) async fn try_with(config: HttpConfig) -> Result<Self, StartError> {
+        Self::try_as(config, Arc::new(AllowAll)).await
+    }
+
+    async fn try_as(
+        config: HttpConfig,
+        authorizer: Arc<dyn Authorizer>,
+    ) -> Result<Self, StartError> {
         let backend = Arc::new(TestBackend::new());
         let cluster = Arc::new(TestCluster::default());
-        let deps = deps(&backend, &cluster);
+        let deps = Deps {
+            authorizer,
+            ..deps(&backend, &cluster)
+        };
         let shutdown = CancellationToken::new();
         let server = HttpServer::start(config, deps, shutdown.clone()).await?;
         let address = server
