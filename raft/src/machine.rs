@@ -4,6 +4,7 @@
 //! Never: runs the state machine, or touches a file, on the Raft runtime.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -43,6 +44,13 @@ pub trait StateMachine: Send + 'static {
     /// Errors: [`FatalError`] ends the server role. A refusal is a reply, not an error.
     fn apply(&mut self, batch: &[Committed]) -> Result<Vec<Bytes>, FatalError>;
 
+    /// Whether applying `body` takes microseconds whatever the state holds. Few such entries at a time are
+    /// applied on the Raft thread itself, which saves two thread switches; it can do nothing else meanwhile.
+    fn is_light(&self, body: &[u8]) -> bool {
+        let _ = body;
+        false
+    }
+
     /// The state as of now, to be written elsewhere while applying goes on. Must be O(1).
     fn freeze(&mut self) -> Box<dyn FrozenState>;
 
@@ -64,6 +72,11 @@ pub trait FrozenState: Send {
 const BATCH_ENTRIES_MAX: usize = 4_096;
 /// Bytes after which a batch is closed.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// Light entries the Raft thread applies itself, at most.
+const INLINE_ENTRIES_MAX: usize = 8;
+/// Bytes of their bodies, at most.
+const INLINE_BYTES_MAX: usize = 32 * 1024;
 
 /// How far the state machine is, for those who wait.
 pub(crate) struct Progress {
@@ -119,7 +132,7 @@ enum Work {
     },
 }
 
-/// The dedicated thread's end of the queue.
+/// What applies: the dedicated thread, or the Raft thread when the work is light and that one has none.
 struct Applier<S> {
     machine: S,
     progress: Arc<Progress>,
@@ -127,27 +140,60 @@ struct Applier<S> {
     clock: Arc<dyn Clock>,
 }
 
+/// The dedicated thread.
+fn serve<S: StateMachine>(applier: &Mutex<Applier<S>>, work: &mpsc::Receiver<Work>) {
+    while let Ok(work) = work.recv() {
+        applier.lock().perform(work);
+    }
+}
+
+/// The applier as the Raft thread sees it.
+trait Inline: Send + Sync {
+    /// Applies `batch` now if that is a matter of microseconds; otherwise gives it back.
+    fn try_apply(&self, batch: Batch, next: u64) -> Result<io::Result<()>, Batch>;
+}
+
+impl<S: StateMachine> Inline for Mutex<Applier<S>> {
+    fn try_apply(&self, mut batch: Batch, next: u64) -> Result<io::Result<()>, Batch> {
+        if batch.entries.len() > INLINE_ENTRIES_MAX || batch.bytes > INLINE_BYTES_MAX {
+            return Err(batch);
+        }
+        let Some(mut applier) = self.try_lock() else {
+            return Err(batch);
+        };
+        let machine = &applier.machine;
+        if !batch
+            .entries
+            .iter()
+            .all(|entry| machine.is_light(&entry.body))
+        {
+            return Err(batch);
+        }
+        let responders = std::mem::take(&mut batch.responders);
+        let applied = catch_unwind(AssertUnwindSafe(|| {
+            applier.apply(&batch.entries, responders, next)
+        }));
+        Ok(applied.unwrap_or_else(|_| Err(io::Error::other("the state machine panicked"))))
+    }
+}
+
 impl<S: StateMachine> Applier<S> {
-    fn run(mut self, work: &mpsc::Receiver<Work>) {
+    fn perform(&mut self, work: Work) {
         // A `done` whose receiver is gone belongs to an openraft task that was cut short by shutdown.
-        while let Ok(work) = work.recv() {
-            match work {
-                Work::Apply {
-                    entries,
-                    responders,
-                    next,
-                    done,
-                } => {
-                    drop(done.send(self.apply(&entries, responders, next)));
-                }
-                Work::Freeze { done } => {
-                    self.progress
-                        .bytes_since_snapshot
-                        .store(0, Ordering::Relaxed);
-                    drop(done.send(self.machine.freeze()));
-                }
-                Work::Restore { data, next, done } => drop(done.send(self.restore(&data, next))),
+        match work {
+            Work::Apply {
+                entries,
+                responders,
+                next,
+                done,
+            } => drop(done.send(self.apply(&entries, responders, next))),
+            Work::Freeze { done } => {
+                self.progress
+                    .bytes_since_snapshot
+                    .store(0, Ordering::Relaxed);
+                drop(done.send(self.machine.freeze()));
             }
+            Work::Restore { data, next, done } => drop(done.send(self.restore(&data, next))),
         }
     }
 
@@ -197,6 +243,7 @@ impl<S: StateMachine> Applier<S> {
 /// openraft's state machine: keeps the bookkeeping, passes the work on.
 pub(crate) struct Machine {
     work: mpsc::Sender<Work>,
+    inline: Arc<dyn Inline>,
     snapshots: Arc<SnapshotStore>,
     progress: Arc<Progress>,
     metrics: Arc<RaftMetrics>,
@@ -220,17 +267,19 @@ impl Machine {
             clock,
         } = shared;
         let (work, queue) = mpsc::channel();
-        let applier = Applier {
+        let applier = Arc::new(Mutex::new(Applier {
             machine,
             progress: progress.clone(),
             metrics: metrics.clone(),
             clock: clock.clone(),
-        };
+        }));
+        let inline = applier.clone();
         std::thread::Builder::new()
             .name("weft-apply".into())
-            .spawn(move || applier.run(&queue))?;
+            .spawn(move || serve(&applier, &queue))?;
         Ok(Self {
             work,
+            inline,
             snapshots,
             progress,
             metrics,
@@ -248,30 +297,12 @@ impl Machine {
         answer.await.map_err(|_| apply_thread_gone())
     }
 
-    async fn apply_batch(&mut self, batch: Batch) -> io::Result<()> {
-        let Batch {
-            entries,
-            responders,
-            others,
-            last,
-            membership,
-            ..
-        } = batch;
-        let Some(last) = last else {
+    async fn apply_batch(&mut self, mut batch: Batch) -> io::Result<()> {
+        let Some(last) = batch.last else {
             return Ok(());
         };
-        let next = last.index + 1;
-        if entries.is_empty() {
-            self.progress.advance(next);
-        } else {
-            self.ask(|done| Work::Apply {
-                entries,
-                responders,
-                next,
-                done,
-            })
-            .await??;
-        }
+        let (others, membership) = (std::mem::take(&mut batch.others), batch.membership.take());
+        self.apply_entries(batch, last.index + 1).await?;
         for responder in others {
             responder.send(Body::default());
         }
@@ -280,6 +311,24 @@ impl Machine {
             self.membership = membership;
         }
         Ok(())
+    }
+
+    async fn apply_entries(&self, batch: Batch, next: u64) -> io::Result<()> {
+        if batch.entries.is_empty() {
+            self.progress.advance(next);
+            return Ok(());
+        }
+        let batch = match self.inline.try_apply(batch, next) {
+            Ok(applied) => return applied,
+            Err(batch) => batch,
+        };
+        self.ask(|done| Work::Apply {
+            entries: batch.entries,
+            responders: batch.responders,
+            next,
+            done,
+        })
+        .await?
     }
 }
 

@@ -14,6 +14,7 @@ use weft_proto::ids::{LogIndex, UnixMillis};
 use weft_proto::v1;
 use weft_raft::{Committed, FatalError, FrozenState, StateMachine};
 
+use crate::light;
 use crate::metrics::Metrics;
 use crate::published::Published;
 use crate::stamp::ClusterTime;
@@ -71,6 +72,10 @@ impl StateMachine for Fsm {
         let (state, touched) = self.catalog.publish();
         self.published.store(state, &touched);
         Ok(replies)
+    }
+
+    fn is_light(&self, body: &[u8]) -> bool {
+        light::is_light(body)
     }
 
     fn freeze(&mut self) -> Box<dyn FrozenState> {

@@ -16,6 +16,7 @@ mod forward;
 mod fsm;
 mod handle;
 mod leader;
+mod light;
 mod metrics;
 mod published;
 mod reads;

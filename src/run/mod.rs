@@ -4,6 +4,7 @@
 //! Never: decides what a part should; each part says why it cannot start.
 
 mod control;
+mod footprint;
 mod glue;
 mod join;
 mod log_file;
@@ -82,6 +83,7 @@ async fn run(config: RuntimeConfig, load: Load) -> ExitCode {
         return ExitCode::from(1);
     }
     tracing::info!("the agent is up");
+    tokio::spawn(footprint::settle());
     let code = serve(&parts, &process, &mut asked).await;
     if let Some(path) = &pid_file {
         let _ = std::fs::remove_file(path);

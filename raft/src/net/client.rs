@@ -343,6 +343,10 @@ struct AppendSession<'s, S> {
     /// Fires when requests are in flight and none was answered for `patience`.
     deadline: Pin<Box<Sleep>>,
     last_answer: Instant,
+    /// What waits to be written carries entries.
+    urgent: bool,
+    /// What waits to be written has let the other tasks go first once.
+    deferred: bool,
     ended: bool,
 }
 
@@ -359,6 +363,8 @@ impl<'s, S> AppendSession<'s, S> {
             patience,
             deadline: Box::pin(sleep_until(now + patience)),
             last_answer: now,
+            urgent: false,
+            deferred: false,
             ended: false,
         }
     }
@@ -381,6 +387,22 @@ impl<'s, S> AppendSession<'s, S> {
 }
 
 impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> AppendSession<'_, S> {
+    /// Writes what waits. News without entries (how far is committed, a heartbeat) go after what the
+    /// other tasks are about to do: somebody waits for the apply that the same commit sets off.
+    fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(conn) = self.conn.as_mut() else {
+            return Poll::Ready(Ok(()));
+        };
+        if conn.pending_output() > 0 && !self.urgent && !self.deferred {
+            self.deferred = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        std::task::ready!(conn.poll_flush(cx))?;
+        (self.urgent, self.deferred) = (false, false);
+        Poll::Ready(Ok(()))
+    }
+
     fn poll_input(&mut self, cx: &mut Context<'_>) {
         let Some(conn) = self.conn.as_mut() else {
             return;
@@ -398,6 +420,7 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> AppendSession<'_, S>
                     }
                     self.in_flight += 1;
                     self.sent_upto = self.sent_upto.max(last_of(&request));
+                    self.urgent |= !request.entries.is_empty();
                     conn.push(Kind::Append(convert::append_record(self.id, request)));
                 }
             }
@@ -414,12 +437,12 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> AppendSession<'_, S>
             if self.input.is_none() && self.in_flight == 0 {
                 return Poll::Ready(Ok(None));
             }
+            if let Poll::Ready(Err(cause)) = self.poll_output(cx) {
+                return Poll::Ready(Err(cause));
+            }
             let Some(conn) = self.conn.as_mut() else {
                 return Poll::Ready(Ok(None));
             };
-            if let Poll::Ready(Err(cause)) = conn.poll_flush(cx) {
-                return Poll::Ready(Err(cause));
-            }
             match std::task::ready!(conn.poll_next(cx))? {
                 // Left over from a session that was given up.
                 Kind::AppendReply(reply) if reply.session != self.id => {}
