@@ -12,7 +12,7 @@ use crate::cluster::{Cluster, System};
 use crate::figures::{Figures, Sample};
 use crate::peer::Kind;
 use crate::report::Run;
-use crate::{rows, trouble};
+use crate::{rows, soak, trouble};
 
 /// Runs weft, Consul and etcd alternately and prints what an operation costs.
 #[derive(Debug, Parser)]
@@ -38,6 +38,9 @@ struct Arguments {
     /// Keys on disk in the restart row.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     keys: u64,
+    /// Minutes of the soak row.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=1_440))]
+    minutes: u16,
     /// Three loopback addresses.
     #[arg(
         long,
@@ -65,6 +68,8 @@ enum What {
     Start,
     Failover,
     Restart,
+    /// Full put rate for `--minutes`, read back in the end; not part of `all`, weft only.
+    Soak,
 }
 
 pub(crate) fn main() -> Result<ExitCode> {
@@ -191,8 +196,14 @@ impl Bench<'_> {
             self.arguments.keys,
             usize::from(self.arguments.kills),
         );
-        for what in [What::Start, What::Restart, What::Failover] {
-            if !self.wants(what) {
+        let minutes = u64::from(self.arguments.minutes);
+        for what in [What::Start, What::Restart, What::Failover, What::Soak] {
+            let asked = if what == What::Soak {
+                system.kind == Kind::Weft && self.arguments.what.contains(&what)
+            } else {
+                self.wants(what)
+            };
+            if !asked {
                 continue;
             }
             let mut found =
@@ -200,6 +211,10 @@ impl Bench<'_> {
             let ended = match what {
                 What::Start => trouble::start(system, hosts, &data, &mut found).await,
                 What::Restart => trouble::restart(system, hosts, &data, keys, &mut found).await,
+                What::Soak => {
+                    let time = Duration::from_secs(60 * minutes);
+                    soak::soak(system, hosts, &data, time, &mut found).await
+                }
                 _ => trouble::failover(system, hosts, &data, kills, &mut found).await,
             };
             if let Err(error) = ended {

@@ -245,7 +245,8 @@ impl Cluster {
         serde_json::from_slice(&body).ok()
     }
 
-    fn check_alive(&mut self) -> Result<()> {
+    /// Errors: a server ended by itself; the end of its log.
+    pub(crate) fn check_alive(&mut self) -> Result<()> {
         for number in 0..self.servers.len() {
             let Some(child) = self.servers[number].child.as_mut() else {
                 continue;

@@ -14,6 +14,7 @@ mod peer;
 mod procfs;
 mod report;
 mod rows;
+mod soak;
 mod stopwatch;
 mod trouble;
 
