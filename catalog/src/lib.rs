@@ -23,7 +23,7 @@ mod state;
 mod topics;
 
 pub use apply::kv::{KV_KEY_BYTES_MAX, KV_VALUE_BYTES_MAX};
-pub use apply::restore::{RESTORE_BYTES_MAX, RESTORE_CHUNK_BYTES_MAX};
+pub use apply::restore::{RESTORE_BYTES_MAX, RESTORE_CHUNK_BYTES_MAX, RESTORED_INDEX_MAX};
 pub use apply::retry::{KEPT_OUTCOME_BYTES_MAX, SEQUENCES_MAX, SOURCES_MAX};
 pub use apply::session::LOCK_DELAY_MILLIS_MAX;
 pub use apply::txn::TXN_OPS_MAX;

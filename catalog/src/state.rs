@@ -140,6 +140,13 @@ impl State {
         self.scalars.base
     }
 
+    /// The user's restore under way, and how many bytes of it are staged.
+    #[must_use]
+    pub fn staged_restore(&self) -> Option<(&str, u64)> {
+        let staging = self.staging.as_ref()?;
+        Some((&staging.id, staging.received))
+    }
+
     /// +1 with every user's restore: a resume token of another epoch means a full reset.
     #[must_use]
     pub const fn restore_epoch(&self) -> u64 {

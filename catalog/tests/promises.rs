@@ -546,6 +546,39 @@ fn a_restore_swaps_everything_and_no_index_runs_back() {
 }
 
 #[test]
+fn a_restore_does_not_take_the_index_to_the_end_of_all_numbers() {
+    let mut made_up = Log::new();
+    made_up.kv(KvVerb::Set, "color", "red", "");
+    let absurd = LogIndex(weft_catalog::RESTORED_INDEX_MAX + 1);
+    let stamped = v1::Stamped {
+        command: Some(Command::Kv(kv(KvVerb::Set, "a", "b", "", 0))),
+        ..v1::Stamped::default()
+    };
+    made_up.catalog.apply(absurd, &stamped).unwrap();
+    let bytes = made_up.bytes();
+
+    let mut log = Log::new();
+    log.kv(KvVerb::Set, "mine", "", "");
+    let restore_id = "r".to_owned();
+    log.run(Command::RestoreBegin(v1::RestoreBegin {
+        restore_id: restore_id.clone(),
+        size_bytes: bytes.len() as u64,
+        sha256: hex::encode(Sha256::digest(&bytes)),
+    }));
+    let received = bytes.len() as u64;
+    log.run(Command::RestoreChunk(v1::RestoreChunk {
+        restore_id: restore_id.clone(),
+        offset: 0,
+        data: bytes.into(),
+    }));
+    assert_eq!(log.catalog.state().staged_restore(), Some(("r", received)));
+    let outcome = log.run(Command::RestoreCommit(v1::RestoreCommit { restore_id }));
+    assert_eq!(refused(outcome).0, "restore.index");
+    assert_eq!(log.catalog.state().staged_restore(), None);
+    assert_eq!(log.holder("mine"), Some(String::new()));
+}
+
+#[test]
 fn a_damaged_restore_changes_nothing() {
     let mut log = Log::new();
     log.kv(KvVerb::Set, "mine", "", "");

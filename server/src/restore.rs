@@ -70,7 +70,19 @@ impl Server {
     }
 
     /// Verifies an archive as it arrives, stages it through the log and commits it.
+    ///
+    /// A caller that goes away does not stop it: what arrived whole is restored, the rest is refused.
     pub async fn snapshot_restore(&self, source: Pieces) -> Result<(), ServerError> {
+        let server = self.clone();
+        let restoring = tokio::spawn(async move { server.restore(source).await });
+        restoring.await.unwrap_or_else(|cause| {
+            Err(ServerError::Failed(format!(
+                "the restore broke off: {cause}"
+            )))
+        })
+    }
+
+    async fn restore(&self, source: Pieces) -> Result<(), ServerError> {
         let scratch = self.scratch();
         let verified = tokio::task::spawn_blocking(move || {
             let (_, mut verified) = archive::read(
@@ -82,9 +94,11 @@ impl Server {
             )
             .map_err(|cause| ServerError::Invalid(cause.to_string()))?;
             // What cannot be read must be refused before the first entry is written.
-            weft_catalog::snapshot::read(&mut io::BufReader::new(&mut verified.state)).map_err(
-                |cause| ServerError::Invalid(format!("state.bin cannot be restored: {cause}")),
-            )?;
+            let read = weft_catalog::snapshot::read(&mut io::BufReader::new(&mut verified.state));
+            let catalog = read.map_err(|cause| {
+                ServerError::Invalid(format!("state.bin cannot be restored: {cause}"))
+            })?;
+            believable(catalog.state().index().get())?;
             verified.state.rewind().map_err(|cause| ServerError::Io {
                 what: "cannot reread the staged snapshot".into(),
                 cause,
@@ -305,6 +319,17 @@ impl Server {
     }
 }
 
+/// Refuses what `apply` would refuse in the end, before anything is staged.
+fn believable(index: u64) -> Result<(), ServerError> {
+    if index > weft_catalog::RESTORED_INDEX_MAX {
+        return Err(ServerError::Invalid(format!(
+            "restore.index: the snapshot's index {index} is beyond {}; it is damaged or made up",
+            weft_catalog::RESTORED_INDEX_MAX
+        )));
+    }
+    Ok(())
+}
+
 fn parse_id(text: &str) -> Result<weft_raft::RaftId, ServerError> {
     text.parse().map_err(|_| {
         ServerError::Invalid(format!(
@@ -361,5 +386,50 @@ impl Read for FromChannel {
         let n = buf.len().min(self.piece.len());
         buf[..n].copy_from_slice(&self.piece.split_to(n));
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use weft_proto::clock::SystemClock;
+
+    use super::*;
+
+    async fn server() -> Server {
+        let clock = Arc::new(SystemClock::new());
+        let server = Server::start(crate::config::for_tests(), None, Bytes::new(), clock).await;
+        let server = server.unwrap();
+        server.barrier().await.unwrap();
+        server
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_restore_goes_on_without_its_caller() {
+        let server = server().await;
+        let (_, mut pieces) = server.snapshot_save().unwrap();
+        let (to, source) = mpsc::channel(64);
+        while let Some(piece) = pieces.recv().await {
+            to.send(piece).await.unwrap();
+        }
+        drop(to);
+        let caller = tokio::time::timeout(Duration::ZERO, server.snapshot_restore(source));
+        assert!(caller.await.is_err(), "it went away");
+        for _ in 0..1_000 {
+            if server.state().restore_epoch() == 1 {
+                return server.shutdown().await;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never restored");
+    }
+
+    #[test]
+    fn an_index_nobody_reaches_is_not_believed() {
+        assert!(believable(weft_catalog::RESTORED_INDEX_MAX).is_ok());
+        let refused = believable(weft_catalog::RESTORED_INDEX_MAX + 1).unwrap_err();
+        assert!(refused.to_string().contains("restore.index"));
     }
 }

@@ -23,6 +23,10 @@ pub const RESTORE_BYTES_MAX: u64 = 2 << 30;
 /// Bytes of one chunk: 4 MiB.
 pub const RESTORE_CHUNK_BYTES_MAX: usize = 4 << 20;
 
+/// Indexes of a snapshot that can be restored end here: indexes go on upwards from it, and clients keep
+/// them in floating-point numbers. No cluster gets this far by itself.
+pub const RESTORED_INDEX_MAX: u64 = 1 << 53;
+
 /// A restore under way. Replicated: a new leader or replica can go on with it.
 #[derive(Clone, Debug)]
 pub(crate) struct Staging {
@@ -182,6 +186,15 @@ pub(crate) fn commit(
             format!("snapshot cannot be restored, state unchanged: {cause}"),
         )
     })?;
+    let index = restored.state().index().get();
+    if index > RESTORED_INDEX_MAX {
+        return Err(invalid(
+            "restore.index",
+            format!(
+                "the snapshot's index {index} is beyond {RESTORED_INDEX_MAX}, state unchanged: it is damaged or made up"
+            ),
+        ));
+    }
     install(change, log_index, restored.state().clone());
     Ok(applied(true))
 }

@@ -5,6 +5,7 @@
 
 mod autopilot;
 mod reconcile;
+mod restores;
 mod sessions;
 mod tombstones;
 
@@ -51,6 +52,7 @@ async fn duties(server: &Server) {
         reconcile::run(server),
         sessions::run(server),
         tombstones::run(server),
+        restores::run(server),
         autopilot::run(server)
     );
 }
