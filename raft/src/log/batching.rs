@@ -715,3 +715,6 @@ fn same_error(error: &io::Error) -> io::Error {
         |log| io::Error::new(error.kind(), log.to_string()),
     )
 }
+
+#[cfg(test)]
+mod tests;
