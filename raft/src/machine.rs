@@ -1,7 +1,8 @@
-//! The state machine's side of openraft: batches go to one dedicated thread.
+//! The state machine's side of openraft: batches go to one dedicated thread, a few light entries are
+//! applied where they arrive.
 //!
 //! Owns: the `apply` thread, what is applied so far, when a snapshot is frozen.
-//! Never: runs the state machine, or touches a file, on the Raft runtime.
+//! Never: runs anything on the Raft runtime that takes longer than microseconds, or touches a file there.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -46,8 +47,7 @@ pub trait StateMachine: Send + 'static {
 
     /// Whether applying `body` takes microseconds whatever the state holds. Few such entries at a time are
     /// applied on the Raft thread itself, which saves two thread switches; it can do nothing else meanwhile.
-    fn is_light(&self, body: &[u8]) -> bool {
-        let _ = body;
+    fn is_light(&self, _body: &[u8]) -> bool {
         false
     }
 
@@ -140,10 +140,30 @@ struct Applier<S> {
     clock: Arc<dyn Clock>,
 }
 
-/// The dedicated thread.
+/// The dedicated thread. It lets go of the applier before it says that work is done, so that the Raft
+/// thread, woken by that, finds it free.
 fn serve<S: StateMachine>(applier: &Mutex<Applier<S>>, work: &mpsc::Receiver<Work>) {
+    // A `done` whose receiver is gone belongs to an openraft task that was cut short by shutdown.
     while let Ok(work) = work.recv() {
-        applier.lock().perform(work);
+        match work {
+            Work::Apply {
+                entries,
+                responders,
+                next,
+                done,
+            } => {
+                let applied = applier.lock().apply(&entries, responders, next);
+                drop(done.send(applied));
+            }
+            Work::Freeze { done } => {
+                let frozen = applier.lock().freeze();
+                drop(done.send(frozen));
+            }
+            Work::Restore { data, next, done } => {
+                let restored = applier.lock().restore(&data, next);
+                drop(done.send(restored));
+            }
+        }
     }
 }
 
@@ -178,23 +198,11 @@ impl<S: StateMachine> Inline for Mutex<Applier<S>> {
 }
 
 impl<S: StateMachine> Applier<S> {
-    fn perform(&mut self, work: Work) {
-        // A `done` whose receiver is gone belongs to an openraft task that was cut short by shutdown.
-        match work {
-            Work::Apply {
-                entries,
-                responders,
-                next,
-                done,
-            } => drop(done.send(self.apply(&entries, responders, next))),
-            Work::Freeze { done } => {
-                self.progress
-                    .bytes_since_snapshot
-                    .store(0, Ordering::Relaxed);
-                drop(done.send(self.machine.freeze()));
-            }
-            Work::Restore { data, next, done } => drop(done.send(self.restore(&data, next))),
-        }
+    fn freeze(&mut self) -> Box<dyn FrozenState> {
+        self.progress
+            .bytes_since_snapshot
+            .store(0, Ordering::Relaxed);
+        self.machine.freeze()
     }
 
     fn apply(
@@ -516,4 +524,121 @@ pub(crate) async fn on_thread<T: Send + 'static>(
     answer
         .await
         .map_err(|_| io::Error::other("a snapshot thread panicked"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::ThreadId;
+
+    use weft_proto::clock::SystemClock;
+
+    use super::*;
+
+    /// Notes what was applied, and on which thread. Bodies that begin with `l` are light.
+    #[derive(Clone, Default)]
+    struct Notes(Arc<Mutex<Vec<(u64, ThreadId)>>>);
+
+    impl StateMachine for Notes {
+        fn apply(&mut self, batch: &[Committed]) -> Result<Vec<Bytes>, FatalError> {
+            assert!(
+                batch.iter().all(|entry| entry.body != "l panic"),
+                "as asked"
+            );
+            let thread = std::thread::current().id();
+            self.0
+                .lock()
+                .extend(batch.iter().map(|entry| (entry.index, thread)));
+            Ok(batch.iter().map(|entry| entry.body.clone()).collect())
+        }
+
+        fn is_light(&self, body: &[u8]) -> bool {
+            body.first() == Some(&b'l')
+        }
+
+        fn freeze(&mut self) -> Box<dyn FrozenState> {
+            unreachable!("no snapshot here")
+        }
+
+        fn restore(&mut self, _: &mut dyn io::Read) -> Result<(), FatalError> {
+            unreachable!("no snapshot here")
+        }
+    }
+
+    fn machine(notes: &Notes) -> Machine {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let shared = Shared {
+            snapshots: Arc::new(SnapshotStore::open(None, clock.clone()).unwrap()),
+            progress: Arc::new(Progress::new(0, 0)),
+            metrics: Arc::new(RaftMetrics::new()),
+            clock,
+        };
+        Machine::start(notes.clone(), None, StoredMembership::default(), shared).unwrap()
+    }
+
+    fn batch(first: u64, bodies: &[&'static str]) -> (Batch, u64) {
+        let mut batch = Batch::default();
+        for (index, body) in (first..).zip(bodies) {
+            batch.bytes += body.len();
+            batch.entries.push(Committed {
+                index,
+                term: 1,
+                body: Bytes::from_static(body.as_bytes()),
+            });
+            batch.responders.push(None);
+        }
+        (batch, first + bodies.len() as u64)
+    }
+
+    #[tokio::test]
+    async fn few_light_entries_are_applied_here_and_everything_else_on_the_thread() {
+        let (notes, here) = (Notes::default(), std::thread::current().id());
+        let machine = machine(&notes);
+        let mut first = 0;
+        for (bodies, expected_here) in [
+            (&["l"][..], true),
+            (&["heavy"], false),
+            (&["l", "heavy", "l"], false),
+            (&["l"; INLINE_ENTRIES_MAX], true),
+            (&["l"; INLINE_ENTRIES_MAX + 1], false),
+            (&["l"], true),
+        ] {
+            let (batch, next) = batch(first, bodies);
+            machine.apply_entries(batch, next).await.unwrap();
+            assert_eq!(machine.progress.applied_next(), next);
+            let applied = notes.0.lock().clone();
+            assert_eq!(applied.len() as u64, next, "each once");
+            for (index, thread) in &applied[usize::try_from(first).unwrap()..] {
+                assert_eq!(
+                    *thread == here,
+                    expected_here,
+                    "entry {index} of {bodies:?}"
+                );
+            }
+            first = next;
+        }
+        let applied = notes.0.lock().clone();
+        assert!(
+            applied.iter().map(|(index, _)| *index).eq(0..first),
+            "in order"
+        );
+    }
+
+    #[tokio::test]
+    async fn many_bytes_are_not_light() {
+        let (notes, here) = (Notes::default(), std::thread::current().id());
+        let machine = machine(&notes);
+        let (mut batch, next) = batch(0, &["l"]);
+        batch.bytes = INLINE_BYTES_MAX + 1;
+        machine.apply_entries(batch, next).await.unwrap();
+        assert_ne!(notes.0.lock()[0].1, here);
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_machine_not_the_raft_thread() {
+        let machine = machine(&Notes::default());
+        let (batch, next) = batch(0, &["l panic"]);
+        let error = machine.apply_entries(batch, next).await.unwrap_err();
+        assert!(error.to_string().contains("panicked"), "{error}");
+        assert_eq!(machine.progress.applied_next(), 0);
+    }
 }
