@@ -169,31 +169,29 @@ fn serve<S: StateMachine>(applier: &Mutex<Applier<S>>, work: &mpsc::Receiver<Wor
 
 /// The applier as the Raft thread sees it.
 trait Inline: Send + Sync {
-    /// Applies `batch` now if that is a matter of microseconds; otherwise gives it back.
-    fn try_apply(&self, batch: Batch, next: u64) -> Result<io::Result<()>, Batch>;
+    /// Applies `batch` now if that is a matter of microseconds; `None` if not, and the batch is as it was.
+    fn try_apply(&self, batch: &mut Batch, next: u64) -> Option<io::Result<()>>;
 }
 
 impl<S: StateMachine> Inline for Mutex<Applier<S>> {
-    fn try_apply(&self, mut batch: Batch, next: u64) -> Result<io::Result<()>, Batch> {
+    fn try_apply(&self, batch: &mut Batch, next: u64) -> Option<io::Result<()>> {
         if batch.entries.len() > INLINE_ENTRIES_MAX || batch.bytes > INLINE_BYTES_MAX {
-            return Err(batch);
+            return None;
         }
-        let Some(mut applier) = self.try_lock() else {
-            return Err(batch);
-        };
+        let mut applier = self.try_lock()?;
         let machine = &applier.machine;
         if !batch
             .entries
             .iter()
             .all(|entry| machine.is_light(&entry.body))
         {
-            return Err(batch);
+            return None;
         }
         let responders = std::mem::take(&mut batch.responders);
         let applied = catch_unwind(AssertUnwindSafe(|| {
             applier.apply(&batch.entries, responders, next)
         }));
-        Ok(applied.unwrap_or_else(|_| Err(io::Error::other("the state machine panicked"))))
+        Some(applied.unwrap_or_else(|_| Err(io::Error::other("the state machine panicked"))))
     }
 }
 
@@ -321,15 +319,14 @@ impl Machine {
         Ok(())
     }
 
-    async fn apply_entries(&self, batch: Batch, next: u64) -> io::Result<()> {
+    async fn apply_entries(&self, mut batch: Batch, next: u64) -> io::Result<()> {
         if batch.entries.is_empty() {
             self.progress.advance(next);
             return Ok(());
         }
-        let batch = match self.inline.try_apply(batch, next) {
-            Ok(applied) => return applied,
-            Err(batch) => batch,
-        };
+        if let Some(applied) = self.inline.try_apply(&mut batch, next) {
+            return applied;
+        }
         self.ask(|done| Work::Apply {
             entries: batch.entries,
             responders: batch.responders,
