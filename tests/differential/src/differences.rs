@@ -4,11 +4,13 @@
 //! [id-of-the-difference]
 //! step: PUT /v1/agent/service/deregister/*     (`*` matches anything; several lines: any of them)
 //! at: status                                   (the place in the answer; several lines: any of them)
-//! consul: 200                                  (optional: only when Consul says this)
-//! weft: 404                                    (optional)
+//! at: body "" => "Unknown service ID *"        (a place with what Consul and weft say there)
+//! consul: 200                                  (optional: only when Consul says this, at places that do not say it)
+//! weft: 404                                    (optional, likewise)
 //! reason: why weft differs, and where that was decided
 //! ```
-//! Owns: that file's grammar and matching. Never: explains more than it says: an entry nothing needed is an error.
+//! Owns: that file's grammar and matching. Never: explains more than it says: an entry nothing needed is an error,
+//! and so is a place that is everywhere: it would excuse whatever goes wrong in its step.
 
 use anyhow::{Context, Result, bail};
 
@@ -18,12 +20,43 @@ use crate::compare::Delta;
 pub(crate) struct Difference {
     pub(crate) id: String,
     steps: Vec<String>,
-    places: Vec<String>,
+    places: Vec<Place>,
     consul: Option<String>,
     weft: Option<String>,
     pub(crate) reason: String,
     /// How many deltas it explained in this run.
     pub(crate) used: usize,
+}
+
+/// A place of an entry, and what is said there when the entry is about that.
+#[derive(Debug)]
+struct Place {
+    path: String,
+    values: Option<(String, String)>,
+}
+
+impl Place {
+    fn parse(text: &str) -> Result<Self> {
+        let place = match text.split_once(' ') {
+            None => Self {
+                path: text.to_owned(),
+                values: None,
+            },
+            Some((path, values)) => {
+                let (consul, weft) = values
+                    .split_once(" => ")
+                    .context("a place is `path` or `path CONSUL => WEFT`")?;
+                Self {
+                    path: path.to_owned(),
+                    values: Some((consul.to_owned(), weft.to_owned())),
+                }
+            }
+        };
+        if place.path.trim_matches(['*', '.']).is_empty() {
+            bail!("`{}` is everywhere: name the places", place.path);
+        }
+        Ok(place)
+    }
 }
 
 /// Reads the list. Errors name the line or the entry.
@@ -48,7 +81,9 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Difference>> {
             .with_context(|| format!("line {number}: `key: value`"))?;
         match key {
             "step" => entry.steps.push(value.to_owned()),
-            "at" => entry.places.push(value.to_owned()),
+            "at" => entry
+                .places
+                .push(Place::parse(value).with_context(|| format!("line {number}"))?),
             "consul" => entry.consul = Some(value.to_owned()),
             "weft" => entry.weft = Some(value.to_owned()),
             "reason" => entry.reason = value.to_owned(),
@@ -66,12 +101,17 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Difference>> {
 impl Difference {
     fn explains(&self, step: &str, delta: &Delta) -> bool {
         self.steps.iter().any(|p| matches(p, step))
-            && self.places.iter().any(|p| matches(p, &delta.path))
-            && self
-                .consul
-                .as_ref()
-                .is_none_or(|p| matches(p, &delta.consul))
-            && self.weft.as_ref().is_none_or(|p| matches(p, &delta.weft))
+            && self.places.iter().any(|place| self.is_at(place, delta))
+    }
+
+    fn is_at(&self, place: &Place, delta: &Delta) -> bool {
+        let (consul, weft) = match &place.values {
+            Some((consul, weft)) => (Some(consul), Some(weft)),
+            None => (self.consul.as_ref(), self.weft.as_ref()),
+        };
+        matches(&place.path, &delta.path)
+            && consul.is_none_or(|pattern| matches(pattern, &delta.consul))
+            && weft.is_none_or(|pattern| matches(pattern, &delta.weft))
     }
 }
 
@@ -134,6 +174,23 @@ mod tests {
     }
 
     #[test]
+    fn a_place_says_what_is_there_and_is_not_everywhere() {
+        let entry = |at: &str| parse(&format!("[x]\nstep: *\nat: {at}\nreason: r\n"));
+        let mut list = entry("body \"*\" => true").unwrap();
+        let delta = |consul: &str, weft: &str| Delta {
+            path: "body".into(),
+            consul: consul.into(),
+            weft: weft.into(),
+        };
+        assert!(explain(&mut list, "s", &delta("\"a => b\"", "true")).is_some());
+        assert!(explain(&mut list, "s", &delta("\"a\"", "false")).is_none());
+        assert!(explain(&mut list, "s", &delta("1", "true")).is_none());
+        for wide in ["*", "**", "*.*", "* 1 => 2", "body 1"] {
+            assert!(entry(wide).is_err(), "{wide}");
+        }
+    }
+
+    #[test]
     fn patterns() {
         for (pattern, text, want) in [
             ("a*c", "abc", true),
@@ -150,7 +207,7 @@ mod tests {
 
     #[test]
     fn an_entry_without_reason_is_refused() {
-        assert!(parse("[x]\nstep: *\nat: *\n").is_err());
+        assert!(parse("[x]\nstep: *\nat: status\n").is_err());
         assert!(parse("step: *\n").is_err());
         assert!(parse("[x]\nwhat: *\n").is_err());
     }
