@@ -61,7 +61,8 @@ pub struct Request {
 /// Order, later wins: defaults, `-dev`, files, `-hcl`, environment, flags.
 ///
 /// # Errors
-/// [`Problems`]: every error found, then the warnings. Nothing else happened.
+/// [`Problems`]: every error found, then the warnings; of sources that cannot be read, only that.
+/// Nothing else happened.
 pub fn load(request: &Request, machine: &Machine) -> Result<RuntimeConfig, Problems> {
     let mut merged = Merged::default();
     if request.dev {
@@ -80,6 +81,13 @@ pub fn load(request: &Request, machine: &Machine) -> Result<RuntimeConfig, Probl
     absorb_env(&mut merged, &request.env);
     for flag in &request.flags {
         absorb_flag(&mut merged, flag);
+    }
+    let unread = |problem: &Problem| matches!(problem.code, Code::Unreadable | Code::Syntax);
+    if merged.problems.iter().any(unread) {
+        // What the rest lacks may well stand in what could not be read: nothing is said about that.
+        let mut problems = std::mem::take(&mut merged.problems);
+        problems.sort_by_key(|problem| problem.code.is_warning());
+        return Err(Problems(problems));
     }
     build(&mut merged, machine, request.dev).map_err(Problems)
 }

@@ -376,6 +376,17 @@ fn values_are_checked() {
             .to_string()
             .contains("data_dir is not set\n  fix: add -data-dir")
     );
+    // What a file that cannot be read may set is not called missing.
+    let (result, _) = load_files(&[("a.hcl", "data_dir = "), ("b.hcl", "sarver = true")], &[]);
+    let all = result.unwrap_err().to_string();
+    assert!(
+        all.contains("WFT2002") && all.contains("did you mean"),
+        "{all}"
+    );
+    assert!(
+        !all.contains("data_dir is not set") && !all.contains("bind_addr"),
+        "{all}"
+    );
 }
 
 #[test]
