@@ -16,7 +16,7 @@ use crate::state::{Scalars, State, TableIndexes};
 use crate::topics::Touched;
 
 /// The form of the digests in [`End`]: raised when a row's digest changes.
-pub const HASH_FORM: u32 = 1;
+pub const HASH_FORM: u32 = 2;
 
 /// One record of a snapshot. Additive only (DESIGN F7).
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -261,7 +261,7 @@ impl State {
                         Record::Answer(AnswerRow {
                             source: source.to_string(),
                             sequence: *sequence,
-                            outcome: outcome.clone(),
+                            outcome: outcome.0.clone(),
                         })
                     }),
             )

@@ -472,7 +472,11 @@ fn a_replica_that_computed_something_else_stops() {
     );
     log.kv(KvVerb::Set, "b", "x", "");
     let state_hash = |hash| v1::Stamped {
-        command: Some(Command::StateHash(v1::StateHash { at_index, hash })),
+        command: Some(Command::StateHash(v1::StateHash {
+            at_index,
+            hash,
+            hash_form: weft_catalog::HASH_FORM,
+        })),
         ..v1::Stamped::default()
     };
     log.stamped(&state_hash(hash));

@@ -9,6 +9,7 @@ use weft_proto::v1;
 use weft_raft::{Member, RaftId};
 
 use crate::formation::PoolServer;
+use crate::leader::agreement::follows;
 
 /// Silence after which the holder of a name may be replaced, times `raft_multiplier`: five of the longest
 /// elections, forty heartbeats.
@@ -30,6 +31,7 @@ pub(crate) struct Seen<'a> {
     pub(crate) me: RaftId,
     pub(crate) datacenter: &'a str,
     pub(crate) cluster_id: &'a str,
+    pub(crate) cluster_version: u32,
     pub(crate) members: &'a [Member],
     pub(crate) pool: &'a [PoolServer],
     /// How long this server has led: a member it never heard has been silent for as long, as far as it knows.
@@ -55,6 +57,13 @@ pub(crate) fn judge(
         return Err(format!(
             "join.other_cluster: {name} holds data of another cluster ({}, this one is {}); start it with an empty data_dir to let it join",
             request.cluster_id, seen.cluster_id
+        ));
+    }
+    if follows(request.cluster_version_max) < seen.cluster_version {
+        return Err(format!(
+            "join.version: this cluster is at version {}, {name} follows {}; install a newer weft there",
+            seen.cluster_version,
+            follows(request.cluster_version_max)
         ));
     }
     if let Some(known) = seen.members.iter().find(|m| m.peer.id == id) {
@@ -182,6 +191,7 @@ mod tests {
             address: format!("127.0.0.{n}:8300"),
             datacenter: "dc1".into(),
             public_key: Bytes::from(format!("key {n}")),
+            cluster_version_max: 2,
             ..v1::JoinRequest::default()
         };
         (id(n), request)
@@ -197,6 +207,7 @@ mod tests {
             me: members[0].peer.id,
             datacenter: "dc1",
             cluster_id: "ours",
+            cluster_version: 2,
             members: &members,
             pool: &pool,
             leading_for,
@@ -251,6 +262,16 @@ mod tests {
             Ok(Admission::Known),
             "not applied yet"
         );
+    }
+
+    #[test]
+    fn what_cannot_follow_the_cluster_stays_out() {
+        let (id, mut request) = asks(9, "s9");
+        for (said, let_in) in [(0, false), (1, false), (2, true), (3, true)] {
+            request.cluster_version_max = said;
+            let found = judged(&(id, request.clone()), &[], SILENT);
+            assert_eq!(found.is_ok(), let_in, "{said}: {found:?}");
+        }
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub struct ServerConfig {
     pub bootstrap: Bootstrap,
     /// Whom to join (`-join`, `-retry-join`): [`Bootstrap::Alone`] asks them for their cluster first.
     pub join: Vec<String>,
+    /// How often the leader compares the states of all servers, when something changed.
+    pub compare_states_every: Duration,
     /// Scales heartbeat and election times; 1 is the fastest.
     pub raft_multiplier: u32,
     /// Entries applied since the last snapshot before the next (`raft_snapshot_threshold`).
@@ -94,6 +96,7 @@ pub(crate) fn for_tests() -> ServerConfig {
         backend: LogBackend::Memory,
         bootstrap: Bootstrap::Alone,
         join: Vec::new(),
+        compare_states_every: Duration::from_secs(60),
         raft_multiplier: 1,
         snapshot_threshold: 16_384,
         trailing_logs: 10_240,

@@ -140,6 +140,7 @@ impl Inner {
             initialized: self.raft.is_initialized(),
             public_key: self.public_key.clone(),
             rpc_address: self.config.rpc_advertise.to_string(),
+            cluster_version_max: weft_catalog::CLUSTER_VERSION_MAX,
         }
     }
 
@@ -407,6 +408,7 @@ impl Server {
             public_key: me.public_key,
             cluster_id: inner.published.load().cluster_id().to_owned(),
             last_log_index: inner.raft.status().last_log,
+            cluster_version_max: weft_catalog::CLUSTER_VERSION_MAX,
         };
         let mut at = address.to_owned();
         for _ in 0..3 {
@@ -473,6 +475,7 @@ impl Server {
             me: status.id,
             datacenter: &inner.config.datacenter,
             cluster_id: state.cluster_id(),
+            cluster_version: state.cluster_version(),
             members: &status.members,
             pool: &pool,
             leading_for: (*inner.leading_since.lock())

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
-use weft_catalog::{Catalog, State};
+use weft_catalog::{ApplyError, CLUSTER_VERSION_MAX, Catalog, State};
 use weft_proto::clock::Clock;
 use weft_proto::ids::{LogIndex, UnixMillis};
 use weft_proto::v1;
 use weft_raft::{Committed, FatalError, FrozenState, StateMachine};
 
+use crate::hashes::Hashes;
 use crate::light;
 use crate::metrics::Metrics;
 use crate::published::Published;
@@ -26,6 +27,7 @@ pub(crate) struct Fsm {
     time: Arc<ClusterTime>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
+    hashes: Arc<Hashes>,
 }
 
 impl Fsm {
@@ -35,6 +37,7 @@ impl Fsm {
         time: Arc<ClusterTime>,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
+        hashes: Arc<Hashes>,
     ) -> Self {
         Self {
             catalog,
@@ -42,24 +45,52 @@ impl Fsm {
             time,
             clock,
             metrics,
+            hashes,
         }
     }
 
     fn apply_one(&mut self, entry: &Committed) -> Result<Bytes, FatalError> {
-        let stamped = v1::Stamped::decode(entry.body.clone()).map_err(|cause| {
+        #[cfg_attr(not(test), expect(unused_mut, reason = "tests tamper with it"))]
+        let mut stamped = v1::Stamped::decode(entry.body.clone()).map_err(|cause| {
             FatalError(format!(
                 "log entry {} is not a command this version can read: {cause}; upgrade this server",
                 entry.index
             ))
         })?;
+        #[cfg(test)]
+        tamper(&self.hashes, &mut stamped);
         let outcome = self
             .catalog
             .apply(LogIndex(entry.index), &stamped)
-            .map_err(|cause| FatalError(format!("log entry {}: {cause}", entry.index)))?;
+            .map_err(|cause| self.fatal(entry.index, &cause))?;
         self.time
             .applied(UnixMillis(stamped.at_millis), self.clock.monotonic());
         self.metrics.applied(&stamped);
         Ok(Bytes::from(outcome.encode_to_vec()))
+    }
+
+    fn fatal(&self, log_index: u64, cause: &ApplyError) -> FatalError {
+        if let ApplyError::Diverged { at, ours, theirs } = cause {
+            self.metrics.state_mismatch();
+            tracing::error!(
+                reason = "state.mismatch", catalog.index = at.get(),
+                ours = %format_args!("{ours:#018x}"), theirs = %format_args!("{theirs:#018x}"),
+                "this server computed another state than a quorum of the others"
+            );
+        }
+        FatalError(format!("log entry {log_index}: {cause}"))
+    }
+}
+
+/// Makes of the next value written another one, once.
+#[cfg(test)]
+fn tamper(hashes: &Hashes, stamped: &mut v1::Stamped) {
+    use std::sync::atomic::Ordering;
+    if let Some(v1::stamped::Command::Kv(put)) = &mut stamped.command
+        && let Some(entry) = &mut put.entry
+        && hashes.tamper.swap(false, Ordering::SeqCst)
+    {
+        entry.value = Bytes::from_static(b"another");
     }
 }
 
@@ -69,6 +100,7 @@ impl StateMachine for Fsm {
             .iter()
             .map(|entry| self.apply_one(entry))
             .collect::<Result<Vec<_>, _>>()?;
+        self.hashes.note(&self.catalog);
         let (state, touched) = self.catalog.publish();
         self.published.store(state, &touched);
         Ok(replies)
@@ -85,7 +117,14 @@ impl StateMachine for Fsm {
     fn restore(&mut self, from: &mut dyn io::Read) -> Result<(), FatalError> {
         let catalog = weft_catalog::snapshot::read(&mut io::BufReader::new(from))
             .map_err(|cause| FatalError(format!("snapshot cannot be restored: {cause}")))?;
+        let version = catalog.state().cluster_version();
+        if version > CLUSTER_VERSION_MAX {
+            return Err(FatalError(format!(
+                "the cluster is at version {version}, this binary follows {CLUSTER_VERSION_MAX}: install a newer weft"
+            )));
+        }
         let old = std::mem::replace(&mut self.catalog, catalog);
+        self.hashes.forget();
         self.time
             .applied(self.catalog.state().cluster_time(), self.clock.monotonic());
         let (state, touched) = self.catalog.publish_everything();

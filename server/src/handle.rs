@@ -23,6 +23,7 @@ use crate::config::ServerConfig;
 use crate::disk_reserve::DiskReserve;
 use crate::formation::Reservation;
 use crate::forward::{CallError, Forwarder};
+use crate::hashes::Hashes;
 use crate::metrics::Metrics;
 use crate::published::Published;
 use crate::reads::{ReadMeta, Rounds};
@@ -116,6 +117,7 @@ pub(crate) struct Inner {
     pub(crate) follower_rounds: Rounds,
     pub(crate) disk: Arc<DiskReserve>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) hashes: Arc<Hashes>,
     pub(crate) gossip: ArcSwapOption<Gossip>,
     pub(crate) reservation: Reservation,
     /// This server said goodbye: it must not ask to be let in again on its way out.

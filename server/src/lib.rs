@@ -15,6 +15,7 @@ mod formation;
 mod forward;
 mod fsm;
 mod handle;
+mod hashes;
 mod leader;
 mod light;
 mod metrics;

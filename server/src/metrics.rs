@@ -16,6 +16,7 @@ use weft_proto::v1;
 #[derive(Default)]
 pub(crate) struct Metrics {
     applied: Family<CommandLabel, Counter>,
+    state_mismatch: Counter,
     pub(crate) catalog_rows: Family<TableLabel, Gauge>,
     pub(crate) disk_available_bytes: Gauge,
 }
@@ -40,6 +41,11 @@ impl Metrics {
             self.applied.clone(),
         );
         registry.register(
+            "weft_server_state_mismatch",
+            "Replicas found to have computed another state",
+            self.state_mismatch.clone(),
+        );
+        registry.register(
             "weft_catalog_rows",
             "Rows in the catalog",
             self.catalog_rows.clone(),
@@ -49,6 +55,15 @@ impl Metrics {
             "Free bytes under data_dir",
             self.disk_available_bytes.clone(),
         );
+    }
+
+    pub(crate) fn state_mismatch(&self) {
+        self.state_mismatch.inc();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn state_mismatches(&self) -> u64 {
+        self.state_mismatch.get()
     }
 
     pub(crate) fn applied(&self, stamped: &v1::Stamped) {

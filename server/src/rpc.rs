@@ -4,6 +4,7 @@
 //! Never: forwards a second time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message;
 use tonic::{Request, Response, Status};
@@ -11,6 +12,9 @@ use weft_proto::v1;
 use weft_raft::Role;
 
 use crate::handle::{Inner, Server, WriteFailure};
+
+/// How long an answer about the state waits until it is applied so far.
+const DIGEST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The service of the server port.
 pub(crate) struct Service {
@@ -90,6 +94,26 @@ impl v1::server_server::Server for Service {
             )));
         }
         Ok(Response::new(self.inner.hello()))
+    }
+
+    async fn digest(
+        &self,
+        request: Request<v1::DigestRequest>,
+    ) -> Result<Response<v1::DigestReply>, Status> {
+        let at_index = request.into_inner().at_index;
+        let log_index = at_index.saturating_sub(self.inner.published.load().base());
+        // One that is late says so by not knowing.
+        let applied = self
+            .inner
+            .raft
+            .wait_applied(log_index, DIGEST_PATIENCE)
+            .await;
+        let hash = applied.ok().and_then(|()| self.inner.hashes.at(at_index));
+        Ok(Response::new(v1::DigestReply {
+            known: hash.is_some(),
+            hash: hash.unwrap_or_default(),
+            hash_form: weft_catalog::HASH_FORM,
+        }))
     }
 
     async fn operate(

@@ -27,6 +27,7 @@ use crate::formation::{self, Reservation};
 use crate::forward::Forwarder;
 use crate::fsm::Fsm;
 use crate::handle::{Inner, ReadFailure, Server, ServerError};
+use crate::hashes::Hashes;
 use crate::leader;
 use crate::metrics::Metrics;
 use crate::published::Published;
@@ -61,12 +62,14 @@ impl Server {
         let time = Arc::new(ClusterTime::default());
         let mut catalog = Catalog::new();
         let published = Arc::new(Published::new(catalog.publish().0));
+        let hashes = Arc::new(Hashes::default());
         let fsm = Fsm::new(
             catalog,
             published.clone(),
             time.clone(),
             clock.clone(),
             metrics.clone(),
+            hashes.clone(),
         );
         let transport = Transport::new(tls, Duration::from_secs(2));
         let raft = RaftNode::start(
@@ -90,6 +93,7 @@ impl Server {
             transport,
             forwarder,
             metrics,
+            hashes,
             gossip: ArcSwapOption::empty(),
             reservation: Reservation::default(),
             leaving: false.into(),

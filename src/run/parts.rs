@@ -263,6 +263,7 @@ fn server_config(config: &RuntimeConfig, id: &str, seed: u64) -> ServerConfig {
             runtime::Bootstrap::Expect(n) => Bootstrap::Expect(n as usize),
         },
         join: [&config.join.start_join[..], &config.join.retry_join[..]].concat(),
+        compare_states_every: Duration::from_mins(1),
         raft_multiplier: config.raft.multiplier,
         snapshot_threshold: config.raft.snapshot_threshold,
         trailing_logs: config.raft.trailing_logs,

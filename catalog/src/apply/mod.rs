@@ -19,7 +19,7 @@ use std::sync::Arc;
 use weft_proto::ids::{CatalogIndex, LogIndex, UnixMillis};
 use weft_proto::v1::{self, outcome, stamped::Command};
 
-use crate::record::{Record, RestoreError};
+use crate::record::{HASH_FORM, Record, RestoreError};
 use crate::refusal::{Verdict, invalid};
 use crate::rows::Change;
 use crate::state::State;
@@ -161,6 +161,13 @@ impl Catalog {
         &self.state
     }
 
+    /// Catalog index and state hash of the commands applied after `index`, in order. Only the last
+    /// [`HASHES_KEPT_MAX`] are known.
+    pub fn hashes_after(&self, index: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let from = self.hashes.partition_point(|(at, _)| *at <= index);
+        self.hashes.range(from..).copied()
+    }
+
     fn next_index(&self, log_index: LogIndex) -> Result<u64, ApplyError> {
         let last = self.state.scalars.index;
         let index = self.state.scalars.base.saturating_add(log_index.get());
@@ -182,6 +189,8 @@ impl Catalog {
                     version: command.version,
                 })
             }
+            // Another form of the hash says nothing about the state.
+            Command::StateHash(command) if command.hash_form != HASH_FORM => Ok(()),
             Command::StateHash(command) => match self.hash_at(command.at_index) {
                 Some(ours) if ours != command.hash => Err(ApplyError::Diverged {
                     at: CatalogIndex(command.at_index),

@@ -8,7 +8,7 @@ use imbl::OrdSet;
 use prost::Message;
 use weft_proto::v1;
 
-use crate::digest::Table;
+use crate::digest::{Digest, Fold, Table};
 use crate::keys::Name;
 use crate::refusal::{conflict, internal};
 
@@ -21,11 +21,35 @@ pub const SOURCES_MAX: usize = 4_096;
 /// Bytes of one kept answer; a larger one is replaced by a refusal that says it was applied.
 pub const KEPT_OUTCOME_BYTES_MAX: usize = 16 << 10;
 
+/// An answer, encoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Kept(pub(crate) Bytes);
+
+impl Digest for Kept {
+    /// Index and verdict, not the words for people: those may change from version to version, and two
+    /// versions in one cluster must still compute one state.
+    fn digest(&self, fold: &mut Fold) {
+        use v1::outcome::Result;
+        let Ok(outcome) = v1::Outcome::decode(&self.0[..]) else {
+            return fold.bytes(&self.0);
+        };
+        fold.word(outcome.index);
+        match outcome.result {
+            Some(Result::Refusal(refusal)) => fold.bytes(refusal.reason.as_bytes()),
+            Some(Result::Txn(txn)) => {
+                fold.word(txn.results.len() as u64);
+                fold.word(txn.errors.len() as u64);
+            }
+            _ => fold.bytes(&self.0),
+        }
+    }
+}
+
 /// Answered sequences of every agent.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sources {
     /// (agent, sequence) → the encoded outcome.
-    pub(crate) answers: Table<(Name, u64), Bytes>,
+    pub(crate) answers: Table<(Name, u64), Kept>,
     /// Agent → its highest sequence.
     pub(crate) highest: Table<Name, u64>,
     /// Agent → catalog index of its last command.
@@ -58,7 +82,7 @@ impl Sources {
         let source = Name::from(source);
         let key = (source, sequence);
         if let Some(answer) = self.answers.get(&key) {
-            return match v1::Outcome::decode(&answer[..]) {
+            return match v1::Outcome::decode(&answer.0[..]) {
                 Ok(outcome) => Lookup::Answered(outcome),
                 Err(cause) => Lookup::Refused(internal("retry.answer.damaged", cause.to_string())),
             };
@@ -97,7 +121,7 @@ impl Sources {
 
     /// Puts back one answer.
     pub(crate) fn restore_answer(&mut self, source: Name, sequence: u64, outcome: Bytes) {
-        self.answers.insert((source, sequence), outcome);
+        self.answers.insert((source, sequence), Kept(outcome));
     }
 
     /// Notes when an agent last wrote.
@@ -168,5 +192,28 @@ fn dropped(outcome: &v1::Outcome) -> v1::Outcome {
     v1::Outcome {
         index: outcome.index,
         result: Some(v1::outcome::Result::Refusal(refusal)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_for_people_do_not_count_in_the_hash() {
+        let digest = |index, reason, text: &str| {
+            let refusal = conflict(reason, text);
+            let outcome = v1::Outcome {
+                index,
+                result: Some(v1::outcome::Result::Refusal(refusal)),
+            };
+            let mut fold = Fold::new();
+            Kept(outcome.encode_to_vec().into()).digest(&mut fold);
+            fold.finish()
+        };
+        let one = digest(7, "kv.locked", "this key is locked");
+        assert_eq!(one, digest(7, "kv.locked", "the key has a holder"));
+        assert_ne!(one, digest(8, "kv.locked", "this key is locked"));
+        assert_ne!(one, digest(7, "kv.other", "this key is locked"));
     }
 }

@@ -3,6 +3,7 @@
 //! Owns: starting and ending the duties with leadership.
 //! Never: does a duty itself; each has its file.
 
+pub(crate) mod agreement;
 mod autopilot;
 mod reconcile;
 mod restores;
@@ -53,6 +54,7 @@ async fn duties(server: &Server) {
         sessions::run(server),
         tombstones::run(server),
         restores::run(server),
+        agreement::run(server),
         autopilot::run(server)
     );
 }
