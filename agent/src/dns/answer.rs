@@ -16,6 +16,9 @@ use weft_proto::v1::Node;
 use super::lookup::{Found, Serving};
 use super::metrics::Cause;
 
+/// Answers worth making: no message has room for more (65,535 bytes, a record of an address takes 16).
+const ANSWERS_MAX: usize = 4_096;
+
 /// Settings of the DNS port (`dns_config`, `domain`, `alt_domain`).
 #[derive(Clone, Debug)]
 pub struct DnsOptions {
@@ -108,6 +111,8 @@ pub(crate) struct Sections {
     pub(crate) authorities: Vec<Record>,
     pub(crate) additionals: Vec<Record>,
     pub(crate) exists: bool,
+    /// There are more answers than were made.
+    pub(crate) more: bool,
     /// Set when the answer section lacks what was asked for.
     pub(crate) empty: Option<Cause>,
 }
@@ -205,6 +210,10 @@ impl Asked<'_> {
         let mut said = BTreeSet::new();
         let mut extras = BTreeSet::new();
         for one in order {
+            if out.answers.len() >= ANSWERS_MAX {
+                out.more = true;
+                break;
+            }
             if self.qtype == RecordType::SRV {
                 let text = host_of(one);
                 if said.insert((text, one.port, one.weight)) {
@@ -287,7 +296,11 @@ impl Asked<'_> {
 
     fn pointers(&self, names: &[String], out: &mut Sections) {
         if matches!(self.qtype, RecordType::PTR | RecordType::ANY) {
-            let targets = names.iter().filter_map(|name| wire_name(name));
+            out.more = names.len() > ANSWERS_MAX;
+            let targets = names
+                .iter()
+                .take(ANSWERS_MAX)
+                .filter_map(|name| wire_name(name));
             out.answers.extend(targets.map(|name| {
                 self.record(self.owner.clone(), Duration::ZERO, RData::PTR(PTR(name)))
             }));
@@ -432,6 +445,74 @@ fn fqdn(mut name: Name) -> Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_answers_are_made_than_a_message_holds() {
+        let options = DnsOptions {
+            domain: "consul".to_owned(),
+            alt_domain: None,
+            datacenter: "dc1".to_owned(),
+            node_ttl: Duration::ZERO,
+            service_ttl: TtlRules::default(),
+            only_passing: false,
+            udp_answer_limit: 3,
+            a_record_limit: 0,
+            enable_truncate: false,
+            node_meta_txt: true,
+            soa: Soa::default(),
+            max_stale: Duration::MAX,
+        };
+        let owner = Name::from_ascii("web.service.consul.").unwrap();
+        let asked = |qtype| Asked {
+            options: &options,
+            owner: &owner,
+            qtype,
+            domain: "consul",
+            wall: UnixMillis(0),
+        };
+        let node = std::sync::Arc::new(Node::default());
+        let service = |n: usize| {
+            std::sync::Arc::new(weft_proto::v1::Service {
+                name: "web".to_owned(),
+                address: std::net::Ipv4Addr::from(u32::try_from(n).unwrap()).to_string(),
+                ..Default::default()
+            })
+        };
+        for (count, more) in [
+            (ANSWERS_MAX, false),
+            (ANSWERS_MAX + 1, true),
+            (20_000, true),
+        ] {
+            let services: Vec<_> = (0..count).map(service).collect();
+            let serving = |service| Serving {
+                node: &node,
+                service,
+                weight: 1,
+                port: 80,
+            };
+            let names: Vec<String> = (0..count).map(|n| format!("n{n}.node.consul.")).collect();
+            let mut rng = <rand::rngs::SmallRng as rand::SeedableRng>::seed_from_u64(7);
+            for (found, qtype) in [
+                (
+                    Found::Instances(services.iter().map(serving).collect()),
+                    RecordType::A,
+                ),
+                (
+                    Found::Instances(services.iter().map(serving).collect()),
+                    RecordType::SRV,
+                ),
+                (Found::Names(names), RecordType::PTR),
+            ] {
+                let out = asked(qtype).sections(&found, &mut rng);
+                assert_eq!(
+                    (out.answers.len(), out.more),
+                    (ANSWERS_MAX, more),
+                    "{qtype}"
+                );
+                assert!(out.additionals.len() <= ANSWERS_MAX);
+            }
+        }
+    }
 
     #[test]
     fn any_text_becomes_character_strings_that_hold_it() {

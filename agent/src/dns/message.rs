@@ -145,7 +145,7 @@ pub(crate) fn encode(
     };
     let mut reply = reply_to(question, code, true);
     let max_bytes = via.max_bytes(question.edns.as_ref().map(Edns::max_payload));
-    let whole = sections.answers.len();
+    let (whole, more) = (sections.answers.len(), sections.more);
     let limit = if via.is_udp() && max_bytes == UDP_PLAIN_MAX {
         udp.answer_limit.max(1).min(whole)
     } else {
@@ -154,7 +154,7 @@ pub(crate) fn encode(
     reply.authorities = sections.authorities;
     let mut all = Fitting::new(sections.answers, sections.additionals);
     let (bytes, kept) = all.best(&mut reply, limit, max_bytes)?;
-    if kept == whole {
+    if kept == whole && !more {
         return Some((bytes, false));
     }
     // An empty answer would deny what is there: then TC is no matter of taste.
@@ -390,6 +390,14 @@ mod tests {
         let kinds: Vec<_> = reply.additionals.iter().map(Record::record_type).collect();
         assert_eq!((reply.answers.len(), kinds), (3, vec![RecordType::A; 3]));
         assert!(!cut);
+    }
+
+    #[test]
+    fn answers_that_were_never_made_are_missing_too() {
+        let mut some = sections(0, 2);
+        some.more = true;
+        let (reply, cut) = ask(some, Some(4_096));
+        assert!(cut && reply.answers.len() == 2);
     }
 
     #[test]

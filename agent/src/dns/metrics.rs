@@ -18,6 +18,7 @@ pub(crate) enum Cause {
     NoSuchType,
     Foreign,
     NoView,
+    NotSendable,
 }
 
 impl Cause {
@@ -33,6 +34,7 @@ impl Cause {
             Self::NoSuchType => "dns.no_such_type",
             Self::Foreign => "dns.foreign_name",
             Self::NoView => "dns.no_view",
+            Self::NotSendable => "dns.not_sendable",
         }
     }
 }

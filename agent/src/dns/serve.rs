@@ -353,23 +353,24 @@ impl Shared {
         if let Some(cause) = sections.empty {
             self.metrics.empty(cause);
         }
-        self.metrics.answered(if sections.exists {
+        let rcode = if sections.exists {
             "noerror"
         } else {
             "nxdomain"
-        });
+        };
         let rules = UdpRules {
             answer_limit: options.udp_answer_limit,
             set_tc: options.enable_truncate,
         };
         match message::encode(question, sections, via, rules) {
             Some((bytes, trimmed)) => {
+                self.metrics.answered(rcode);
                 if trimmed {
                     self.metrics.truncated.inc();
                 }
                 Some(bytes)
             }
-            None => self.failed(question, Cause::NoView),
+            None => self.failed(question, Cause::NotSendable),
         }
     }
 
