@@ -5,6 +5,7 @@
 //! Source: Consul HTTP API, "Snapshots"; CONSUL.md A.10.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
@@ -14,7 +15,7 @@ use super::call::Call;
 use super::error::Failure;
 use super::pace::Paced;
 use super::reply::Reply;
-use crate::backend::SnapshotSource;
+use crate::backend::{SnapshotSource, SnapshotStream};
 
 /// Pieces of an upload that may wait for the server role.
 const PIECES_WAITING_MAX: usize = 8;
@@ -26,11 +27,37 @@ pub(super) async fn save(call: Call) -> Result<Reply, Failure> {
         .operator
         .snapshot_save(call.query.has("stale"))
         .await?;
-    let reply = Reply::stream("application/x-gzip", stream);
+    let stall = call.api.config.limits.stall_timeout;
+    let reply = Reply::stream("application/x-gzip", relay(stream, stall));
     Ok(reply.with(
         HeaderName::from_static("x-consul-index"),
         HeaderValue::from(index.max(1)),
     ))
+}
+
+/// The same pieces, for as long as they are taken: what is behind a snapshot (a whole state) is not
+/// kept for a client that stopped reading. (A connection of HTTP/2 answers pings with a stream's window shut.)
+fn relay(mut source: SnapshotStream, stall: Duration) -> SnapshotStream {
+    let (sender, stream) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while let Some(piece) = source.recv().await {
+            // Without its closing chunk the client knows that the archive is not whole.
+            let sent = tokio::time::timeout(stall, sender.send(piece)).await;
+            match sent {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return,
+                Err(_) => {
+                    let text = "the archive was not taken in time (http_config.stall_timeout)";
+                    drop(source);
+                    tracing::warn!(reason = "http.answer.stalled", "{text}");
+                    // Seen when the client reads on, and only then.
+                    let _ = sender.send(Err(std::io::Error::other(text))).await;
+                    return;
+                }
+            }
+        }
+    });
+    stream
 }
 
 pub(super) async fn restore(mut call: Call) -> Result<Reply, Failure> {
@@ -73,5 +100,52 @@ async fn feed(
         if sender.send(piece).await.is_err() || failed {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_behind_a_snapshot_is_let_go_when_nobody_takes_it() {
+        let stall = Duration::from_secs(30);
+        let (sender, source) = mpsc::channel(2);
+        let mut stream = relay(source, stall);
+        let making = tokio::spawn(async move {
+            while sender.send(Ok(Bytes::from_static(b"piece"))).await.is_ok() {}
+        });
+        for _ in 0..5 {
+            tokio::time::sleep(stall * 2 / 3).await;
+            assert_eq!(
+                stream.recv().await.unwrap().unwrap(),
+                "piece",
+                "slow, but it is taken"
+            );
+        }
+        tokio::time::timeout(stall * 2, making)
+            .await
+            .expect("the archive is still being made")
+            .unwrap();
+        let mut pieces = Vec::new();
+        while let Some(piece) = stream.recv().await {
+            pieces.push(piece);
+        }
+        assert!(
+            pieces.last().unwrap().is_err(),
+            "it would be taken for a whole archive"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_whole_archive_ends_without_an_error() {
+        let (sender, source) = mpsc::channel(2);
+        let mut stream = relay(source, Duration::from_secs(30));
+        sender.send(Ok(Bytes::from_static(b"all"))).await.unwrap();
+        drop(sender);
+        assert_eq!(stream.recv().await.unwrap().unwrap(), "all");
+        assert!(stream.recv().await.is_none());
     }
 }
