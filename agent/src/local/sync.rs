@@ -370,7 +370,7 @@ fn register(
     if let Some((id, revision, _)) = service {
         carries.push(Carried::Service(id.clone(), revision));
     }
-    let entries = checks.iter().filter_map(|id| table.checks.get(*id));
+    let entries = checks.iter().filter_map(|id| table.checks.get(id));
     let records = entries
         .map(|entry| {
             carries.push(Carried::Check(entry.definition.id.clone(), entry.revision));

@@ -3,6 +3,7 @@
 mod checks;
 mod definitions;
 mod persistence;
+mod rounds;
 mod sync;
 mod thresholds;
 mod world;

@@ -1,0 +1,106 @@
+//! Anti-entropy: which ids are one, and what a round is bounded by.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::sync::{foreign, foreign_check};
+use super::world::{API, Cluster, check, node, open, service, until};
+use crate::local::sync::{self, COMMANDS_PER_ROUND};
+use crate::local::table::Table;
+use crate::local::{Source, Status};
+
+#[tokio::test(start_paused = true)]
+async fn ids_that_differ_in_letter_case_are_one_as_in_the_catalog() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let body = |id: &str, port: u16| {
+        let check = json!({"CheckID": format!("alive-{id}"), "TTL": "100h"});
+        service(json!({"ID": id, "Name": "web", "Port": port, "Check": check}))
+    };
+    cluster.register_elsewhere(
+        foreign("WEB-1"),
+        Some(foreign_check("ALIVE-web-1", "WEB-1")),
+    );
+    let local = open(Some(dir.path()));
+    local.register_service(body("Web-1", 1), API).await.unwrap();
+    local.confirm_removals();
+    let running = local.start(cluster.clone());
+    until("ours is there", || cluster.service_ids() == ["Web-1"]).await;
+    local
+        .update_ttl("ALIVE-WEB-1", Status::Passing, "")
+        .await
+        .unwrap();
+    local.register_service(body("web-1", 2), API).await.unwrap();
+    until("the later one is there", || {
+        cluster.service_ids() == ["web-1"]
+    })
+    .await;
+    until("in sync", || local.counts().out_of_sync == 0).await;
+    let writes = cluster.writes.load(Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(
+        cluster.writes.load(Ordering::Relaxed),
+        writes,
+        "each full sync undid the last"
+    );
+    assert_eq!(cluster.service("web-1").unwrap().port, 2);
+    assert_eq!(local.services().keys().collect::<Vec<_>>(), ["web-1"]);
+    let seen = cluster.check("alive-web-1").unwrap();
+    assert_eq!(
+        (seen.status.as_str(), seen.service_id.as_str()),
+        ("passing", "web-1")
+    );
+    running.stop().await;
+    drop(local);
+
+    // A restart does not bring the first spelling back.
+    let local = open(Some(dir.path()));
+    assert_eq!(local.services().keys().collect::<Vec<_>>(), ["web-1"]);
+    assert_eq!(local.checks().keys().collect::<Vec<_>>(), ["alive-web-1"]);
+    let _running = local.start(cluster.clone());
+    local.deregister_service("WEB-1").await.unwrap();
+    until("gone", || cluster.service_ids().is_empty()).await;
+    drop(local);
+    assert!(open(Some(dir.path())).services().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_that_never_end_do_not_keep_a_round_from_ending() {
+    let (cluster, local) = (Cluster::new(), open(None));
+    let busy = check(json!({"ID": "c", "Name": "c", "TTL": "10h"}));
+    local.register_check(busy, Source::Api).await.unwrap();
+    let running = local.start(cluster.clone());
+    until("known", || cluster.check("c").is_some()).await;
+    let changes = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let (inner, count) = (Arc::clone(&local.inner), Arc::clone(&changes));
+    *cluster.on_write.lock() = Some(Box::new(move || {
+        // An end, so that the test fails rather than hangs without the bound.
+        let n = count.fetch_add(1, Ordering::Relaxed);
+        if n < 5_000 {
+            let status = [Status::Passing, Status::Warning][n as usize % 2];
+            drop(inner.update_ttl("c", status, "").unwrap());
+        }
+    }));
+    local.update_ttl("c", Status::Warning, "").await.unwrap();
+    // Paused time stands still while there is work, so a sleep would outlast it all.
+    while changes.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    running.stop().await;
+    let changes = changes.load(Ordering::Relaxed);
+    assert!(changes < 100, "a stop waited for {changes} changes");
+}
+
+#[test]
+fn a_round_carries_no_more_than_its_bound() {
+    let mut table = Table::new(node());
+    for n in 0..COMMANDS_PER_ROUND + 10 {
+        let one = service(json!({"Name": format!("s{n}")}));
+        table
+            .put_service(&one, Source::Api, false, Duration::ZERO)
+            .unwrap();
+    }
+    assert_eq!(sync::plan(&table, true).len(), COMMANDS_PER_ROUND);
+}
