@@ -6,6 +6,9 @@ use std::sync::mpsc;
 use super::*;
 use crate::log::EntryKind;
 
+/// Only a writer that died takes this long.
+const LONG: Duration = Duration::from_secs(30);
+
 /// What is durable, by offset.
 type Disk = Arc<Mutex<BTreeMap<u32, LogEntry>>>;
 
@@ -130,7 +133,7 @@ impl World {
     fn write(&self, calls: usize) {
         self.go.send(()).unwrap();
         for _ in 0..calls {
-            self.flushed.1.recv().unwrap();
+            self.flushed.1.recv_timeout(LONG).unwrap();
         }
     }
 
