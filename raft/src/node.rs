@@ -162,7 +162,9 @@ impl RaftNode {
     ///
     /// Errors: [`ReadIndexError`]; all are safe to retry.
     pub async fn read_index(&self) -> Result<u64, ReadIndexError> {
-        self.inner.reads.index().await
+        // The round under way when the read came, and its own.
+        let limit = self.inner.config.read_timeout * 2;
+        self.inner.reads.index(limit).await
     }
 
     /// Waits until entry `index` is applied here.

@@ -32,13 +32,17 @@ impl Reads {
         (Self(to), from)
     }
 
-    pub(crate) async fn index(&self) -> Answer {
+    /// Waits for a round that begins after this call, for at most `limit`.
+    pub(crate) async fn index(&self, limit: Duration) -> Answer {
         let (to, answer) = oneshot::channel();
         self.0.try_send(to).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => ReadIndexError::Overloaded { limit: WAITING_MAX },
             mpsc::error::TrySendError::Closed(_) => stopped(),
         })?;
-        answer.await.unwrap_or_else(|_| Err(stopped()))
+        match timeout(limit, answer).await {
+            Ok(answer) => answer.unwrap_or_else(|_| Err(stopped())),
+            Err(_) => Err(ReadIndexError::Timeout),
+        }
     }
 }
 
@@ -84,4 +88,19 @@ pub(crate) fn leader_of(forward: ForwardToLeader<Types>) -> Option<Peer> {
 
 fn stopped() -> ReadIndexError {
     ReadIndexError::Stopped("shut down".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_read_does_not_wait_for_a_runtime_that_stands_still() {
+        let (reads, waiting) = Reads::new();
+        let answer = reads.index(Duration::from_millis(5)).await;
+        assert_eq!(answer, Err(ReadIndexError::Timeout));
+        drop(waiting);
+        let answer = reads.index(Duration::from_secs(60)).await;
+        assert_eq!(answer, Err(stopped()));
+    }
 }
