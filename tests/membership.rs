@@ -183,3 +183,20 @@ fn voters(w: &World) -> BTreeMap<String, String> {
         .map(|server| (text(&server["Node"]), text(&server["ID"])))
         .collect()
 }
+
+#[test]
+fn a_second_server_of_the_same_name_evicts_nobody() {
+    let mut w = World::servers(3).start();
+    w.at(1).kv_put("color", "red");
+    let before = voters(&w);
+    let leader = w.leader();
+    w.add(4);
+    w.argument(4, format!("-node=s{leader}"));
+    w.launch(4);
+    w.until("the reason", || {
+        w.log(4).contains("join.name_taken").then_some(())
+    });
+    assert_eq!(voters(&w), before);
+    w.kill(4);
+    assert_eq!(w.at(1).kv_get("color", "").as_deref(), Some("red"));
+}
