@@ -12,7 +12,7 @@ use crate::cluster::{Cluster, System};
 use crate::figures::{Figures, Sample};
 use crate::peer::Kind;
 use crate::report::Run;
-use crate::{rows, soak, trouble};
+use crate::{catalog, rows, soak, trouble, watch};
 
 /// Runs weft, Consul and etcd alternately and prints what an operation costs.
 #[derive(Debug, Parser)]
@@ -65,6 +65,14 @@ enum What {
     Get,
     Health,
     Dns,
+    /// Registrations by the agent and by the catalog.
+    Register,
+    /// 1,000 and 5,000 watchers; 10,000 over many services.
+    Watch,
+    /// 10,000 instances.
+    Many,
+    /// 100,000 instances; not part of `all`, weft only.
+    Scale,
     Start,
     Failover,
     Restart,
@@ -152,6 +160,7 @@ impl Bench<'_> {
         for offset in 0..systems.len() {
             let system = &systems[(round - 1 + offset) % systems.len()];
             self.loads(round, system).await;
+            self.catalogs(round, system).await;
             self.troubles(round, system).await;
         }
         Ok(())
@@ -179,8 +188,45 @@ impl Bench<'_> {
                 What::Idle => rows::idle(&cluster, &mut found).await,
                 What::Kv => rows::kv(&cluster, time, &mut found).await,
                 What::Get => rows::get(&cluster, time, &mut found).await,
-                What::Health => rows::health(&cluster, time, &mut found).await,
+                What::Health => match rows::health(&cluster, time, &mut found).await {
+                    Ok(()) => catalog::health_at_follower(&cluster, time, &mut found).await,
+                    failed => failed,
+                },
                 _ => rows::dns(&cluster, time, &mut found).await,
+            };
+            if let Err(error) = ended {
+                self.fail(system.kind, &format!("{what:?}").to_lowercase(), &error);
+            }
+        }
+    }
+
+    /// The rows that fill the catalog, each on a cluster of its own.
+    async fn catalogs(&mut self, round: usize, system: &System) {
+        for what in [What::Register, What::Watch, What::Many, What::Scale] {
+            let asked = if what == What::Scale {
+                system.kind == Kind::Weft && self.arguments.what.contains(&what)
+            } else {
+                system.kind.has_catalog() && self.wants(what)
+            };
+            if !asked {
+                continue;
+            }
+            let ready = Cluster::ready(system, &self.arguments.hosts, &self.data).await;
+            let cluster = match ready {
+                Ok(cluster) => cluster,
+                Err(error) => return self.fail(system.kind, "three servers", &error),
+            };
+            let time = Duration::from_secs(u64::from(self.arguments.seconds));
+            let mut found =
+                |row: String, figures: Figures| self.note(round, system.kind.name(), row, figures);
+            let ended = match what {
+                What::Register => catalog::register(&cluster, time, &mut found).await,
+                What::Watch => match watch::watchers(&cluster, &mut found).await {
+                    Ok(()) => watch::many(&cluster, time, &mut found).await,
+                    failed => failed,
+                },
+                What::Many => catalog::load_many(&cluster, 10_000, &mut found).await,
+                _ => catalog::load_many(&cluster, 100_000, &mut found).await,
             };
             if let Err(error) = ended {
                 self.fail(system.kind, &format!("{what:?}").to_lowercase(), &error);

@@ -238,6 +238,20 @@ impl Cluster {
             .position(|server| server.address == address.ip())
     }
 
+    /// The Raft term as that server knows it; 0 where the system does not tell.
+    pub(crate) async fn term(&self, number: usize) -> Result<u64> {
+        if !self.kind.has_catalog() {
+            return Ok(0);
+        }
+        let (_, body) = http::once(self.client(number), "GET", "/v1/agent/self", b"").await?;
+        let about: Value = serde_json::from_slice(&body)?;
+        let term = &about["Stats"]["raft"]["term"];
+        Ok(term
+            .as_str()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0))
+    }
+
     async fn etcd_status(&self, number: usize) -> Option<Value> {
         let (_, body) = http::once(self.client(number), "POST", "/v3/maintenance/status", b"{}")
             .await

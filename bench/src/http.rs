@@ -109,14 +109,14 @@ fn complete(answer: &[u8]) -> io::Result<Option<u16>> {
     Ok(whole.then_some(status))
 }
 
-fn head_end(answer: &[u8]) -> Option<usize> {
+pub(crate) fn head_end(answer: &[u8]) -> Option<usize> {
     answer
         .windows(4)
         .position(|w| w == b"\r\n\r\n")
         .map(|at| at + 4)
 }
 
-fn header<'h>(head: &'h [u8], name: &[u8]) -> Option<&'h [u8]> {
+pub(crate) fn header<'h>(head: &'h [u8], name: &[u8]) -> Option<&'h [u8]> {
     let mut lines = head.split(|b| *b == b'\n');
     lines.find_map(|line| {
         line.get(..name.len())

@@ -4,6 +4,7 @@
 //! Never: speaks to anything but loopback, runs without a bound in count and time, or ends a process it did not start.
 #![forbid(unsafe_code)]
 
+mod catalog;
 mod cli;
 mod cluster;
 mod dnsload;
@@ -17,6 +18,7 @@ mod rows;
 mod soak;
 mod stopwatch;
 mod trouble;
+mod watch;
 
 fn main() -> anyhow::Result<std::process::ExitCode> {
     cli::main()

@@ -27,7 +27,7 @@ pub(crate) struct Run {
 }
 
 /// Columns: heading, figure, digits after the point.
-const COLUMNS: [(&str, &str, usize); 16] = [
+const COLUMNS: [(&str, &str, usize); 28] = [
     ("rate/s", "rate_per_s", 0),
     ("p50 µs", "p50_us", 0),
     ("p99 µs", "p99_us", 0),
@@ -44,16 +44,30 @@ const COLUMNS: [(&str, &str, usize); 16] = [
     ("failed", "failed", 0),
     ("lost", "lost", 0),
     ("bytes", "body_bytes", 0),
+    ("all ms", "all_answered_ms", 0),
+    ("KiB/watcher", "kib_per_watcher", 1),
+    ("elections", "terms_passed", 0),
+    ("p99 alone µs", "p99_alone_us", 0),
+    ("spurious", "spurious_wakes", 0),
+    ("load s", "load_s", 1),
+    ("RSS grown MiB", "rss_grown_mib", 1),
+    ("minutes", "minutes", 0),
+    ("acked", "acknowledged", 0),
+    ("unknown", "unknown", 0),
+    ("snapshots", "snapshots_fewest", 0),
+    ("RSS after MiB", "rss_after_mib", 1),
 ];
 
 /// The figure by which a row is compared, and whether less of it is better.
-const RATIOS: [(&str, &str, bool); 6] = [
+const RATIOS: [(&str, &str, bool); 8] = [
     ("CPU", "cpu_us_per_op", true),
     ("rate", "rate_per_s", false),
     ("gap", "gap_p50_ms", true),
     ("read", "first_stale_read_ms", true),
     ("write", "first_write_ms", true),
     ("RSS", "rss_mib", true),
+    ("all", "all_answered_ms", true),
+    ("load", "load_s", true),
 ];
 
 impl Run {

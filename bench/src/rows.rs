@@ -201,34 +201,69 @@ pub(crate) async fn dns(cluster: &Cluster, time: Duration, found: Found<'_>) -> 
 }
 
 /// Registers a service `svcN` of N instances, each on a node of its own with one passing check.
-async fn register(cluster: &Cluster, server: usize, instances: usize) -> Result<()> {
+pub(crate) async fn register(cluster: &Cluster, server: usize, instances: usize) -> Result<()> {
     for n in 0..instances {
-        let address = format!("10.{}.{}.{}", instances % 250, n / 250, n % 250 + 1);
-        let body = format!(
-            r#"{{"Node":"bench-{instances}-{n}","Address":"{address}","TaggedAddresses":{{"lan":"{address}","wan":"{address}"}},
-            "NodeMeta":{{"rack":"r{}"}},
-            "Service":{{"ID":"svc{instances}-{n}","Service":"svc{instances}","Tags":["v1","http"],"Address":"{address}","Port":8080,"Meta":{{"version":"1"}}}},
-            "Check":{{"CheckID":"service:svc{instances}-{n}","Name":"alive","Status":"passing","ServiceID":"svc{instances}-{n}","Output":"HTTP GET: 200 OK"}}}}"#,
-            n % 4
-        );
-        let (status, answer) = http::once(
-            cluster.client(server),
-            "PUT",
-            "/v1/catalog/register",
-            body.as_bytes(),
-        )
-        .await?;
-        if status != 200 {
-            bail!(
-                "catalog/register: status {status}: {}",
-                String::from_utf8_lossy(&answer)
-            );
-        }
+        put_instance(cluster, server, instances, n, 0).await?;
     }
     Ok(())
 }
 
-async fn leader(cluster: &Cluster) -> Result<usize> {
+/// Changes one instance of the service `svcN`: its check says something else.
+pub(crate) async fn touch(
+    cluster: &Cluster,
+    server: usize,
+    instances: usize,
+    change: u32,
+) -> Result<()> {
+    put_instance(cluster, server, instances, 0, change).await
+}
+
+async fn put_instance(
+    cluster: &Cluster,
+    server: usize,
+    instances: usize,
+    n: usize,
+    change: u32,
+) -> Result<()> {
+    let address = format!("10.{}.{}.{}", instances % 250, n / 250, n % 250 + 1);
+    let body = format!(
+        r#"{{"Node":"bench-{instances}-{n}","Address":"{address}","TaggedAddresses":{{"lan":"{address}","wan":"{address}"}},
+        "NodeMeta":{{"rack":"r{}"}},
+        "Service":{{"ID":"svc{instances}-{n}","Service":"svc{instances}","Tags":["v1","http"],"Address":"{address}","Port":8080,"Meta":{{"version":"1"}}}},
+        "Check":{{"CheckID":"service:svc{instances}-{n}","Name":"alive","Status":"passing","ServiceID":"svc{instances}-{n}","Output":"HTTP GET: 200 OK, {change}"}}}}"#,
+        n % 4
+    );
+    register_with(cluster, server, &body).await
+}
+
+/// Registers the service `oneN` with one instance on a node of its own.
+pub(crate) async fn register_one(cluster: &Cluster, server: usize, n: usize) -> Result<()> {
+    let body = format!(
+        r#"{{"Node":"one-{n}","Address":"10.9.{}.{}","Service":{{"ID":"one{n}","Service":"one{n}","Port":80}}}}"#,
+        n / 250,
+        n % 250 + 1
+    );
+    register_with(cluster, server, &body).await
+}
+
+async fn register_with(cluster: &Cluster, server: usize, body: &str) -> Result<()> {
+    let (status, answer) = http::once(
+        cluster.client(server),
+        "PUT",
+        "/v1/catalog/register",
+        body.as_bytes(),
+    )
+    .await?;
+    if status != 200 {
+        bail!(
+            "catalog/register: status {status}: {}",
+            String::from_utf8_lossy(&answer)
+        );
+    }
+    Ok(())
+}
+
+pub(crate) async fn leader(cluster: &Cluster) -> Result<usize> {
     cluster
         .leader()
         .await
