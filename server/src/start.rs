@@ -19,7 +19,7 @@ use weft_catalog::Catalog;
 use weft_proto::clock::Clock;
 use weft_proto::v1::server_server::ServerServer;
 use weft_raft::log::{LogStore, SledLog, SledOptions, Wal, WalOptions};
-use weft_raft::{RaftConfig, RaftId, RaftNode};
+use weft_raft::{RaftConfig, RaftId, RaftNode, Role};
 
 use crate::config::{LogBackend, ServerConfig};
 use crate::disk_reserve::DiskReserve;
@@ -164,7 +164,8 @@ impl Server {
                 Ok(()) => "ended",
                 Err(_) => "panicked",
             };
-            if *inner.stop.borrow() {
+            // Consensus that has failed ends tasks too, and says why itself.
+            if *inner.stop.borrow() || inner.raft.status().role == Role::Stopped {
                 return;
             }
             tracing::error!(reason = "server.task_ended", task, "{how}");

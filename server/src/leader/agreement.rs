@@ -27,22 +27,24 @@ pub(super) async fn run(server: &Server) {
 async fn compare_states(server: &Server) {
     let inner = &server.inner;
     let every = inner.config.compare_states_every;
-    let mut last = (inner.clock.monotonic(), server.state().index().get());
+    // What changed under the leader before this one may not have been compared.
+    let mut last = (inner.clock.monotonic(), 0);
     loop {
         tokio::time::sleep(every.min(LOOK_EVERY)).await;
         let (now, index) = (inner.clock.monotonic(), server.state().index().get());
         let entries = index.saturating_sub(last.1);
-        let due = now.saturating_sub(last.0) >= every || entries >= COMPARE_ENTRIES;
+        let many = last.1 > 0 && entries >= COMPARE_ENTRIES;
+        let due = many || now.saturating_sub(last.0) >= every;
         if entries == 0 || !due {
             continue;
         }
-        let told = compare(server).await;
-        // The comparison's own entry is no change that calls for another.
-        last = (now, told.unwrap_or(index));
+        // The comparison's own entry is no change that calls for another; one that came to nothing is
+        // made again next time.
+        last = (now, compare(server).await.unwrap_or(last.1));
     }
 }
 
-/// Asks everybody for the hash of the newest state; answers the index of the entry that came of it.
+/// Asks everybody for the hash of the newest state; answers the index up to which that is settled.
 async fn compare(server: &Server) -> Option<u64> {
     let inner = &server.inner;
     let status = inner.raft.status();
@@ -51,11 +53,11 @@ async fn compare(server: &Server) -> Option<u64> {
         .iter()
         .filter(|m| m.peer.id != status.id)
         .collect();
-    if others.is_empty() {
-        return None;
-    }
     let state = server.state();
     let (at_index, ours) = (state.index().get(), state.hash());
+    if others.is_empty() {
+        return Some(at_index);
+    }
     drop(state);
     let hashes: BTreeMap<_, _> = ask(server, &others, async move |mut client| {
         client.digest(v1::DigestRequest { at_index }).await
@@ -86,7 +88,11 @@ async fn compare(server: &Server) -> Option<u64> {
                 hash_form: HASH_FORM,
             });
             let outcome = super::propose(server, "agreement", command).await;
-            outcome.map(|outcome| outcome.index)
+            // Its own entry is settled with it only if nothing came in between.
+            outcome.map(|outcome| {
+                let alone = outcome.index == at_index.saturating_add(1);
+                if alone { outcome.index } else { at_index }
+            })
         }
         Verdict::Wrong => {
             let why = format!(
@@ -95,7 +101,14 @@ async fn compare(server: &Server) -> Option<u64> {
             inner.failed.send_replace(Some(why));
             None
         }
-        Verdict::Unknown => None,
+        Verdict::Unknown => {
+            tracing::debug!(
+                catalog.index = at_index,
+                answers = hashes.len(),
+                "no quorum has one state, or says so"
+            );
+            None
+        }
     }
 }
 
