@@ -18,7 +18,9 @@ use crate::stopwatch::Stopwatch;
 
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// Both speakers of Consul's API get the fastest Raft timing they offer and enough connections for the load.
-const CONFIG: &str = r#"{"performance":{"raft_multiplier":1},"limits":{"http_max_conns_per_client":10000},"disable_update_check":true}"#;
+const CONFIG: &str = r#"{"performance":{"raft_multiplier":1},"limits":{"http_max_conns_per_client":15000},"disable_update_check":true}"#;
+/// weft bounds connections in all, too, and the row of many watchers has more than that.
+const WEFT_CONFIG: &str = r#"{"performance":{"raft_multiplier":1},"limits":{"http_max_conns_per_client":15000,"http_max_conns":15000}}"#;
 
 /// A system that can be started.
 #[derive(Debug, Clone)]
@@ -105,7 +107,12 @@ impl Cluster {
     fn consul(&self, number: usize) -> Result<Command> {
         // One file each: another server may be reading its own at this moment.
         let config = self.dir.path().join(format!("n{}.json", number + 1));
-        std::fs::write(&config, CONFIG)?;
+        let text = if self.kind == Kind::Weft {
+            WEFT_CONFIG
+        } else {
+            CONFIG
+        };
+        std::fs::write(&config, text)?;
         let address = self.servers[number].address;
         let mut command = Command::new(&self.system.binary);
         command

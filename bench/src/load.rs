@@ -36,6 +36,8 @@ pub(crate) struct Tally {
     done: Cell<u64>,
     failed: Cell<u64>,
     next: Cell<u64>,
+    /// Status of the last refused request, 0 while there was none.
+    refused: Cell<u16>,
     micros: RefCell<Vec<u32>>,
 }
 
@@ -114,7 +116,8 @@ fn figures(
 ) -> Result<Figures> {
     let (done, failed) = (tally.done.get(), tally.failed.get());
     if done == 0 {
-        bail!("no operation succeeded, {failed} failed");
+        let status = tally.refused.get();
+        bail!("no operation succeeded, {failed} failed, the last with status {status}");
     }
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
     let (done, failed) = (done as f64, failed as f64);
@@ -149,6 +152,11 @@ async fn drive(target: SocketAddr, tally: &Tally, make: &dyn Fn(u64, &mut Vec<u8
             let answer = tokio::time::timeout(ANSWER_LIMIT, connection.exchange(&request)).await;
             let ok = matches!(answer, Ok(Ok(status)) if status < 300);
             tally.book(clock.elapsed(), ok);
+            if let Ok(Ok(status)) = answer
+                && !ok
+            {
+                tally.refused.set(status);
+            }
             if !matches!(answer, Ok(Ok(_))) {
                 break;
             }
