@@ -55,7 +55,7 @@ impl Api {
         let metrics = Metrics::register(&mut deps.registry.lock(), routes.table());
         Arc::new(Self {
             cache: BodyCache::new(config.limits.body_cache_bytes),
-            waiting: Waiting::default(),
+            waiting: Waiting::new(metrics.waiting()),
             rng: Mutex::new(SmallRng::seed_from_u64(config.seed)),
             metrics,
             started_at: deps.clock.monotonic(),
@@ -86,7 +86,6 @@ impl Api {
             failure.into_reply()
         });
         self.metrics.count(look.route, reply.status);
-        self.metrics.waiting(self.waiting.count());
         let mut response = reply.finish(look.pretty, accepts_gzip);
         for (name, value) in &self.config.response_headers {
             response.headers_mut().insert(name.clone(), value.clone());

@@ -8,11 +8,11 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AGE, HeaderName, HeaderValue};
+use prometheus_client::metrics::gauge::Gauge;
 use rand::RngExt as _;
 use tokio::time::Sleep;
 use weft_catalog::{Reader, State, Topics, Trace, Watch};
@@ -20,6 +20,7 @@ use weft_catalog::{Reader, State, Topics, Trace, Watch};
 use super::api::Api;
 use super::call::Call;
 use super::error::Failure;
+use super::metrics::Flight;
 use super::options::Options;
 use super::reply::{Content, Reply, SharedBody};
 use crate::backend::{Consistency, ReadMeta};
@@ -366,44 +367,29 @@ impl Api {
     }
 }
 
-/// How many requests are waiting for a change.
+/// How many requests are waiting for a change; the gauge shows it at any moment.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    count: Arc<AtomicUsize>,
+    gauge: Gauge,
 }
 
 impl Waiting {
+    pub(super) fn new(gauge: Gauge) -> Self {
+        Self { gauge }
+    }
+
     /// Takes a place until the slot is dropped; 429 at the bound.
-    pub(super) fn enter(&self, max: usize) -> Result<Slot, Failure> {
-        let slot = Slot {
-            count: Arc::clone(&self.count),
-        };
-        if self.count.fetch_add(1, Ordering::Relaxed) >= max {
-            return Err(Failure::too_many(
-                "http.blocking.too_many",
-                format!(
-                    "too many blocking queries, limit {max}: raise limits.http_max_blocking_queries or poll less"
-                ),
-            ));
+    pub(super) fn enter(&self, max: usize) -> Result<Flight, Failure> {
+        let place = Flight::of(&self.gauge);
+        if usize::try_from(self.gauge.get()).is_ok_and(|waiting| waiting <= max) {
+            return Ok(place);
         }
-        Ok(slot)
-    }
-
-    /// How many there are.
-    pub(super) fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
-    }
-}
-
-/// A place among the waiting; counted until dropped.
-#[derive(Debug)]
-pub(super) struct Slot {
-    count: Arc<AtomicUsize>,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
+        Err(Failure::too_many(
+            "http.blocking.too_many",
+            format!(
+                "too many blocking queries, limit {max}: raise limits.http_max_blocking_queries or poll less"
+            ),
+        ))
     }
 }
 
@@ -412,14 +398,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waiting_is_bounded_and_places_come_back() {
-        let waiting = Waiting::default();
+    fn waiting_is_bounded_shown_and_places_come_back() {
+        let gauge = Gauge::default();
+        let waiting = Waiting::new(gauge.clone());
         let slots: Vec<_> = (0..2).map(|_| waiting.enter(2).unwrap()).collect();
         let refusal = waiting.enter(2).unwrap_err();
         assert!(refusal.text.contains("limits.http_max_blocking_queries"));
-        assert_eq!(waiting.count(), 2);
+        assert_eq!(gauge.get(), 2);
         drop(slots);
         assert!(waiting.enter(2).is_ok());
-        assert_eq!(waiting.count(), 0);
+        assert_eq!(gauge.get(), 0);
     }
 }

@@ -4,7 +4,6 @@
 //! Never: shows them; [`super::telemetry`] does.
 
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicI64;
 
 use http::StatusCode;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -38,7 +37,7 @@ pub(super) struct Metrics {
     by_route: Vec<[OnceLock<Counter>; CLASSES.len()]>,
     unknown: [OnceLock<Counter>; CLASSES.len()],
     in_flight: Gauge,
-    waiting: Gauge<i64, AtomicI64>,
+    waiting: Gauge,
     pub(super) connections: Gauge,
     refused: Family<Bound, Counter>,
 }
@@ -111,8 +110,9 @@ impl Metrics {
         series.get_or_init(make).inc();
     }
 
-    pub(super) fn waiting(&self, count: usize) {
-        self.waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
+    /// The gauge of requests that wait for a change.
+    pub(super) fn waiting(&self) -> Gauge {
+        self.waiting.clone()
     }
 
     pub(super) fn refuse(&self, bound: &'static str) {
