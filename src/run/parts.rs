@@ -10,7 +10,9 @@ use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use weft_agent::config::{self, RuntimeConfig, runtime};
-use weft_agent::dns::{DnsMetrics, DnsOptions, DnsServer, Soa, TtlRules};
+use weft_agent::dns::{
+    DnsMetrics, DnsOptions, DnsServer, RecursorOptions, Soa, Strategy, TtlRules,
+};
 use weft_agent::http::{AgentInfo, Deps, HttpConfig, HttpLimits, HttpServer, Listen};
 use weft_agent::local::{Local, LocalConfig, Running};
 use weft_gossip::{CoreConfig, Gossip, GossipConfig, Keyring, LanTiming};
@@ -372,7 +374,16 @@ fn dns_options(config: &RuntimeConfig) -> DnsOptions {
         udp_answer_limit: dns.udp_answer_limit,
         a_record_limit: dns.a_record_limit,
         enable_truncate: dns.enable_truncate,
+        disable_compression: dns.disable_compression,
         node_meta_txt: dns.node_meta_txt,
+        recursors: RecursorOptions {
+            addresses: dns.recursors.clone(),
+            strategy: match dns.recursor_strategy {
+                runtime::RecursorStrategy::Sequential => Strategy::Sequential,
+                runtime::RecursorStrategy::Random => Strategy::Random,
+            },
+            timeout: dns.recursor_timeout,
+        },
         soa: Soa {
             refresh: seconds(dns.soa.refresh_seconds),
             retry: seconds(dns.soa.retry_seconds),

@@ -208,7 +208,7 @@ pub(super) const TOP: &[Key] = &[
     inert("reap", Bool),
     key("reconnect_timeout", Duration),
     inert("reconnect_timeout_wan", Duration),
-    inert("recursors", Texts),
+    key("recursors", Texts).live(),
     key("rejoin_after_leave", Bool),
     inert("reporting", Free),
     inert("request_limits", Free),
@@ -343,16 +343,16 @@ const CONNECT: &[Key] = &[
 const DNS: &[Key] = &[
     key("a_record_limit", Int),
     key("allow_stale", Bool),
-    inert("cache_max_age", Duration),
-    inert("disable_compression", Bool),
+    silent("cache_max_age", Duration),
+    key("disable_compression", Bool),
     key("enable_additional_node_meta_txt", Bool),
     key("enable_truncate", Bool),
     key("max_stale", Duration),
     key("node_ttl", Duration),
     key("only_passing", Bool),
     silent("prefer_namespace", Bool),
-    inert("recursor_strategy", Text),
-    inert("recursor_timeout", Duration),
+    key("recursor_strategy", Text),
+    key("recursor_timeout", Duration),
     key("service_ttl", TextMap),
     key(
         "soa",
@@ -364,7 +364,7 @@ const DNS: &[Key] = &[
         ]),
     ),
     key("udp_answer_limit", Int),
-    inert("use_cache", Bool),
+    silent("use_cache", Bool),
 ];
 
 const GOSSIP: &[Key] = &[

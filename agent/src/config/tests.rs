@@ -669,3 +669,21 @@ proptest::proptest! {
         let _ = load_files(&[("a.hcl", &text)], &[]);
     }
 }
+
+#[test]
+fn recursors_are_taken_with_their_order_and_never_ourselves() {
+    let dns = ok("recursors = [\"192.0.2.1\", \"[2001:db8::1]:5353\"]
+        dns_config { recursor_strategy = \"random\" recursor_timeout = \"3s\" }")
+    .dns;
+    let shown: Vec<String> = dns.recursors.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["192.0.2.1:53", "[2001:db8::1]:5353"]);
+    assert_eq!(dns.recursor_timeout, std::time::Duration::from_secs(3));
+    for own in ["127.0.0.1:8600", "127.1.2.3:8600", "10.0.0.7:8600"] {
+        let refused = errors(&format!(
+            "client_addr = \"0.0.0.0\"\nrecursors = [\"{own}\"]"
+        ));
+        assert!(refused.contains("own DNS port"), "{refused}");
+    }
+    let elsewhere = ok("client_addr = \"127.0.0.1\"\nrecursors = [\"127.0.0.2:8600\"]");
+    assert_eq!(elsewhere.dns.recursors.len(), 1);
+}

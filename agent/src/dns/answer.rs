@@ -15,6 +15,7 @@ use weft_proto::v1::Node;
 
 use super::lookup::{Found, Serving};
 use super::metrics::Cause;
+use super::recurse::RecursorOptions;
 
 /// Answers worth making: no message has room for more (65,535 bytes, a record of an address takes 16).
 const ANSWERS_MAX: usize = 4_096;
@@ -40,8 +41,12 @@ pub struct DnsOptions {
     pub a_record_limit: usize,
     /// Set TC on a trimmed UDP answer.
     pub enable_truncate: bool,
+    /// Write every name in full.
+    pub disable_compression: bool,
     /// Add node metadata as TXT records to the additional section.
     pub node_meta_txt: bool,
+    /// Where names of other domains are asked.
+    pub recursors: RecursorOptions,
     /// SOA settings.
     pub soa: Soa,
     /// Largest age of the view that is still answered from (`max_stale`).
@@ -113,6 +118,10 @@ pub(crate) struct Sections {
     pub(crate) exists: bool,
     /// There are more answers than were made.
     pub(crate) more: bool,
+    /// Names that answers point to and whose addresses are to be added, each once.
+    pub(crate) aliases: Vec<Name>,
+    /// The TTL of what aliases lead to is at most this.
+    pub(crate) alias_ttl: Option<Duration>,
     /// Set when the answer section lacks what was asked for.
     pub(crate) empty: Option<Cause>,
 }
@@ -146,7 +155,7 @@ impl Asked<'_> {
             Found::Instances(serving) => self.service(serving, &mut out, rng),
             Found::Address(ip) => out.answers.extend(
                 self.wants(*ip)
-                    .then(|| self.record(self.owner.clone(), Duration::ZERO, address(*ip))),
+                    .then(|| self.record(self.owner.clone(), self.options.node_ttl, address(*ip))),
             ),
             Found::Names(names) => self.pointers(names, &mut out),
         }
@@ -190,6 +199,7 @@ impl Asked<'_> {
         let ttl = self.options.node_ttl;
         out.answers
             .extend(self.address_records(self.owner, &node.address, ttl));
+        self.follow(out);
         let meta = self.meta(self.owner, node, ttl);
         match self.qtype {
             RecordType::TXT | RecordType::ANY => out.answers.extend(meta),
@@ -209,6 +219,7 @@ impl Asked<'_> {
         // Names compare slowly, label by label: what was said is kept by the text it came from.
         let mut said = BTreeSet::new();
         let mut extras = BTreeSet::new();
+        let mut alias = Vec::new();
         for one in order {
             if out.answers.len() >= ANSWERS_MAX {
                 out.more = true;
@@ -224,16 +235,46 @@ impl Asked<'_> {
             // Two instances behind one address are one answer.
             let text = self.address_of(one);
             if said.insert((text, 0, 0)) {
-                out.answers
-                    .extend(self.address_records(self.owner, text, ttl));
+                let records = self.address_records(self.owner, text, ttl);
+                // A name is either an alias or has records (RFC 1034 §3.6.2): one alias, and only
+                // where no instance has an address.
+                match records.first().map(Record::record_type) {
+                    Some(RecordType::CNAME) if alias.is_empty() => alias = records,
+                    Some(RecordType::CNAME) => {}
+                    _ => out.answers.extend(records),
+                }
             }
             if self.qtype == RecordType::TXT {
                 out.answers.extend(self.meta(self.owner, one.node, ttl));
             }
         }
+        if out.answers.is_empty() && !alias.is_empty() {
+            out.answers = alias;
+            self.follow(out);
+        }
+        out.alias_ttl = Some(ttl);
         if self.options.a_record_limit > 0 && self.qtype != RecordType::SRV {
             out.answers.truncate(self.options.a_record_limit);
         }
+    }
+
+    /// Notes whose addresses an alias among the answers leads to, where addresses are asked for.
+    fn follow(&self, out: &mut Sections) {
+        if !self.wants_addresses() {
+            return;
+        }
+        let aliases = out.answers.iter().filter_map(|answer| match &answer.data {
+            RData::CNAME(alias) => Some(alias.0.clone()),
+            _ => None,
+        });
+        out.aliases = aliases.collect();
+    }
+
+    fn wants_addresses(&self) -> bool {
+        matches!(
+            self.qtype,
+            RecordType::A | RecordType::AAAA | RecordType::ANY
+        )
     }
 
     /// The address registered, or the tagged one of the family asked for where that is another.
@@ -261,11 +302,14 @@ impl Asked<'_> {
 
     /// `extras`: the target's address and metadata are not there yet.
     fn srv(&self, one: &Serving<'_>, ttl: Duration, extras: bool, out: &mut Sections) {
-        let own = one.service.address.parse::<IpAddr>();
-        let target = match (&own, one.service.address.is_empty()) {
-            (Ok(ip), _) => self.address_name(*ip),
-            (Err(_), true) => self.node_name(&one.node.name),
-            (Err(_), false) => wire_name(&one.service.address).map(fqdn),
+        let own = !one.service.address.is_empty();
+        let text = self.address_of(one);
+        let ip = text.parse::<IpAddr>().ok();
+        // A target must not be an alias (RFC 2782): a host name is the target itself.
+        let target = match (ip, own) {
+            (Some(ip), true) => self.address_name(ip),
+            (Some(_), false) => self.node_name(&one.node.name),
+            (None, _) => wire_name(text).map(fqdn),
         };
         // A name that cannot be put on the wire is left out rather than breaking the answer.
         let Some(target) = target else { return };
@@ -278,19 +322,20 @@ impl Asked<'_> {
         if !extras {
             return;
         }
-        let ip = own.ok().or_else(|| {
-            one.service
-                .address
-                .is_empty()
-                .then(|| one.node.address.parse().ok())
-                .flatten()
-        });
-        if let Some(ip) = ip {
-            out.additionals
-                .push(self.record(target.clone(), ttl, address(ip)));
-        }
-        if self.options.node_meta_txt {
-            out.additionals.extend(self.meta(&target, one.node, ttl));
+        let about = match ip {
+            Some(ip) => {
+                out.additionals
+                    .push(self.record(target.clone(), ttl, address(ip)));
+                Some(target)
+            }
+            None => {
+                out.aliases.push(target);
+                // What we know of the node is nothing we could say of a foreign name.
+                self.node_name(&one.node.name)
+            }
+        };
+        if let Some(about) = about.filter(|_| self.options.node_meta_txt) {
+            out.additionals.extend(self.meta(&about, one.node, ttl));
         }
     }
 
@@ -458,7 +503,9 @@ mod tests {
             udp_answer_limit: 3,
             a_record_limit: 0,
             enable_truncate: false,
+            disable_compression: false,
             node_meta_txt: true,
+            recursors: RecursorOptions::default(),
             soa: Soa::default(),
             max_stale: Duration::MAX,
         };

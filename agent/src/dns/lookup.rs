@@ -114,6 +114,14 @@ fn instances<'a>(
     if tagged.is_empty() {
         return Found::NoName(Cause::NoSuchTag);
     }
+    if let Some(port) = port
+        && !tagged.iter().any(|row| {
+            let mut ports = row.service.ports.iter();
+            ports.any(|p| p.name.eq_ignore_ascii_case(port))
+        })
+    {
+        return Found::NoName(Cause::NoSuchPort);
+    }
     let serving: Vec<_> = tagged
         .iter()
         .filter_map(|row| serving(row, port, rules.only_passing))

@@ -7,7 +7,9 @@
 use std::collections::HashMap;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use hickory_proto::serialize::binary::{BinEncodable, BinEncoder, NameEncoding};
 
 use super::answer::Sections;
 
@@ -38,7 +40,7 @@ pub(crate) enum Via {
 }
 
 impl Via {
-    fn is_udp(self) -> bool {
+    pub(crate) fn is_udp(self) -> bool {
         self != Self::Tcp
     }
 
@@ -60,52 +62,128 @@ pub(crate) enum Received {
     /// A question to answer.
     Question(Box<Message>),
     /// Answer this right away: it is no question of ours.
-    Refused(Vec<u8>, &'static str),
-    /// Not answerable: shorter than a header, or itself a response.
-    Garbage,
+    Refused {
+        bytes: Vec<u8>,
+        rcode: &'static str,
+        reason: &'static str,
+    },
+    /// Not answerable, and why: an answer could start a conversation between two servers.
+    Garbage(&'static str),
 }
 
 /// Reads a packet; never panics whatever it holds.
 pub(crate) fn receive(packet: &[u8]) -> Received {
     const HEADER_BYTES: usize = 12;
-    if packet.len() < HEADER_BYTES || packet[2] & 0x80 != 0 {
-        return Received::Garbage;
+    if packet.len() < HEADER_BYTES {
+        return Received::Garbage("dns.short_packet");
+    }
+    if packet[2] & 0x80 != 0 {
+        return Received::Garbage("dns.not_a_question");
     }
     let id = u16::from_be_bytes([packet[0], packet[1]]);
     let Ok(message) = Message::from_vec(packet) else {
         let opcode = OpCode::from_u8((packet[2] >> 3) & 0x0f);
-        return refused(
-            &Message::error_msg(id, opcode, ResponseCode::FormErr),
-            "formerr",
-        );
+        let reply = Message::error_msg(id, opcode, ResponseCode::FormErr);
+        return refused(&reply, "formerr", "dns.unreadable");
     };
-    let mut reply = Message::error_msg(id, message.metadata.op_code, ResponseCode::NotImp);
-    reply.metadata.recursion_desired = message.metadata.recursion_desired;
-    if message.metadata.op_code != OpCode::Query {
-        reply.queries.clone_from(&message.queries);
-        return refused(&reply, "notimp");
-    }
-    if message.queries.is_empty() {
-        reply.metadata.response_code = ResponseCode::Refused;
-        return refused(&reply, "refused");
-    }
-    Received::Question(Box::new(message))
+    let Some((code, rcode, reason)) = objection(&message) else {
+        return Received::Question(Box::new(message));
+    };
+    let mut reply = reply_to(&message, code, false, false);
+    reply.metadata.op_code = message.metadata.op_code;
+    refused(&reply, rcode, reason)
 }
 
-fn refused(reply: &Message, rcode: &'static str) -> Received {
-    reply
-        .to_vec()
-        .map_or(Received::Garbage, |bytes| Received::Refused(bytes, rcode))
+/// Why a message that could be read is not answered from the catalog.
+fn objection(message: &Message) -> Option<(ResponseCode, &'static str, &'static str)> {
+    if message.metadata.op_code != OpCode::Query {
+        return Some((ResponseCode::NotImp, "notimp", "dns.opcode"));
+    }
+    let Some(query) = message.queries.first() else {
+        return Some((ResponseCode::Refused, "refused", "dns.no_question"));
+    };
+    // RFC 6891 §6.1.3: what a later version means, nobody knows yet.
+    if message.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
+        return Some((ResponseCode::BADVERS, "badvers", "dns.edns_version"));
+    }
+    if matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR) {
+        return Some((ResponseCode::NotImp, "notimp", "dns.transfer"));
+    }
+    if !matches!(query.query_class(), DNSClass::IN | DNSClass::ANY) {
+        return Some((ResponseCode::Refused, "refused", "dns.class"));
+    }
+    None
+}
+
+fn refused(reply: &Message, rcode: &'static str, reason: &'static str) -> Received {
+    match reply.to_vec() {
+        Ok(bytes) => Received::Refused {
+            bytes,
+            rcode,
+            reason,
+        },
+        Err(_) => Received::Garbage(reason),
+    }
 }
 
 /// An answer without sections: SERVFAIL and the like, with the EDNS of the question kept.
-pub(crate) fn bare(question: &Message, code: ResponseCode) -> Option<Vec<u8>> {
-    reply_to(question, code, false).to_vec().ok()
+pub(crate) fn bare(question: &Message, code: ResponseCode, style: Style) -> Option<Vec<u8>> {
+    written(
+        &reply_to(question, code, false, style.recursion),
+        style.compress,
+    )
 }
 
-fn reply_to(question: &Message, code: ResponseCode, authoritative: bool) -> Message {
+/// The question as a recursor is asked it: one question in the letter case it came in, its flags, and of
+/// EDNS the size and the client's subnet. Cookies and the like are between the client and us.
+pub(crate) fn forwarded(question: &Message) -> Option<Vec<u8>> {
+    let mut out = Message::new(0, MessageType::Query, OpCode::Query);
+    out.metadata.recursion_desired = question.metadata.recursion_desired;
+    out.metadata.checking_disabled = question.metadata.checking_disabled;
+    out.metadata.authentic_data = question.metadata.authentic_data;
+    out.queries = question.queries.iter().take(1).map(echo).collect();
+    out.edns = question.edns.as_ref().map(|asked| {
+        let most = u16::try_from(UDP_FAR_MAX).unwrap_or(u16::MAX);
+        let mut edns = Edns::new();
+        edns.set_max_payload(asked.max_payload().clamp(512, most));
+        edns.set_version(0);
+        edns.set_dnssec_ok(asked.flags().dnssec_ok);
+        if let Some(subnet) = asked.option(EdnsCode::Subnet) {
+            edns.options_mut().insert(subnet.clone());
+        }
+        edns
+    });
+    out.to_vec().ok()
+}
+
+/// A recursor's answer as the client gets it: the same bytes under the client's id, or the question with
+/// TC when they are too many for UDP. The flag tells whether it was cut.
+pub(crate) fn passed_on(
+    question: &Message,
+    mut answer: Vec<u8>,
+    via: Via,
+) -> Option<(Vec<u8>, bool)> {
+    let max_bytes = via.max_bytes(question.edns.as_ref().map(Edns::max_payload));
+    if answer.len() <= max_bytes {
+        answer
+            .get_mut(..2)?
+            .copy_from_slice(&question.metadata.id.to_be_bytes());
+        return Some((answer, false));
+    }
+    let mut reply = reply_to(question, ResponseCode::NoError, false, true);
+    reply.metadata.truncation = true;
+    reply.to_vec().ok().map(|bytes| (bytes, true))
+}
+
+fn reply_to(
+    question: &Message,
+    code: ResponseCode,
+    authoritative: bool,
+    recursion: bool,
+) -> Message {
     let mut reply = Message::new(question.metadata.id, MessageType::Response, OpCode::Query);
     reply.metadata.recursion_desired = question.metadata.recursion_desired;
+    reply.metadata.recursion_available = recursion;
     reply.metadata.authoritative = authoritative;
     reply.metadata.response_code = code;
     // Only the first question is answered, and it is echoed as it was asked, letter case included.
@@ -114,20 +192,43 @@ fn reply_to(question: &Message, code: ResponseCode, authoritative: bool) -> Mess
         let mut edns = Edns::new();
         edns.set_max_payload(asked.max_payload().max(512));
         edns.set_version(0);
+        // Our answers do not depend on where the client is: scope 0 (RFC 7871 §7.2.1).
+        if let Some(EdnsOption::Subnet(subnet)) = asked.option(EdnsCode::Subnet) {
+            let everywhere = ClientSubnet::new(subnet.addr(), subnet.source_prefix(), 0);
+            edns.options_mut().insert(EdnsOption::Subnet(everywhere));
+        }
         edns
     });
     reply
+}
+
+/// The bytes of a message, names written once or every time.
+fn written(message: &Message, compress: bool) -> Option<Vec<u8>> {
+    if compress {
+        return message.to_vec().ok();
+    }
+    let mut bytes = Vec::with_capacity(512);
+    let mut encoder = BinEncoder::new(&mut bytes);
+    encoder.set_name_encoding(NameEncoding::Uncompressed);
+    message.emit(&mut encoder).ok()?;
+    Some(bytes)
 }
 
 fn echo(query: &Query) -> Query {
     query.clone()
 }
 
-/// Limits that the configuration sets on UDP answers.
+/// What the configuration says of the form of answers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct UdpRules {
+pub(crate) struct Style {
+    /// Most answers over UDP in 512 bytes.
     pub(crate) answer_limit: usize,
+    /// Set TC on a cut answer.
     pub(crate) set_tc: bool,
+    /// Write names that occur again as pointers.
+    pub(crate) compress: bool,
+    /// Other names are asked elsewhere: RA.
+    pub(crate) recursion: bool,
 }
 
 /// Encodes the sections, trimmed from the end until they fit. The flag tells whether answers were
@@ -136,29 +237,29 @@ pub(crate) fn encode(
     question: &Message,
     sections: Sections,
     via: Via,
-    udp: UdpRules,
+    style: Style,
 ) -> Option<(Vec<u8>, bool)> {
     let code = if sections.exists {
         ResponseCode::NoError
     } else {
         ResponseCode::NXDomain
     };
-    let mut reply = reply_to(question, code, true);
+    let mut reply = reply_to(question, code, true, style.recursion);
     let max_bytes = via.max_bytes(question.edns.as_ref().map(Edns::max_payload));
     let (whole, more) = (sections.answers.len(), sections.more);
     let limit = if via.is_udp() && max_bytes == UDP_PLAIN_MAX {
-        udp.answer_limit.max(1).min(whole)
+        style.answer_limit.max(1).min(whole)
     } else {
         whole
     };
     reply.authorities = sections.authorities;
-    let mut all = Fitting::new(sections.answers, sections.additionals);
+    let mut all = Fitting::new(sections.answers, sections.additionals, style.compress);
     let (bytes, kept) = all.best(&mut reply, limit, max_bytes)?;
     if kept == whole && !more {
         return Some((bytes, false));
     }
     // An empty answer would deny what is there: then TC is no matter of taste.
-    if via.is_udp() && (udp.set_tc || kept == 0) {
+    if via.is_udp() && (style.set_tc || kept == 0) {
         reply.metadata.truncation = true;
         return all.encode(&mut reply, kept).map(|bytes| (bytes, true));
     }
@@ -170,10 +271,11 @@ struct Fitting {
     /// Each with the first answer it belongs to: it stays as long as that one does. An extra that
     /// belongs to none goes with the first that is left out.
     additionals: Vec<(usize, Record)>,
+    compress: bool,
 }
 
 impl Fitting {
-    fn new(answers: Vec<Record>, additionals: Vec<Record>) -> Self {
+    fn new(answers: Vec<Record>, additionals: Vec<Record>, compress: bool) -> Self {
         let mut first = HashMap::new();
         if !additionals.is_empty() {
             for (at, answer) in answers.iter().enumerate() {
@@ -181,11 +283,19 @@ impl Fitting {
             }
         }
         let last = answers.len().saturating_sub(1);
-        let place = |extra: Record| (first.get(&extra.name).copied().unwrap_or(last), extra);
+        let place = |extra: Record| {
+            let at = first.get(&extra.name).copied().unwrap_or(last);
+            // What an alias leads to belongs where the alias does.
+            if let RData::CNAME(alias) = &extra.data {
+                first.entry(alias.0.clone()).or_insert(at);
+            }
+            (at, extra)
+        };
         let additionals = additionals.into_iter().map(place).collect();
         Self {
             answers,
             additionals,
+            compress,
         }
     }
 
@@ -251,7 +361,7 @@ impl Fitting {
             .filter(|(first, _)| all || *first < keep)
             .map(|(_, extra)| extra.clone());
         reply.additionals = kept.collect();
-        let bytes = reply.to_vec().ok()?;
+        let bytes = written(reply, self.compress)?;
         // The codec cuts what exceeds 64 KiB by itself and sets TC: that is no answer that fits.
         let cut = bytes[2] & TC_BIT != 0 && !reply.metadata.truncation;
         (!cut).then_some(bytes)
@@ -275,9 +385,11 @@ mod tests {
     use super::*;
 
     const UDP: Via = Via::Udp { near: true };
-    const PLAIN: UdpRules = UdpRules {
+    const PLAIN: Style = Style {
         answer_limit: 3,
         set_tc: false,
+        compress: true,
+        recursion: false,
     };
 
     fn question(edns: Option<u16>) -> Message {
@@ -327,7 +439,7 @@ mod tests {
         #[test]
         fn answers_fit_keep_one_and_say_so(kind in 0u8..3, count in 1usize..600, edns in proptest::option::of(512u16..4096), tcp: bool, tc: bool) {
             let via = if tcp { Via::Tcp } else { UDP };
-            let (bytes, trimmed) = encode(&question(edns), sections(kind, count), via, UdpRules { answer_limit: 3, set_tc: tc }).unwrap();
+            let (bytes, trimmed) = encode(&question(edns), sections(kind, count), via, Style { set_tc: tc, ..PLAIN }).unwrap();
             let max = if tcp { MESSAGE_MAX } else { usize::from(edns.unwrap_or(512)).max(512) };
             prop_assert!(bytes.len() <= max);
             let reply = Message::from_vec(&bytes).unwrap();
@@ -351,7 +463,8 @@ mod tests {
         fn a_cut_question_is_refused_not_dropped_silently(cut in 12usize..30) {
             let whole = question(Some(1232)).to_vec().unwrap();
             if cut < whole.len() {
-                prop_assert!(matches!(receive(&whole[..cut]), Received::Refused(_, "formerr")));
+                let refused = matches!(receive(&whole[..cut]), Received::Refused { reason: "dns.unreadable", .. });
+                prop_assert!(refused);
             }
         }
     }

@@ -1,8 +1,12 @@
 //! Counters of the DNS port: by answer code, and every empty answer by its cause.
 
+use std::time::Duration;
+
+use hickory_proto::rr::RecordType;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 /// Why a name has no answer. The text is the stable reason id.
@@ -13,12 +17,16 @@ pub(crate) enum Cause {
     UnknownAddress,
     UnknownDatacenter,
     NoSuchTag,
+    NoSuchPort,
     NothingHealthy,
     NotAName,
     NoSuchType,
     Foreign,
     NoView,
     NotSendable,
+    RecursorsFailed,
+    RecursionsMax,
+    RecursionLoop,
 }
 
 impl Cause {
@@ -29,12 +37,43 @@ impl Cause {
             Self::UnknownAddress => "dns.unknown_address",
             Self::UnknownDatacenter => "dns.unknown_datacenter",
             Self::NoSuchTag => "dns.no_such_tag",
+            Self::NoSuchPort => "dns.no_such_port",
             Self::NothingHealthy => "dns.nothing_healthy",
             Self::NotAName => "dns.not_a_name",
             Self::NoSuchType => "dns.no_such_type",
             Self::Foreign => "dns.foreign_name",
             Self::NoView => "dns.no_view",
             Self::NotSendable => "dns.not_sendable",
+            Self::RecursorsFailed => "dns.recursors_failed",
+            Self::RecursionsMax => "dns.recursions_max",
+            Self::RecursionLoop => "dns.recursion_loop",
+        }
+    }
+}
+
+/// What came of asking one recursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Answered,
+    /// An answer code other than NOERROR and NXDOMAIN.
+    Refused,
+    Unreachable,
+    TimedOut,
+    /// A UDP answer with TC: asked again by TCP.
+    Cut,
+    /// A packet that answers another question.
+    Stray,
+}
+
+impl Outcome {
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed_out",
+            Self::Cut => "cut",
+            Self::Stray => "stray",
         }
     }
 }
@@ -49,14 +88,45 @@ struct CauseLabel {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TypeLabel {
+    r#type: &'static str,
+}
+
 /// Handles of the DNS metrics.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct DnsMetrics {
     queries: Family<RcodeLabel, Counter>,
     empty: Family<CauseLabel, Counter>,
     refused: Family<CauseLabel, Counter>,
+    malformed: Family<CauseLabel, Counter>,
+    recursors: Family<OutcomeLabel, Counter>,
+    durations: Family<TypeLabel, Histogram, fn() -> Histogram>,
     pub(crate) truncated: Counter,
-    pub(crate) malformed: Counter,
+}
+
+impl Default for DnsMetrics {
+    fn default() -> Self {
+        Self {
+            queries: Family::default(),
+            empty: Family::default(),
+            refused: Family::default(),
+            malformed: Family::default(),
+            recursors: Family::default(),
+            durations: Family::new_with_constructor(durations),
+            truncated: Counter::default(),
+        }
+    }
+}
+
+/// 20 µs to 5 s: from an answer out of memory to a recursor that has to ask around.
+fn durations() -> Histogram {
+    Histogram::new(exponential_buckets(0.00002, 4.0, 10))
 }
 
 impl DnsMetrics {
@@ -66,6 +136,11 @@ impl DnsMetrics {
             "weft_dns_queries",
             "Questions answered, by response code",
             self.queries.clone(),
+        );
+        registry.register(
+            "weft_dns_query_duration_seconds",
+            "Time from a question to its answer, by record type",
+            self.durations.clone(),
         );
         registry.register(
             "weft_dns_empty_answers",
@@ -84,8 +159,13 @@ impl DnsMetrics {
         );
         registry.register(
             "weft_dns_malformed",
-            "Packets that are no DNS message",
+            "Packets that are no question to answer, by reason",
             self.malformed.clone(),
+        );
+        registry.register(
+            "weft_dns_recursor_questions",
+            "Questions to recursors, by outcome",
+            self.recursors.clone(),
         );
     }
 
@@ -93,8 +173,28 @@ impl DnsMetrics {
         self.queries.get_or_create(&RcodeLabel { rcode }).inc();
     }
 
+    pub(crate) fn took(&self, kind: RecordType, time: Duration) {
+        let label = TypeLabel {
+            r#type: type_label(kind),
+        };
+        self.durations
+            .get_or_create(&label)
+            .observe(time.as_secs_f64());
+    }
+
     pub(crate) fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&CauseLabel { reason }).inc();
+    }
+
+    pub(crate) fn malformed(&self, reason: &'static str) {
+        self.malformed.get_or_create(&CauseLabel { reason }).inc();
+    }
+
+    pub(crate) fn recursor(&self, outcome: Outcome) {
+        let outcome = outcome.label();
+        self.recursors
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc();
     }
 
     pub(crate) fn empty(&self, cause: Cause) {
@@ -103,5 +203,21 @@ impl DnsMetrics {
                 reason: cause.reason(),
             })
             .inc();
+    }
+}
+
+/// A small set: whoever asks for unheard-of types makes no new series.
+fn type_label(kind: RecordType) -> &'static str {
+    match kind {
+        RecordType::A => "a",
+        RecordType::AAAA => "aaaa",
+        RecordType::ANY => "any",
+        RecordType::CNAME => "cname",
+        RecordType::NS => "ns",
+        RecordType::PTR => "ptr",
+        RecordType::SOA => "soa",
+        RecordType::SRV => "srv",
+        RecordType::TXT => "txt",
+        _ => "other",
     }
 }

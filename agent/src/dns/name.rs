@@ -95,13 +95,15 @@ fn below(rest: &str) -> Target {
     }
 }
 
-/// `` → any, `<dc>` or `<dc>.dc`; `None` for anything else.
+/// `` → any, `<dc>` or `<dc>.dc`; `None` for anything else. `default.ns` and `default.ap` before it say
+/// nothing: there is one namespace and one partition.
 #[expect(
     clippy::option_option,
     reason = "outer: is it well formed; inner: was one given"
 )]
 fn datacenter(labels: &[&str]) -> Option<Option<String>> {
     match labels {
+        ["default", "ns" | "ap", rest @ ..] => datacenter(rest),
         [] => Some(None),
         [dc] | [dc, "dc"] => Some(Some((*dc).to_owned())),
         _ => None,
@@ -137,7 +139,10 @@ fn address(labels: &[&str]) -> Target {
     let [hex] = labels else {
         return Target::Nothing;
     };
+    // `from_str_radix` takes a sign, too.
+    let digits = hex.bytes().all(|b| b.is_ascii_hexdigit());
     match (hex.len(), u128::from_str_radix(hex, 16)) {
+        _ if !digits => Target::Nothing,
         (8, Ok(bits)) => u32::try_from(bits).map_or(Target::Nothing, |bits| {
             Target::Address(Ipv4Addr::from(bits).into())
         }),
@@ -151,9 +156,8 @@ fn reverse(name: &str) -> Option<IpAddr> {
         let octets = v4
             .split('.')
             .rev()
-            .map(str::parse)
-            .collect::<Result<Vec<u8>, _>>()
-            .ok()?;
+            .map(octet)
+            .collect::<Option<Vec<u8>>>()?;
         return Some(Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?).into());
     }
     let v6 = name.strip_suffix(".ip6.arpa")?;
@@ -164,6 +168,12 @@ fn reverse(name: &str) -> Option<IpAddr> {
     u128::from_str_radix(&nibbles.concat(), 16)
         .ok()
         .map(|bits| Ipv6Addr::from(bits).into())
+}
+
+/// Digits alone, without zeros before them: `+1` and `01` are no octets.
+fn octet(text: &str) -> Option<u8> {
+    let plain = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    plain.then(|| text.parse().ok()).flatten()
 }
 
 #[cfg(test)]
@@ -202,6 +212,12 @@ mod tests {
         check("n1.node.dc1.dc.consul.", &node("n1", Some("dc1")));
         check("a.b.node.consul.", &node("a.b", None));
         check("n1.node.weft.", &node("n1", None));
+        check(
+            "n1.node.default.ns.dc1.dc.consul.",
+            &node("n1", Some("dc1")),
+        );
+        check("n1.node.default.ap.consul.", &node("n1", None));
+        check("n1.node.other.ns.dc1.dc.consul.", &Target::Nothing);
         check("node.consul.", &Target::Nothing);
         check("n1.node.a.b.c.consul.", &Target::Nothing);
     }
@@ -239,6 +255,7 @@ mod tests {
         );
         check("7f0001.addr.consul.", &Target::Nothing);
         check("zz000001.addr.consul.", &Target::Nothing);
+        check("+f000001.addr.consul.", &Target::Nothing);
         check(
             "1.0.0.127.in-addr.arpa.",
             &Target::Reverse([127, 0, 0, 1].into()),
@@ -247,7 +264,15 @@ mod tests {
             "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.",
             &Target::Reverse("2001:db8::1".parse().unwrap()),
         );
-        check("0.127.in-addr.arpa.", &Target::Foreign);
+        for foreign in [
+            "0.127",
+            "1.0.0.0127",
+            "+1.0.0.127",
+            ".0.0.127",
+            "256.0.0.127",
+        ] {
+            check(&format!("{foreign}.in-addr.arpa."), &Target::Foreign);
+        }
     }
 
     #[test]

@@ -9,9 +9,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::RecordType;
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -19,15 +16,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
-use weft_catalog::Trace;
 use weft_proto::clock::Clock;
 
-use super::answer::{Asked, DnsOptions};
-use super::lookup::{Found, Rules, find};
-use super::message::{self, Received, UdpRules, Via};
-use super::metrics::{Cause, DnsMetrics};
-use super::name::{self, Target};
-use super::view::{DnsView, Viewed};
+use super::answer::DnsOptions;
+use super::message::Via;
+use super::metrics::DnsMetrics;
+use super::recurse::Recursion;
+use super::resolve::{Resolver, Step};
+use super::view::DnsView;
 
 /// Open TCP connections; further ones are closed.
 const TCP_CONNECTIONS_MAX: usize = 256;
@@ -55,32 +51,7 @@ pub struct DnsError {
 /// The running DNS port.
 pub struct DnsServer {
     local: SocketAddr,
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    view: Arc<dyn DnsView>,
-    options: ArcSwap<Compiled>,
-    metrics: DnsMetrics,
-    clock: Arc<dyn Clock>,
-}
-
-/// Options with what is derived from them.
-struct Compiled {
-    options: DnsOptions,
-    domains: Vec<String>,
-    /// The domain that answers use where the question is below none: `domain`.
-    own: String,
-}
-
-impl Compiled {
-    fn new(options: DnsOptions) -> Self {
-        Self {
-            domains: name::ordered(std::iter::once(&options.domain).chain(&options.alt_domain)),
-            own: options.domain.trim_matches('.').to_ascii_lowercase(),
-            options,
-        }
-    }
+    resolver: Arc<Resolver>,
 }
 
 impl DnsServer {
@@ -100,20 +71,16 @@ impl DnsServer {
         let udp = bind_udp(address).map_err(failed)?;
         let local = udp.local_addr().map_err(failed)?;
         let tcp = TcpListener::bind(local).await.map_err(failed)?;
-        let shared = Arc::new(Shared {
-            view,
-            options: ArcSwap::from_pointee(Compiled::new(options)),
-            metrics,
-            clock,
-        });
+        let recursion = Recursion::with_entropy(metrics.clone()).map_err(failed)?;
+        let resolver = Arc::new(Resolver::new(options, view, metrics, recursion, clock));
         tokio::spawn(serve_udp(
             udp,
-            shared.clone(),
+            resolver.clone(),
             SmallRng::seed_from_u64(seed),
             stop.clone(),
         ));
-        tokio::spawn(serve_tcp(tcp, shared.clone(), seed.wrapping_add(1), stop));
-        Ok(Self { local, shared })
+        tokio::spawn(serve_tcp(tcp, resolver.clone(), seed.wrapping_add(1), stop));
+        Ok(Self { local, resolver })
     }
 
     /// The address that was bound.
@@ -124,7 +91,7 @@ impl DnsServer {
 
     /// Takes new options for every later question.
     pub fn reload(&self, options: DnsOptions) {
-        self.shared.options.store(Arc::new(Compiled::new(options)));
+        self.resolver.reload(options);
     }
 }
 
@@ -146,10 +113,11 @@ fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
 
 async fn serve_udp(
     socket: UdpSocket,
-    shared: Arc<Shared>,
+    resolver: Arc<Resolver>,
     mut rng: SmallRng,
     stop: CancellationToken,
 ) {
+    let socket = Arc::new(socket);
     let mut packet = vec![0; DATAGRAM_MAX_BYTES];
     loop {
         tokio::select! {
@@ -161,8 +129,19 @@ async fn serve_udp(
             let Ok((bytes, from)) = socket.try_recv_from(&mut packet) else {
                 break;
             };
-            let Some(reply) = shared.answer(&packet[..bytes], via_udp(from), &mut rng) else {
-                continue;
+            let reply = match resolver.answer(&packet[..bytes], via_udp(from), from.ip(), &mut rng)
+            {
+                Step::Reply(reply) => reply,
+                Step::Nothing => continue,
+                Step::Later(later) => {
+                    let (resolver, socket) = (Arc::clone(&resolver), Arc::clone(&socket));
+                    tokio::spawn(async move {
+                        if let Some(reply) = resolver.finish(*later).await {
+                            let _ = socket.send_to(&reply, from).await;
+                        }
+                    });
+                    continue;
+                }
             };
             if let Err(cause) = socket.try_send_to(&reply, from)
                 && cause.kind() == io::ErrorKind::WouldBlock
@@ -232,7 +211,12 @@ impl Drop for Seat {
     }
 }
 
-async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>, seed: u64, stop: CancellationToken) {
+async fn serve_tcp(
+    listener: TcpListener,
+    resolver: Arc<Resolver>,
+    seed: u64,
+    stop: CancellationToken,
+) {
     let seats = Arc::new(Seats {
         all: TCP_CONNECTIONS_MAX,
         per_client: TCP_CONNECTIONS_PER_CLIENT_MAX,
@@ -253,131 +237,46 @@ async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>, seed: u64, stop: 
             Ok(seat) => seat,
             Err(reason) => {
                 // Closed at once: a resolver asks another server sooner than it gives up waiting.
-                shared.metrics.refused(reason);
+                resolver.refused_connection(reason);
                 tracing::debug!(peer.addr = %peer, reason, "connection refused");
                 continue;
             }
         };
         number += 1;
-        let (shared, rng) = (
-            shared.clone(),
+        let (resolver, rng) = (
+            resolver.clone(),
             SmallRng::seed_from_u64(seed.wrapping_add(number)),
         );
         tokio::spawn(async move {
             let _seat = seat;
             // The client's connection: its errors end it and concern nobody else.
-            let _ = converse(stream, &shared, rng).await;
+            let _ = converse(stream, peer.ip(), &resolver, rng).await;
         });
     }
 }
 
 /// Questions and answers framed by a two-byte length (RFC 1035 §4.2.2).
-async fn converse(mut stream: TcpStream, shared: &Shared, mut rng: SmallRng) -> io::Result<()> {
+async fn converse(
+    mut stream: TcpStream,
+    client: IpAddr,
+    resolver: &Resolver,
+    mut rng: SmallRng,
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut packet = Vec::new();
     loop {
         let length = tokio::time::timeout(TCP_IDLE, stream.read_u16()).await??;
         packet.resize(usize::from(length), 0);
         tokio::time::timeout(TCP_IDLE, stream.read_exact(&mut packet)).await??;
-        let Some(reply) = shared.answer(&packet, Via::Tcp, &mut rng) else {
-            return Ok(());
+        let reply = match resolver.answer(&packet, Via::Tcp, client, &mut rng) {
+            Step::Reply(reply) => Some(reply),
+            Step::Nothing => None,
+            Step::Later(later) => resolver.finish(*later).await,
         };
+        let Some(reply) = reply else { return Ok(()) };
         let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
         let framed = [&length.to_be_bytes()[..], &reply].concat();
         tokio::time::timeout(TCP_IDLE, stream.write_all(&framed)).await??;
-    }
-}
-
-impl Shared {
-    /// The answer to one packet; nothing for garbage.
-    fn answer(&self, packet: &[u8], via: Via, rng: &mut SmallRng) -> Option<Vec<u8>> {
-        match message::receive(packet) {
-            Received::Question(question) => self.reply(&question, via, rng),
-            Received::Refused(bytes, rcode) => {
-                self.metrics.answered(rcode);
-                Some(bytes)
-            }
-            Received::Garbage => {
-                self.metrics.malformed.inc();
-                None
-            }
-        }
-    }
-
-    fn reply(&self, question: &Message, via: Via, rng: &mut SmallRng) -> Option<Vec<u8>> {
-        let compiled = self.options.load();
-        let options = &compiled.options;
-        let query = question.queries.first()?;
-        let Viewed::Ready { state, age } = self.view.look() else {
-            return self.failed(question, Cause::NoView);
-        };
-        if age > options.max_stale {
-            return self.failed(question, Cause::NoView);
-        }
-        let owner = query.name().to_lowercase();
-        let text = owner.to_utf8();
-        let target = name::parse(&text, &compiled.domains);
-        if target == Target::Foreign {
-            self.metrics.answered("refused");
-            self.metrics.empty(Cause::Foreign);
-            return message::bare(question, ResponseCode::Refused);
-        }
-        // The zone's own records are given for every name below it.
-        let zone = matches!(query.query_type(), RecordType::SOA | RecordType::NS)
-            && !matches!(target, Target::Reverse(_));
-        let target = if zone { Target::Apex } else { target };
-        let domain = compiled
-            .domains
-            .iter()
-            .find(|domain| name::within(text.trim_end_matches('.'), domain).is_some())
-            .unwrap_or(&compiled.own);
-        let rules = Rules {
-            datacenter: &options.datacenter,
-            domain,
-            only_passing: options.only_passing,
-        };
-        let asked = Asked {
-            options,
-            owner: &owner,
-            qtype: query.query_type(),
-            domain,
-            wall: self.clock.wall(),
-        };
-        let trace = Trace::off();
-        let found = find(&target, &state, &rules, &trace);
-        // A reverse name that we do not know is below nobody's zone of ours.
-        if let (Target::Reverse(_), Found::NoName(cause)) = (&target, &found) {
-            self.metrics.empty(*cause);
-        }
-        let sections = asked.sections(&found, rng);
-        if let Some(cause) = sections.empty {
-            self.metrics.empty(cause);
-        }
-        let rcode = if sections.exists {
-            "noerror"
-        } else {
-            "nxdomain"
-        };
-        let rules = UdpRules {
-            answer_limit: options.udp_answer_limit,
-            set_tc: options.enable_truncate,
-        };
-        match message::encode(question, sections, via, rules) {
-            Some((bytes, trimmed)) => {
-                self.metrics.answered(rcode);
-                if trimmed {
-                    self.metrics.truncated.inc();
-                }
-                Some(bytes)
-            }
-            None => self.failed(question, Cause::NotSendable),
-        }
-    }
-
-    fn failed(&self, question: &Message, cause: Cause) -> Option<Vec<u8>> {
-        self.metrics.answered("servfail");
-        self.metrics.empty(cause);
-        message::bare(question, ResponseCode::ServFail)
     }
 }
 

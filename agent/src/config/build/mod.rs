@@ -98,6 +98,7 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
         ports: raw.ports.unwrap_or_default(),
     };
     let network = values.network(asked);
+    let own_dns = network.dns.clone();
     let datacenter = values
         .datacenter("datacenter", raw.datacenter.as_deref())
         .unwrap_or_else(|| "dc1".into());
@@ -154,7 +155,7 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
             snapshots,
         ),
         autopilot: values.autopilot(&raw.autopilot.unwrap_or_default()),
-        dns: values.dns(&raw.dns_config.unwrap_or_default(), &recursors),
+        dns: values.dns(&raw.dns_config.unwrap_or_default(), &recursors, &own_dns),
         http: values.http(raw.http_config.unwrap_or_default()),
         limits: values.limits(&raw.limits.unwrap_or_default()),
         log: values.log(

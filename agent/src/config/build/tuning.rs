@@ -97,13 +97,18 @@ impl Values<'_> {
         }
     }
 
-    pub(super) fn dns(&mut self, raw: &RawDns, recursors: &[String]) -> DnsConfig {
+    pub(super) fn dns(
+        &mut self,
+        raw: &RawDns,
+        recursors: &[String],
+        own: &[std::net::SocketAddr],
+    ) -> DnsConfig {
         let strategy = [
             ("sequential", RecursorStrategy::Sequential),
             ("random", RecursorStrategy::Random),
         ];
         DnsConfig {
-            recursors: self.recursors(recursors),
+            recursors: self.recursors(recursors, own),
             recursor_strategy: self.choice(
                 "dns_config.recursor_strategy",
                 raw.recursor_strategy.as_deref(),
@@ -169,11 +174,22 @@ impl Values<'_> {
         out
     }
 
-    fn recursors(&mut self, given: &[String]) -> Vec<std::net::SocketAddr> {
+    /// `own`: where this agent answers DNS itself; asked there, a question would come back to us.
+    fn recursors(
+        &mut self,
+        given: &[String],
+        own: &[std::net::SocketAddr],
+    ) -> Vec<std::net::SocketAddr> {
         let mut out = Vec::new();
         for text in given {
             let expanded = sockaddr::expand(text, &self.machine.interfaces);
             match expanded.as_deref().map(recursor) {
+                Ok(Some(address)) if self.is_own(address, own) => self.problem(
+                    Code::BadValue,
+                    "recursors",
+                    format!("recursors: {text:?} is this agent's own DNS port; name another resolver, or change ports.dns"),
+                    None,
+                ),
                 Ok(Some(address)) => out.push(address),
                 Ok(None) => {
                     let message = format!(
@@ -190,6 +206,17 @@ impl Values<'_> {
             }
         }
         out
+    }
+
+    fn is_own(&self, address: std::net::SocketAddr, own: &[std::net::SocketAddr]) -> bool {
+        let ip = address.ip().to_canonical();
+        let of_this_host = ip.is_loopback()
+            || ip.is_unspecified()
+            || self.machine.interfaces.iter().any(|one| one.address == ip);
+        own.iter().any(|own| {
+            own.port() == address.port()
+                && (own.ip() == ip || own.ip().is_unspecified() && of_this_host)
+        })
     }
 
     pub(super) fn http(&mut self, raw: RawHttp) -> HttpConfig {

@@ -1,0 +1,377 @@
+//! From a packet to its answer: catalog, recursors, or a refusal.
+//!
+//! Owns: which of them a question goes to, and what is counted.
+//! Never: opens a listening socket.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::{Name, RecordType};
+use rand::rngs::SmallRng;
+use weft_catalog::{State, Trace};
+use weft_proto::clock::Clock;
+
+use super::alias;
+use super::answer::{Asked, DnsOptions, Sections};
+use super::lookup::{Found, Rules, find};
+use super::message::{self, Received, Style, Via};
+use super::metrics::{Cause, DnsMetrics};
+use super::name::{self, Target};
+use super::recurse::{Leave, Recursion};
+use super::view::{DnsView, Viewed};
+
+/// Longest wait for the addresses of aliases, whatever the recursors' time-outs add up to.
+const ALIASES_WAIT: Duration = Duration::from_secs(10);
+
+/// Answers packets.
+pub(crate) struct Resolver {
+    view: Arc<dyn DnsView>,
+    options: ArcSwap<Compiled>,
+    metrics: DnsMetrics,
+    recursion: Recursion,
+    clock: Arc<dyn Clock>,
+}
+
+/// What becomes of a packet.
+pub(crate) enum Step {
+    Reply(Vec<u8>),
+    Nothing,
+    /// Others are asked first.
+    Later(Box<Later>),
+}
+
+/// A question that waits for recursors.
+pub(crate) struct Later {
+    question: Box<Message>,
+    compiled: Arc<Compiled>,
+    via: Via,
+    begun: Duration,
+    wants: Wants,
+}
+
+enum Wants {
+    /// All of the answer.
+    Answer(Leave),
+    /// Addresses of the aliases in it.
+    Aliases(Sections),
+}
+
+/// Options with what is derived from them.
+struct Compiled {
+    options: DnsOptions,
+    domains: Vec<String>,
+    /// The domain that answers use where the question is below none: `domain`.
+    own: String,
+}
+
+impl Compiled {
+    fn new(options: DnsOptions) -> Self {
+        Self {
+            domains: name::ordered(std::iter::once(&options.domain).chain(&options.alt_domain)),
+            own: options.domain.trim_matches('.').to_ascii_lowercase(),
+            options,
+        }
+    }
+
+    fn recursive(&self) -> bool {
+        !self.options.recursors.addresses.is_empty()
+    }
+
+    fn style(&self) -> Style {
+        Style {
+            answer_limit: self.options.udp_answer_limit,
+            set_tc: self.options.enable_truncate,
+            compress: !self.options.disable_compression,
+            recursion: self.recursive(),
+        }
+    }
+
+    /// Which of our domains `text` is below, else the own one.
+    fn domain_of(&self, text: &str) -> &str {
+        let text = text.trim_end_matches('.');
+        self.domains
+            .iter()
+            .find(|domain| name::within(text, domain).is_some())
+            .unwrap_or(&self.own)
+    }
+}
+
+impl Resolver {
+    pub(crate) fn new(
+        options: DnsOptions,
+        view: Arc<dyn DnsView>,
+        metrics: DnsMetrics,
+        recursion: Recursion,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            view,
+            options: ArcSwap::from_pointee(Compiled::new(options)),
+            metrics,
+            recursion,
+            clock,
+        }
+    }
+
+    /// Takes new options for every later question.
+    pub(crate) fn reload(&self, options: DnsOptions) {
+        self.options.store(Arc::new(Compiled::new(options)));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn metrics(&self) -> &DnsMetrics {
+        &self.metrics
+    }
+
+    pub(crate) fn refused_connection(&self, reason: &'static str) {
+        self.metrics.refused(reason);
+    }
+
+    /// The answer to one packet; nothing for garbage.
+    pub(crate) fn answer(
+        &self,
+        packet: &[u8],
+        via: Via,
+        client: IpAddr,
+        rng: &mut SmallRng,
+    ) -> Step {
+        match message::receive(packet) {
+            Received::Question(question) => {
+                let begun = self.clock.monotonic();
+                let kind = question.queries.first().map(|query| query.query_type());
+                let step = self.reply(question, via, client, begun, rng);
+                if let (Some(kind), Step::Reply(_)) = (kind, &step) {
+                    self.took(kind, begun);
+                }
+                step
+            }
+            Received::Refused {
+                bytes,
+                rcode,
+                reason,
+            } => {
+                self.metrics.answered(rcode);
+                self.metrics.malformed(reason);
+                Step::Reply(bytes)
+            }
+            Received::Garbage(reason) => {
+                self.metrics.malformed(reason);
+                Step::Nothing
+            }
+        }
+    }
+
+    fn took(&self, kind: RecordType, begun: Duration) {
+        self.metrics
+            .took(kind, self.clock.monotonic().saturating_sub(begun));
+    }
+
+    fn reply(
+        &self,
+        question: Box<Message>,
+        via: Via,
+        client: IpAddr,
+        begun: Duration,
+        rng: &mut SmallRng,
+    ) -> Step {
+        let compiled = self.options.load_full();
+        let Some(query) = question.queries.first() else {
+            return Step::Nothing;
+        };
+        let owner = query.name().to_lowercase();
+        let qtype = query.query_type();
+        let text = owner.to_utf8();
+        let target = name::parse(&text, &compiled.domains);
+        if target == Target::Foreign {
+            return self.elsewhere(question, compiled, via, client, begun);
+        }
+        let options = &compiled.options;
+        let state = match self.view.look() {
+            Viewed::Ready { state, age } if age <= options.max_stale => state,
+            _ => return self.failed(&question, &compiled, Cause::NoView),
+        };
+        let zone = Zone {
+            compiled: &compiled,
+            state: &state,
+            clock: self.clock.as_ref(),
+        };
+        let Some(mut sections) = zone.sections(&target, &owner, qtype, rng) else {
+            // A reverse name that we do not know is below nobody's zone of ours.
+            if compiled.recursive() {
+                return self.elsewhere(question, compiled, via, client, begun);
+            }
+            let sections = zone.unknown_address(&owner, qtype, rng);
+            return self.done(&question, &compiled, sections, via);
+        };
+        alias::here(&mut sections, &owner, qtype, |name| {
+            let target = name::parse(&name.to_utf8(), &compiled.domains);
+            zone.sections(&target, name, alias::type_here(qtype), rng)
+        });
+        if compiled.recursive() && !sections.aliases.is_empty() {
+            return Step::Later(Box::new(Later {
+                question,
+                compiled,
+                via,
+                begun,
+                wants: Wants::Aliases(sections),
+            }));
+        }
+        self.done(&question, &compiled, sections, via)
+    }
+
+    /// A name of another domain: for the recursors, else refused.
+    fn elsewhere(
+        &self,
+        question: Box<Message>,
+        compiled: Arc<Compiled>,
+        via: Via,
+        client: IpAddr,
+        begun: Duration,
+    ) -> Step {
+        if !compiled.recursive() {
+            self.metrics.answered("refused");
+            self.metrics.empty(Cause::Foreign);
+            let bytes = message::bare(&question, ResponseCode::Refused, compiled.style());
+            return bytes.map_or(Step::Nothing, Step::Reply);
+        }
+        let recursors = &compiled.options.recursors;
+        match self.recursion.admit(recursors, client, &question) {
+            Ok(leave) => Step::Later(Box::new(Later {
+                question,
+                compiled,
+                via,
+                begun,
+                wants: Wants::Answer(leave),
+            })),
+            Err(cause) => self.failed(&question, &compiled, cause),
+        }
+    }
+
+    /// The answer once others have been asked.
+    pub(crate) async fn finish(&self, later: Later) -> Option<Vec<u8>> {
+        let Later {
+            question,
+            compiled,
+            via,
+            begun,
+            wants,
+        } = later;
+        let kind = question.queries.first()?.query_type();
+        let recursors = &compiled.options.recursors;
+        let step = match wants {
+            Wants::Answer(_leave) => {
+                let packet = message::forwarded(&question)?;
+                match self.recursion.ask(recursors, &packet, !via.is_udp()).await {
+                    Ok(answer) => self.pass_on(&question, answer, via),
+                    Err(cause) => self.failed(&question, &compiled, cause),
+                }
+            }
+            Wants::Aliases(mut sections) => {
+                let asking = alias::elsewhere(&mut sections, kind, &self.recursion, recursors);
+                // Out of time: the aliases alone are an answer, too.
+                let _ = tokio::time::timeout(ALIASES_WAIT, asking).await;
+                self.done(&question, &compiled, sections, via)
+            }
+        };
+        self.took(kind, begun);
+        match step {
+            Step::Reply(bytes) => Some(bytes),
+            Step::Nothing | Step::Later(_) => None,
+        }
+    }
+
+    fn pass_on(&self, question: &Message, answer: Vec<u8>, via: Via) -> Step {
+        let known = Message::from_vec(&answer).map(|message| message.metadata.response_code);
+        self.metrics.answered(match known {
+            Ok(ResponseCode::NXDomain) => "nxdomain",
+            _ => "noerror",
+        });
+        match message::passed_on(question, answer, via) {
+            Some((bytes, cut)) => {
+                self.metrics.truncated.inc_by(cut.into());
+                Step::Reply(bytes)
+            }
+            None => Step::Nothing,
+        }
+    }
+
+    fn done(&self, question: &Message, compiled: &Compiled, sections: Sections, via: Via) -> Step {
+        let (cause, exists) = (sections.empty, sections.exists);
+        match message::encode(question, sections, via, compiled.style()) {
+            Some((bytes, trimmed)) => {
+                if let Some(cause) = cause {
+                    self.metrics.empty(cause);
+                }
+                self.metrics
+                    .answered(if exists { "noerror" } else { "nxdomain" });
+                self.metrics.truncated.inc_by(trimmed.into());
+                Step::Reply(bytes)
+            }
+            None => self.failed(question, compiled, Cause::NotSendable),
+        }
+    }
+
+    fn failed(&self, question: &Message, compiled: &Compiled, cause: Cause) -> Step {
+        self.metrics.answered("servfail");
+        self.metrics.empty(cause);
+        let bytes = message::bare(question, ResponseCode::ServFail, compiled.style());
+        bytes.map_or(Step::Nothing, Step::Reply)
+    }
+}
+
+/// Our names at one moment.
+struct Zone<'z> {
+    compiled: &'z Compiled,
+    state: &'z State,
+    clock: &'z dyn Clock,
+}
+
+impl Zone<'_> {
+    /// What is known of a name; `None` when it is for others to say.
+    fn sections(
+        &self,
+        target: &Target,
+        owner: &Name,
+        qtype: RecordType,
+        rng: &mut SmallRng,
+    ) -> Option<Sections> {
+        let options = &self.compiled.options;
+        let text = owner.to_lowercase().to_utf8();
+        let asked = self.asked(owner, qtype, &text);
+        // The zone's own records are given for every name below it.
+        let apex = matches!(qtype, RecordType::SOA | RecordType::NS)
+            && !matches!(target, Target::Reverse(_) | Target::Foreign);
+        let target = if apex { &Target::Apex } else { target };
+        let rules = Rules {
+            datacenter: &options.datacenter,
+            domain: asked.domain,
+            only_passing: options.only_passing,
+        };
+        let trace = Trace::off();
+        let found = find(target, self.state, &rules, &trace);
+        let ours = !matches!(
+            (target, &found),
+            (_, Found::Foreign) | (Target::Reverse(_), Found::NoName(_))
+        );
+        ours.then(|| asked.sections(&found, rng))
+    }
+
+    fn unknown_address(&self, owner: &Name, qtype: RecordType, rng: &mut SmallRng) -> Sections {
+        let text = owner.to_utf8();
+        self.asked(owner, qtype, &text)
+            .sections(&Found::NoName(Cause::UnknownAddress), rng)
+    }
+
+    fn asked<'q>(&'q self, owner: &'q Name, qtype: RecordType, text: &str) -> Asked<'q> {
+        Asked {
+            options: &self.compiled.options,
+            owner,
+            qtype,
+            domain: self.compiled.domain_of(text),
+            wall: self.clock.wall(),
+        }
+    }
+}
