@@ -1,22 +1,20 @@
 //! One check as a user describes it.
 //!
-//! Owns: the fields of every check type of CONSUL.md B.6, and which combinations make sense.
-//! Never: runs a check.
+//! Owns: the fields of every check type of CONSUL.md B.6, and what they are when left out.
+//! Never: runs a check, or reads what a user wrote; that is [`super::check_parse`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
-use super::definition::DefinitionError;
-use super::fields::{Fields, UnknownKeys};
 use super::status::Status;
 use super::threshold::Thresholds;
 
 /// No check runs more often than this (CONSUL.md B.6).
 pub const INTERVAL_MIN: Duration = Duration::from_secs(1);
-/// Time an http or tcp check may take when none is given.
+/// Time a check over the network may take when none is given.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+/// Time a script may take when none is given, on this host or in a container.
+pub const SCRIPT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// Bytes of output kept when no limit is given (`check_output_max_size`).
 pub const OUTPUT_MAX_DEFAULT: usize = 4_096;
 /// Largest `output_max_size` accepted: output travels through the replicated log.
@@ -57,45 +55,135 @@ pub enum CheckKind {
         /// Longest silence before the check turns critical.
         ttl: Duration,
     },
+    /// A command on this host: exit 0 passes, 1 warns, anything else is critical.
+    Script(ScriptCheck),
     /// An HTTP request: 2xx passes, 429 warns, anything else is critical.
     Http(HttpCheck),
     /// A TCP connection to any of the resolved addresses.
     Tcp(TcpCheck),
+    /// A datagram: an answer or silence passes, a refusal is critical.
+    Udp(UdpCheck),
+    /// The gRPC health protocol: SERVING passes.
+    Grpc(GrpcCheck),
+    /// An HTTP/2 connection whose ping is answered.
+    H2Ping(H2PingCheck),
+    /// A command inside a container, judged as a script.
+    Docker(DockerCheck),
+    /// A unit that the host's service manager says is active.
+    OsService(OsServiceCheck),
+    /// Mirrors the worst of another service's or node's checks.
+    Alias(AliasCheck),
     /// Nobody runs it: an operator took the node or the service out.
     Maintenance,
 }
 
 impl CheckKind {
-    /// Consul's `Type` word: `ttl`, `http`, `tcp` or `maintenance`.
+    /// Consul's `Type` word; `maintenance` for what an operator set.
     #[must_use]
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::Ttl { .. } => "ttl",
+            Self::Script(_) => "script",
             Self::Http(_) => "http",
             Self::Tcp(_) => "tcp",
+            Self::Udp(_) => "udp",
+            Self::Grpc(_) => "grpc",
+            Self::H2Ping(_) => "h2ping",
+            Self::Docker(_) => "docker",
+            Self::OsService(_) => "os_service",
+            Self::Alias(_) => "alias",
             Self::Maintenance => "maintenance",
+        }
+    }
+
+    /// When it runs; `None` for what is not polled.
+    #[must_use]
+    pub fn pace(&self) -> Option<Pace> {
+        match self {
+            Self::Script(check) => Some(check.pace),
+            Self::Http(check) => Some(check.pace),
+            Self::Tcp(check) => Some(check.pace),
+            Self::Udp(check) => Some(check.pace),
+            Self::Grpc(check) => Some(check.pace),
+            Self::H2Ping(check) => Some(check.pace),
+            Self::Docker(check) => Some(check.pace),
+            Self::OsService(check) => Some(check.pace),
+            Self::Ttl { .. } | Self::Alias(_) | Self::Maintenance => None,
         }
     }
 
     /// Time between runs; zero for what is not polled.
     #[must_use]
     pub fn interval(&self) -> Duration {
-        match self {
-            Self::Http(check) => check.interval,
-            Self::Tcp(check) => check.interval,
-            Self::Ttl { .. } | Self::Maintenance => Duration::ZERO,
-        }
+        self.pace().unwrap_or_default().interval
     }
 
     /// The time-out as the user wrote it; zero when none was written.
     #[must_use]
     pub fn timeout(&self) -> Duration {
+        self.pace().unwrap_or_default().timeout
+    }
+
+    /// How long one run may take.
+    #[must_use]
+    pub fn time_limit(&self) -> Duration {
+        let written = self.timeout();
         match self {
-            Self::Http(check) => check.timeout,
-            Self::Tcp(check) => check.timeout,
-            Self::Ttl { .. } | Self::Maintenance => Duration::ZERO,
+            _ if !written.is_zero() => written,
+            Self::Script(_) | Self::Docker(_) => SCRIPT_TIMEOUT_DEFAULT,
+            _ => TIMEOUT_DEFAULT,
         }
     }
+
+    /// Whether it makes a host or a container execute a command of the user's choice, which is
+    /// off unless `enable_script_checks` or `enable_local_script_checks` allows it.
+    #[must_use]
+    pub fn runs_commands(&self) -> bool {
+        matches!(self, Self::Script(_) | Self::Docker(_))
+    }
+
+    /// Whether one run starts a process on this host.
+    pub(super) fn starts_process(&self) -> bool {
+        matches!(self, Self::Script(_) | Self::OsService(_))
+    }
+}
+
+/// When a check runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// Time between runs, at least [`INTERVAL_MIN`].
+    pub interval: Duration,
+    /// As written; zero: the type's default.
+    pub timeout: Duration,
+}
+
+/// How a check's target proves who it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TargetTls {
+    /// Name to send and verify instead of the address's host; empty: that host.
+    pub server_name: String,
+    /// Accept any certificate.
+    pub skip_verify: bool,
+}
+
+impl TargetTls {
+    /// The name to verify when the target's address is `host`.
+    pub(super) fn name<'a>(&'a self, host: &'a str) -> &'a str {
+        if self.server_name.is_empty() {
+            host
+        } else {
+            &self.server_name
+        }
+    }
+}
+
+/// Parameters of a script check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScriptCheck {
+    /// Program and arguments; never empty. No shell reads them.
+    pub args: Vec<String>,
+    /// When it runs; the time-out defaults to [`SCRIPT_TIMEOUT_DEFAULT`].
+    pub pace: Pace,
 }
 
 /// Parameters of an http check.
@@ -109,14 +197,10 @@ pub struct HttpCheck {
     pub header: BTreeMap<String, Vec<String>>,
     /// Request body.
     pub body: String,
-    /// At least [`INTERVAL_MIN`].
-    pub interval: Duration,
-    /// As written; zero: [`TIMEOUT_DEFAULT`].
-    pub timeout: Duration,
-    /// Name to send and verify instead of the URL's host.
-    pub tls_server_name: String,
-    /// Accept any certificate.
-    pub tls_skip_verify: bool,
+    /// When it runs; the time-out defaults to [`TIMEOUT_DEFAULT`].
+    pub pace: Pace,
+    /// For `https://`.
+    pub tls: TargetTls,
     /// Take a redirect as the answer instead of following it.
     pub disable_redirects: bool,
 }
@@ -126,343 +210,76 @@ pub struct HttpCheck {
 pub struct TcpCheck {
     /// `host:port`.
     pub address: String,
-    /// At least [`INTERVAL_MIN`].
-    pub interval: Duration,
-    /// As written; zero: [`TIMEOUT_DEFAULT`].
-    pub timeout: Duration,
+    /// When it runs; the time-out defaults to [`TIMEOUT_DEFAULT`].
+    pub pace: Pace,
     /// Complete a TLS handshake after connecting.
     pub use_tls: bool,
-    /// Name to send and verify instead of the address's host.
-    pub tls_server_name: String,
-    /// Accept any certificate.
-    pub tls_skip_verify: bool,
+    /// For `use_tls`.
+    pub tls: TargetTls,
 }
 
-/// Every field a check may have, before the combination is judged.
-struct RawCheck {
-    check: CheckDefinition,
-    ttl: Duration,
-    interval: Duration,
-    timeout: Duration,
-    http: String,
-    tcp: String,
-    /// The names of the other types that were given.
-    unsupported: Vec<&'static str>,
-    alias: bool,
-    failures_before_warning: Option<u32>,
-    method: String,
-    header: BTreeMap<String, Vec<String>>,
-    body: String,
-    tls_server_name: String,
-    tls_skip_verify: bool,
-    tcp_use_tls: bool,
-    disable_redirects: bool,
+/// Parameters of a udp check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UdpCheck {
+    /// `host:port`.
+    pub address: String,
+    /// When it runs; silence for the time-out, by default [`TIMEOUT_DEFAULT`], passes.
+    pub pace: Pace,
 }
 
-/// Parses one check at `path`, without requiring a name or an id.
-pub(super) fn parse_check(
-    path: &str,
-    value: &Value,
-    unknown: UnknownKeys,
-) -> Result<CheckDefinition, DefinitionError> {
-    let mut fields = Fields::open(path, value, unknown)?;
-    // The API sends a stand-alone check's parameters beside it or inside `Definition`; only the first runs.
-    fields.take(&["Definition", "EnterpriseMeta", "Namespace", "Partition"]);
-    let raw = read(&mut fields)?;
-    fields.finish()?;
-    judge(raw)
+/// Parameters of a grpc check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrpcCheck {
+    /// `host:port` or `host:port/service`, as written.
+    pub target: String,
+    /// When it runs; the time-out defaults to [`TIMEOUT_DEFAULT`].
+    pub pace: Pace,
+    /// Speak TLS.
+    pub use_tls: bool,
+    /// For `use_tls`.
+    pub tls: TargetTls,
 }
 
-fn read(fields: &mut Fields<'_>) -> Result<RawCheck, DefinitionError> {
-    let check = CheckDefinition {
-        id: fields.text(&["CheckID", "ID"])?,
-        name: fields.text(&["Name"])?,
-        notes: fields.text(&["Notes"])?,
-        service_id: fields.text(&["ServiceID"])?,
-        token: fields.text(&["Token"])?,
-        status: status(&fields.text(&["Status"])?)?,
-        kind: CheckKind::Maintenance,
-        thresholds: Thresholds {
-            success_before_passing: count(fields, "SuccessBeforePassing")?.unwrap_or(0),
-            failures_before_warning: None,
-            failures_before_critical: count(fields, "FailuresBeforeCritical")?.unwrap_or(0),
-        },
-        output_max_size: output_max_size(fields)?,
-        deregister_critical_service_after: None,
-    };
-    let deregister = fields.duration(&["DeregisterCriticalServiceAfter"])?;
-    let check = CheckDefinition {
-        deregister_critical_service_after: (!deregister.is_zero())
-            .then(|| deregister.max(DEREGISTER_AFTER_MIN)),
-        ..check
-    };
-    let (unsupported, alias) = read_unsupported(fields)?;
-    Ok(RawCheck {
-        check,
-        ttl: fields.duration(&["TTL"])?,
-        interval: fields.duration(&["Interval"])?,
-        timeout: fields.duration(&["Timeout"])?,
-        http: fields.text(&["HTTP"])?,
-        tcp: fields.text(&["TCP"])?,
-        unsupported,
-        alias,
-        failures_before_warning: count(fields, "FailuresBeforeWarning")?,
-        method: fields.text(&["Method"])?,
-        header: fields.header_map(&["Header"])?,
-        body: fields.text(&["Body"])?,
-        tls_server_name: fields.text(&["TLSServerName"])?,
-        tls_skip_verify: fields.flag(&["TLSSkipVerify"])?,
-        tcp_use_tls: fields.flag(&["TCPUseTLS"])?,
-        disable_redirects: fields.flag(&["DisableRedirects"])?,
-    })
+/// Parameters of an h2ping check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct H2PingCheck {
+    /// `host:port`.
+    pub address: String,
+    /// When it runs; the time-out defaults to [`TIMEOUT_DEFAULT`].
+    pub pace: Pace,
+    /// Speak TLS; true unless the user said no.
+    pub use_tls: bool,
+    /// For `use_tls`.
+    pub tls: TargetTls,
 }
 
-/// The check types this version reads but does not run, and whether an alias is among them.
-fn read_unsupported(fields: &mut Fields<'_>) -> Result<(Vec<&'static str>, bool), DefinitionError> {
-    let script =
-        !fields.texts(&["Args", "ScriptArgs"])?.is_empty() | !fields.text(&["Script"])?.is_empty();
-    let docker = !fields.text(&["DockerContainerID"])?.is_empty();
-    fields.text(&["Shell"])?;
-    let grpc = !fields.text(&["GRPC"])?.is_empty();
-    fields.flag(&["GRPCUseTLS"])?;
-    let h2ping = !fields.text(&["H2PING"])?.is_empty();
-    fields.flag(&["H2PingUseTLS"])?;
-    let udp = !fields.text(&["UDP"])?.is_empty();
-    let os_service = !fields.text(&["OSService"])?.is_empty();
-    let alias =
-        !fields.text(&["AliasNode"])?.is_empty() | !fields.text(&["AliasService"])?.is_empty();
-    let given = [
-        (docker, "docker"),
-        (script && !docker, "script"),
-        (grpc, "grpc"),
-        (h2ping, "h2ping"),
-        (udp, "udp"),
-        (os_service, "os_service"),
-        (alias, "alias"),
-    ];
-    Ok((
-        given
-            .into_iter()
-            .filter(|(there, _)| *there)
-            .map(|(_, name)| name)
-            .collect(),
-        alias,
-    ))
+/// Parameters of a docker check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DockerCheck {
+    /// Name or id of the container.
+    pub container: String,
+    /// Program and arguments; never empty. No shell reads them.
+    pub args: Vec<String>,
+    /// Kept as written. Consul used it for one-string scripts only, which nobody runs any more.
+    pub shell: String,
+    /// When it runs; the time-out defaults to [`SCRIPT_TIMEOUT_DEFAULT`].
+    pub pace: Pace,
 }
 
-fn judge(raw: RawCheck) -> Result<CheckDefinition, DefinitionError> {
-    judge_times(&raw)?;
-    let polled = usize::from(!raw.http.is_empty())
-        + usize::from(!raw.tcp.is_empty())
-        + raw.unsupported.len();
-    if polled > 1 {
-        return Err(DefinitionError::invalid(
-            "check.type.several",
-            "a check may have only one of http, tcp, args, docker_container_id, grpc, h2ping, udp, os_service, alias_service",
-        ));
-    }
-    if let Some(kind) = raw.unsupported.first() {
-        return Err(DefinitionError::invalid(
-            "check.type.unsupported",
-            format!(
-                "check type {kind} is not supported by this version; supported are ttl, http and tcp"
-            ),
-        ));
-    }
-    let thresholds = judge_thresholds(&raw)?;
-    let kind = if !raw.http.is_empty() {
-        judge_url(&raw.http)?;
-        judge_request(&raw.method, &raw.header)?;
-        CheckKind::Http(HttpCheck {
-            url: raw.http,
-            method: raw.method,
-            header: raw.header,
-            body: raw.body,
-            interval: raw.interval.max(INTERVAL_MIN),
-            timeout: raw.timeout,
-            tls_server_name: raw.tls_server_name,
-            tls_skip_verify: raw.tls_skip_verify,
-            disable_redirects: raw.disable_redirects,
-        })
-    } else if !raw.tcp.is_empty() {
-        CheckKind::Tcp(TcpCheck {
-            address: raw.tcp,
-            interval: raw.interval.max(INTERVAL_MIN),
-            timeout: raw.timeout,
-            use_tls: raw.tcp_use_tls,
-            tls_server_name: raw.tls_server_name,
-            tls_skip_verify: raw.tls_skip_verify,
-        })
-    } else {
-        CheckKind::Ttl { ttl: raw.ttl }
-    };
-    Ok(CheckDefinition {
-        kind,
-        thresholds,
-        ..raw.check
-    })
+/// Parameters of an os_service check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OsServiceCheck {
+    /// Name of the unit; `.service` may be left out.
+    pub unit: String,
+    /// When it runs; the time-out defaults to [`TIMEOUT_DEFAULT`].
+    pub pace: Pace,
 }
 
-/// Consul's rules on which times go with which type, with its texts.
-fn judge_times(raw: &RawCheck) -> Result<(), DefinitionError> {
-    let polled = !raw.http.is_empty()
-        || !raw.tcp.is_empty()
-        || raw.unsupported.iter().any(|kind| *kind != "alias");
-    let refuse = |message: &str| Err(DefinitionError::invalid("check.times", message));
-    if !raw.interval.is_zero() && !raw.ttl.is_zero() {
-        return refuse("Interval and TTL cannot both be specified");
-    }
-    if polled && raw.interval.is_zero() {
-        return refuse(
-            "Interval must be > 0 for Script, HTTP, H2PING, TCP, UDP or OSService checks",
-        );
-    }
-    if polled && raw.alias {
-        return refuse("Interval cannot be set for Alias checks");
-    }
-    if raw.alias && !raw.ttl.is_zero() {
-        return refuse("TTL must be not be set for Alias checks");
-    }
-    if !polled && !raw.alias && raw.ttl.is_zero() {
-        return refuse("TTL must be > 0 for TTL checks");
-    }
-    if polled && !raw.ttl.is_zero() {
-        return refuse("Interval and TTL cannot both be specified");
-    }
-    Ok(())
-}
-
-fn judge_thresholds(raw: &RawCheck) -> Result<Thresholds, DefinitionError> {
-    let critical = raw.check.thresholds.failures_before_critical;
-    if raw
-        .failures_before_warning
-        .is_some_and(|warning| warning > critical)
-    {
-        return Err(DefinitionError::invalid(
-            "check.thresholds",
-            "FailuresBeforeWarning can't be higher than FailuresBeforeCritical",
-        ));
-    }
-    let failures_before_warning = raw.failures_before_warning.filter(|warning| *warning > 0);
-    Ok(Thresholds {
-        failures_before_warning,
-        ..raw.check.thresholds
-    })
-}
-
-fn judge_url(url: &str) -> Result<(), DefinitionError> {
-    let refuse = |why: &str| {
-        Err(DefinitionError::invalid(
-            "check.http.url",
-            format!("invalid HTTP check URL {url:?}: {why}"),
-        ))
-    };
-    let Ok(uri) = url.parse::<http::Uri>() else {
-        return refuse("it does not parse as a URL");
-    };
-    match (uri.scheme_str(), uri.host()) {
-        (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(()),
-        (Some("http" | "https"), _) => refuse("it names no host"),
-        _ => refuse("it must begin with http:// or https://"),
-    }
-}
-
-fn judge_request(
-    method: &str,
-    header: &BTreeMap<String, Vec<String>>,
-) -> Result<(), DefinitionError> {
-    if !method.is_empty() && http::Method::from_bytes(method.as_bytes()).is_err() {
-        let message = format!("invalid HTTP check method {method:?}");
-        return Err(DefinitionError::invalid("check.http.method", message));
-    }
-    for (name, values) in header {
-        let fine = http::HeaderName::from_bytes(name.as_bytes()).is_ok()
-            && values
-                .iter()
-                .all(|value| http::HeaderValue::from_str(value).is_ok());
-        if !fine {
-            let message = format!("invalid HTTP check header {name:?}");
-            return Err(DefinitionError::invalid("check.http.header", message));
-        }
-    }
-    Ok(())
-}
-
-fn status(word: &str) -> Result<Option<Status>, DefinitionError> {
-    if word.is_empty() {
-        return Ok(None);
-    }
-    match Status::parse(word) {
-        Some(status) => Ok(Some(status)),
-        None => Err(DefinitionError::invalid(
-            "check.status",
-            "Status for checks must 'passing', 'warning', 'critical'",
-        )),
-    }
-}
-
-fn count(fields: &mut Fields<'_>, name: &'static str) -> Result<Option<u32>, DefinitionError> {
-    let Some(number) = fields.integer(&[name])? else {
-        return Ok(None);
-    };
-    match u32::try_from(number) {
-        Ok(number) => Ok(Some(number)),
-        Err(_) => Err(DefinitionError::invalid(
-            "check.thresholds",
-            format!("{name} must be between 0 and {}", u32::MAX),
-        )),
-    }
-}
-
-fn output_max_size(fields: &mut Fields<'_>) -> Result<Option<usize>, DefinitionError> {
-    match fields.integer(&["OutputMaxSize"])? {
-        None | Some(0) => Ok(None),
-        Some(size) => match usize::try_from(size) {
-            Ok(size) if size <= OUTPUT_MAX_LIMIT => Ok(Some(size)),
-            Ok(_) => Err(DefinitionError::invalid(
-                "check.output_max_size",
-                format!("OutputMaxSize must not exceed {OUTPUT_MAX_LIMIT}"),
-            )),
-            Err(_) => Err(DefinitionError::invalid(
-                "check.output_max_size",
-                "MaxOutputMaxSize must be positive",
-            )),
-        },
-    }
-}
-
-/// The registration form of `check`, which [`parse_check`] reads back to the same. Keys are sorted.
-pub(super) fn to_value(check: &CheckDefinition) -> Value {
-    let time = |duration: Duration| weft_proto::duration::format(duration);
-    let mut value = json!({
-        "CheckID": check.id,
-        "Name": check.name,
-        "Notes": check.notes,
-        "ServiceID": check.service_id,
-        "Token": check.token,
-        "Status": check.status.map(Status::as_str),
-        "SuccessBeforePassing": check.thresholds.success_before_passing,
-        "FailuresBeforeWarning": check.thresholds.failures_before_warning,
-        "FailuresBeforeCritical": check.thresholds.failures_before_critical,
-        "OutputMaxSize": check.output_max_size,
-        "DeregisterCriticalServiceAfter": check.deregister_critical_service_after.map(time),
-    });
-    let kind = match &check.kind {
-        CheckKind::Ttl { ttl } => json!({"TTL": time(*ttl)}),
-        CheckKind::Http(http) => json!({
-            "HTTP": http.url, "Method": http.method, "Header": http.header, "Body": http.body,
-            "Interval": time(http.interval), "Timeout": time(http.timeout),
-            "TLSServerName": http.tls_server_name, "TLSSkipVerify": http.tls_skip_verify,
-            "DisableRedirects": http.disable_redirects,
-        }),
-        CheckKind::Tcp(tcp) => json!({
-            "TCP": tcp.address, "Interval": time(tcp.interval), "Timeout": time(tcp.timeout),
-            "TCPUseTLS": tcp.use_tls, "TLSServerName": tcp.tls_server_name, "TLSSkipVerify": tcp.tls_skip_verify,
-        }),
-        CheckKind::Maintenance => json!({}),
-    };
-    if let (Value::Object(all), Value::Object(kind)) = (&mut value, kind) {
-        all.extend(kind);
-    }
-    value
+/// Whose health an alias check mirrors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AliasCheck {
+    /// The node; empty: this one, of whose checks the agent's own list decides.
+    pub node: String,
+    /// The id of a service there; empty: the node's own checks alone.
+    pub service_id: String,
 }

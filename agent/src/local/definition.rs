@@ -6,7 +6,8 @@
 use serde_json::Value;
 use weft_proto::v1;
 
-use super::check_definition::{CheckDefinition, parse_check};
+use super::check_definition::CheckDefinition;
+use super::check_parse::parse_check;
 use super::fields::UnknownKeys;
 use super::service_definition::{self, in_check};
 

@@ -61,7 +61,7 @@ impl Local {
     /// Starts running checks and keeping the catalog in agreement, on the current tokio runtime.
     #[must_use]
     pub fn start(&self, backend: Arc<dyn Backend>) -> Running {
-        self.start_checks();
+        self.start_checks(Some(backend.clone()));
         let (stop, stopped) = watch::channel(false);
         let driver = Driver {
             local: Arc::clone(&self.inner),
@@ -79,13 +79,13 @@ impl Local {
         }
     }
 
-    /// Runs checks alone.
-    pub(super) fn start_checks(&self) {
+    /// Runs checks. Without a backend nothing mirrors the catalog.
+    pub(super) fn start_checks(&self, backend: Option<Arc<dyn Backend>>) {
         let table = self.inner.table.lock();
         self.inner
             .runners
             .lock()
-            .enable(tokio::runtime::Handle::current());
+            .enable(tokio::runtime::Handle::current(), backend);
         for id in table.checks.keys() {
             self.inner.run_check(&table, id);
         }

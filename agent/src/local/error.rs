@@ -41,6 +41,16 @@ pub enum LocalError {
         /// The bound.
         count: usize,
     },
+    /// The check runs a command, and nothing on this agent allows that. Nothing changed.
+    #[error(
+        "Scripts are disabled on this agent; to enable, configure 'enable_script_checks' or 'enable_local_script_checks' to true"
+    )]
+    ScriptsDisabled,
+    /// The check runs a command and came by the API, from where this agent takes none. Nothing changed.
+    #[error(
+        "Scripts are disabled on this agent from remote calls; to enable, configure 'enable_script_checks' to true"
+    )]
+    RemoteScriptsDisabled,
     /// It took effect, but would be forgotten at the next restart: the disk refused it.
     #[error("registered, but not saved to data_dir, so a restart would forget it: {0}")]
     NotSaved(String),
@@ -53,7 +63,11 @@ impl LocalError {
         match self {
             Self::Definition(_) | Self::ServiceMissing(_) => LocalErrorKind::Invalid,
             Self::UnknownService(_) | Self::UnknownCheck(_) => LocalErrorKind::NotFound,
-            Self::NotTtl(_) | Self::Full { .. } | Self::NotSaved(_) => LocalErrorKind::Failed,
+            Self::NotTtl(_)
+            | Self::Full { .. }
+            | Self::ScriptsDisabled
+            | Self::RemoteScriptsDisabled
+            | Self::NotSaved(_) => LocalErrorKind::Failed,
         }
     }
 
@@ -67,6 +81,8 @@ impl LocalError {
             Self::ServiceMissing(_) => "local.check.service_missing",
             Self::NotTtl(_) => "local.check.not_ttl",
             Self::Full { .. } => "local.full",
+            Self::ScriptsDisabled => "check.scripts.disabled",
+            Self::RemoteScriptsDisabled => "check.scripts.disabled_remote",
             Self::NotSaved(_) => "local.not_saved",
         }
     }

@@ -18,13 +18,14 @@ use weft_proto::v1;
 use super::inner::Inner;
 use super::metrics::LocalMetrics;
 use super::runner::Runners;
+use super::saved::Worth;
 use super::status::Status;
 use super::store::{Saved, Store};
 use super::sync::Memory;
 use super::table::Table;
 use super::{
     CheckDefinition, LocalCheck, LocalConfig, LocalCounts, LocalError, LocalService, OpenError,
-    RegisterOptions, ServiceDefinition, ServiceHealth, Source, maintenance, saved,
+    RegisterOptions, ScriptChecks, ServiceDefinition, ServiceHealth, Source, maintenance, saved,
     service_definition,
 };
 
@@ -51,7 +52,7 @@ impl Local {
                 saved::unmark(root)?;
                 memory = Memory::Lost;
             }
-            restore(&mut table, saved, clock.monotonic());
+            restore(&mut table, saved, config.script_checks, clock.monotonic());
             store = Some(opened);
         }
         let inner = Inner {
@@ -64,6 +65,7 @@ impl Local {
             store,
             metrics: LocalMetrics::new(),
             services_changed: watch::channel(0).0,
+            changed: watch::channel(0).0,
             dirty: Notify::new(),
         };
         Ok(Self {
@@ -185,6 +187,7 @@ impl Local {
                 other => other,
             });
         }
+        self.inner.forget_states();
         let mut errors = Vec::new();
         for result in results {
             match result {
@@ -341,11 +344,12 @@ impl Local {
 }
 
 /// Puts what was saved into the table.
-fn restore(table: &mut Table, saved: saved::Saved, now: Duration) {
-    for (id, state) in saved.states {
-        table
-            .saved_states
-            .insert(&id, (state.status, state.output, now + state.remaining));
+fn restore(table: &mut Table, saved: saved::Saved, scripts: ScriptChecks, now: Duration) {
+    for (id, mut state) in saved.states {
+        if let Worth::Time(left) = &mut state.worth {
+            *left += now;
+        }
+        table.saved_states.insert(&id, state);
     }
     for service in &saved.services {
         if let Err(error) = table.put_service(service, Source::Api, false, now) {
@@ -353,7 +357,8 @@ fn restore(table: &mut Table, saved: saved::Saved, now: Duration) {
         }
     }
     for check in saved.checks {
-        match table.put_check(&check, Source::Api, now) {
+        let put = scripts.admit(&check, Source::Api);
+        match put.and_then(|()| table.put_check(&check, Source::Api, now)) {
             Ok(()) => {}
             Err(LocalError::ServiceMissing(_)) => table.orphans.push(check),
             Err(error) => {

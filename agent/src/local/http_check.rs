@@ -3,7 +3,11 @@
 //! Owns: the request as CONSUL.md B.6 describes it, redirects, and the text of the result.
 //! Never: retries, or keeps a connection.
 
-use http::header::{ACCEPT, CONTENT_TYPE, HOST, LOCATION, USER_AGENT};
+use std::net::IpAddr;
+
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, COOKIE, HOST, LOCATION, PROXY_AUTHORIZATION, USER_AGENT,
+};
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
@@ -13,15 +17,23 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::HttpCheck;
+use super::address_guard;
 use super::output::cut;
 use super::status::Status;
-use super::tcp_check::dial;
+use super::tcp_check::dial_if;
 use super::tls;
 
 /// Redirects followed before giving up.
 const REDIRECTS_MAX: usize = 10;
 /// Body bytes read before the connection is dropped: output needs only the first few.
 const BODY_MAX_BYTES: usize = 1024 * 1024;
+/// What a redirect to another host does not take along.
+const SECRET_HEADERS: [HeaderName; 4] = [
+    AUTHORIZATION,
+    COOKIE,
+    PROXY_AUTHORIZATION,
+    HeaderName::from_static("x-consul-token"),
+];
 
 /// Sends the request and judges the answer. `output_max`: bytes of body kept. Cancelled by its
 /// caller's time-out.
@@ -31,10 +43,10 @@ pub(super) async fn run(check: &HttpCheck, output_max: usize) -> (Status, String
     } else {
         &check.method
     };
-    match fetch(check, method).await {
+    match fetch(check, method, output_max).await {
         Ok(answer) => {
             let body = String::from_utf8_lossy(&answer.body);
-            let body = cut(&body, output_max, answer.body.len());
+            let body = cut(&body, output_max, answer.body_size);
             let line = answer.status_line;
             (
                 judge(answer.status),
@@ -65,32 +77,54 @@ fn go_verb(method: &str) -> String {
 struct Answer {
     status: StatusCode,
     status_line: String,
+    /// Its first bytes.
     body: Vec<u8>,
+    /// How many there were, as far as they were read.
+    body_size: usize,
 }
 
-async fn fetch(check: &HttpCheck, method: &str) -> Result<Answer, String> {
-    let mut uri: Uri = check
+/// One request on the way to the answer.
+struct Hop {
+    uri: Uri,
+    method: Method,
+    body: Bytes,
+    /// Who sent us here; `None`: the user.
+    sent_by: Option<IpAddr>,
+    /// Another host than the user's: his secrets are not for it.
+    foreign: bool,
+}
+
+async fn fetch(check: &HttpCheck, method: &str, output_max: usize) -> Result<Answer, String> {
+    let uri: Uri = check
         .url
         .parse()
         .map_err(|error| format!("invalid URL: {error}"))?;
-    let mut method = Method::from_bytes(method.as_bytes()).map_err(|error| error.to_string())?;
-    let mut body = Bytes::from(check.body.clone());
+    let first_host = uri.host().unwrap_or_default().to_owned();
+    let mut hop = Hop {
+        uri,
+        method: Method::from_bytes(method.as_bytes()).map_err(|error| error.to_string())?,
+        body: Bytes::from(check.body.clone()),
+        sent_by: None,
+        foreign: false,
+    };
     for _ in 0..=REDIRECTS_MAX {
-        let response = exchange(check, &uri, &method, &body).await?;
+        let (response, peer) = exchange(check, &hop).await?;
         let next = if check.disable_redirects {
             None
         } else {
-            redirect(&uri, &response)
+            redirect(&hop.uri, &response)
         };
         let Some(next) = next else {
-            return read(response).await;
+            return read(response, output_max).await;
         };
         let keeps_method = matches!(response.status().as_u16(), 307 | 308);
-        if !keeps_method && method != Method::HEAD {
-            method = Method::GET;
-            body = Bytes::new();
+        if !keeps_method && hop.method != Method::HEAD {
+            hop.method = Method::GET;
+            hop.body = Bytes::new();
         }
-        uri = next?;
+        hop.uri = next?;
+        hop.sent_by = Some(peer);
+        hop.foreign |= hop.uri.host() != Some(&first_host);
     }
     Err(format!("stopped after {REDIRECTS_MAX} redirects"))
 }
@@ -122,42 +156,34 @@ fn resolve(from: &Uri, location: &str) -> Option<Uri> {
     matches!(uri.scheme_str(), Some("http" | "https")).then_some(uri)
 }
 
-async fn exchange(
-    check: &HttpCheck,
-    uri: &Uri,
-    method: &Method,
-    body: &Bytes,
-) -> Result<Response<Incoming>, String> {
-    let host = uri.host().ok_or("the URL names no host")?;
-    let secure = uri.scheme() == Some(&Scheme::HTTPS);
-    let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let stream = dial(&format!("{host}:{port}")).await?;
-    let request = request(check, uri, method, body)?;
-    if secure {
-        let name = if check.tls_server_name.is_empty() {
-            host
-        } else {
-            &check.tls_server_name
-        };
-        send(
-            tls::connect(stream, name, check.tls_skip_verify).await?,
-            request,
-        )
-        .await
+async fn exchange(check: &HttpCheck, hop: &Hop) -> Result<(Response<Incoming>, IpAddr), String> {
+    let host = hop.uri.host().unwrap_or_default();
+    let secure = hop.uri.scheme() == Some(&Scheme::HTTPS);
+    let port = hop.uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let refuse = |to| {
+        hop.sent_by
+            .and_then(|from| address_guard::refusal(from, to))
+    };
+    let stream = dial_if(&format!("{host}:{port}"), refuse).await?;
+    let peer = stream.peer_addr().map_err(|error| error.to_string())?.ip();
+    let request = request(check, hop)?;
+    let response = if secure {
+        let name = check.tls.name(host);
+        let stream = tls::connect(stream, name, check.tls.skip_verify, &[]).await?;
+        send(stream, request).await?
     } else {
-        send(stream, request).await
-    }
+        send(stream, request).await?
+    };
+    Ok((response, peer))
 }
 
-fn request(
-    check: &HttpCheck,
-    uri: &Uri,
-    method: &Method,
-    body: &Bytes,
-) -> Result<Request<Full<Bytes>>, String> {
+fn request(check: &HttpCheck, hop: &Hop) -> Result<Request<Full<Bytes>>, String> {
     let mut headers = HeaderMap::new();
     for (name, values) in &check.header {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| error.to_string())?;
+        if hop.foreign && (name == HOST || SECRET_HEADERS.contains(&name)) {
+            continue;
+        }
         for value in values {
             headers.append(
                 name.clone(),
@@ -165,7 +191,10 @@ fn request(
             );
         }
     }
-    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let authority = hop
+        .uri
+        .authority()
+        .map_or("", |authority| authority.as_str());
     let authority = authority
         .rsplit_once('@')
         .map_or(authority, |(_, host)| host);
@@ -182,12 +211,12 @@ fn request(
             );
         }
     }
-    if !body.is_empty() && !headers.contains_key(CONTENT_TYPE) {
+    if !hop.body.is_empty() && !headers.contains_key(CONTENT_TYPE) {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let mut request = Request::new(Full::new(body.clone()));
-    *request.method_mut() = method.clone();
+    let path = hop.uri.path_and_query().map_or("/", |path| path.as_str());
+    let mut request = Request::new(Full::new(hop.body.clone()));
+    *request.method_mut() = hop.method.clone();
     *request.uri_mut() = path.parse().map_err(|_| format!("invalid path {path:?}"))?;
     *request.headers_mut() = headers;
     Ok(request)
@@ -213,7 +242,7 @@ where
         .map_err(|error| error.to_string())
 }
 
-async fn read(response: Response<Incoming>) -> Result<Answer, String> {
+async fn read(response: Response<Incoming>, output_max: usize) -> Result<Answer, String> {
     let status = response.status();
     let reason = response
         .extensions()
@@ -225,19 +254,22 @@ async fn read(response: Response<Incoming>) -> Result<Answer, String> {
         .trim_end()
         .to_owned();
     let mut incoming = response.into_body();
-    let mut body = Vec::new();
-    while body.len() < BODY_MAX_BYTES {
+    let (mut body, mut body_size) = (Vec::new(), 0);
+    while body_size < BODY_MAX_BYTES {
         // A body that breaks off does not change what the status line said.
         let Some(Ok(frame)) = incoming.frame().await else {
             break;
         };
         if let Some(data) = frame.data_ref() {
-            body.extend_from_slice(data);
+            let wanted = output_max.saturating_sub(body.len()).min(data.len());
+            body.extend_from_slice(&data[..wanted]);
+            body_size += data.len();
         }
     }
     Ok(Answer {
         status,
         status_line,
         body,
+        body_size,
     })
 }

@@ -17,13 +17,17 @@ use weft_proto::ids::UnixMillis;
 use super::ids::fold;
 use super::metrics::LocalMetrics;
 use super::output::cut;
+use super::run_result::RunResult;
 use super::runner::Runners;
-use super::saved::{self, check_object, service_object, state_object};
+use super::saved::{self, Worth, check_object, result_object, service_object, state_object};
 use super::status::Status;
 use super::store::{Kind, Saved, Store};
 use super::sync::Memory;
 use super::table::{Gone, Table};
 use super::{CheckDefinition, LocalConfig, LocalError, RegisterOptions, ServiceDefinition, Source};
+
+/// What the last run of the process knew of a check is confirmed within this time.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
 
 /// Locks are taken in the order of the fields.
 pub(super) struct Inner {
@@ -36,6 +40,8 @@ pub(super) struct Inner {
     pub(super) store: Option<Store>,
     pub(super) metrics: LocalMetrics,
     pub(super) services_changed: watch::Sender<u64>,
+    /// The table's revision, for whoever mirrors what is in it.
+    pub(super) changed: watch::Sender<u64>,
     /// Something is out of sync.
     pub(super) dirty: Notify,
 }
@@ -46,6 +52,9 @@ impl Inner {
         definition: &ServiceDefinition,
         options: RegisterOptions,
     ) -> Result<Vec<Saved>, LocalError> {
+        for check in &definition.checks {
+            self.config.script_checks.admit(check, options.source)?;
+        }
         let now = self.clock.monotonic();
         let id = &definition.service.id;
         let mut table = self.table.lock();
@@ -102,6 +111,7 @@ impl Inner {
         for check in &definition.checks {
             self.run_check(&table, &check.id);
         }
+        self.touch(&table);
         drop(table);
         tracing::debug!(service.id = %id, service.name = %definition.service.name, "registered a service");
         self.touch_services();
@@ -122,6 +132,7 @@ impl Inner {
         };
         let mut waits: Vec<Saved> = self.unsave(Kind::Service, id).into_iter().collect();
         waits.extend(checks.iter().flat_map(|check| self.forget_check(check)));
+        self.touch(&table);
         drop(table);
         tracing::debug!(service.id = %id, "deregistered a service");
         self.touch_services();
@@ -133,6 +144,7 @@ impl Inner {
         check: &CheckDefinition,
         source: Source,
     ) -> Result<Vec<Saved>, LocalError> {
+        self.config.script_checks.admit(check, source)?;
         let now = self.clock.monotonic();
         let mut table = self.table.lock();
         let was_saved = table
@@ -148,7 +160,7 @@ impl Inner {
             Source::File => None,
         };
         self.run_check(&table, &check.id);
-        self.dirty.notify_one();
+        self.touch(&table);
         Ok(wait
             .into_iter()
             .chain(forgotten.into_iter().flatten())
@@ -167,7 +179,7 @@ impl Inner {
             other => other?,
         }
         let waits = self.forget_check(id);
-        self.dirty.notify_one();
+        self.touch(&table);
         Ok(waits)
     }
 
@@ -192,48 +204,86 @@ impl Inner {
         let id = &entry.map_or_else(|| id.to_owned(), |entry| entry.definition.id.clone());
         let output = self.shown(&cut(output, max, output.len()));
         let due = self.output_due(now);
+        let before = table.checks.get(id).map(|entry| entry.status);
         let ttl = table.report_ttl(id, status, output.clone(), now, due)?;
+        tell(&table, id, before);
         let expires = UnixMillis(self.clock.wall().get().saturating_add(millis(ttl)));
         let saved = self.save(Kind::State, id, || {
             state_object(id, status, &output, expires)
         });
-        self.dirty.notify_one();
+        self.touch(&table);
         Ok(saved.into_iter().collect())
     }
 
     /// A polled check's result. Ignored when the check was changed while it ran.
-    pub(super) fn report(&self, check: &CheckDefinition, status: Status, output: &str) {
+    pub(super) fn report(&self, check: &CheckDefinition, result: &RunResult, took: Duration) {
+        self.metrics
+            .ran_check(check.kind.type_name(), result.outcome(), took);
+        let output = self.shown(&result.output);
+        self.update(check, |table, now, due| {
+            table.record_result(&check.id, result.status, output, now, due);
+        });
+    }
+
+    /// What a check that is not polled has come to, at once.
+    pub(super) fn show(&self, check: &CheckDefinition, status: Status, output: &str) {
+        let max = self.output_max(check);
+        let output = self.shown(&cut(output, max, output.len()));
+        self.update(check, |table, now, due| {
+            table.set_status(&check.id, status, output, now, due);
+        });
+    }
+
+    /// Changes one check's state, tells of a new status and saves it. Nothing happens when the
+    /// check is no longer the one that ran.
+    fn update(&self, check: &CheckDefinition, change: impl FnOnce(&mut Table, Duration, Duration)) {
         let now = self.clock.monotonic();
         let due = self.output_due(now);
-        self.metrics.ran_check();
         let mut table = self.table.lock();
-        let Some(entry) = table
+        let Some(before) = table
             .checks
             .get(&check.id)
             .filter(|entry| *entry.definition == *check)
+            .map(|entry| entry.status)
         else {
             return;
         };
-        let before = entry.status;
-        table.record_result(&check.id, status, self.shown(output), now, due);
-        let after = table
-            .checks
-            .get(&check.id)
-            .map_or(before, |entry| entry.status);
-        if before != after {
-            tracing::info!(check.id = %check.id, service.id = %check.service_id, check.before = %before, check.status = %after, "check changed status");
+        change(&mut table, now, due);
+        tell(&table, &check.id, Some(before));
+        if let Some(entry) = table.checks.get_mut(&check.id)
+            && entry.saved_status != Some(entry.status)
+        {
+            entry.saved_status = Some(entry.status);
+            // Not waited for: losing it costs the time to the first result after a restart.
+            drop(self.save(Kind::State, &check.id, || {
+                result_object(check, entry.status, &entry.output)
+            }));
         }
-        self.dirty.notify_one();
+        self.touch(&table);
+    }
+
+    /// Lets go of what was known of checks that did not come back after a restart.
+    pub(super) fn forget_states(&self) {
+        let mut table = self.table.lock();
+        let left = std::mem::take(&mut table.saved_states);
+        for (id, state) in left.iter() {
+            match state.worth {
+                // The application may still register it again in time.
+                Worth::Time(_) => drop(table.saved_states.insert(id, state.clone())),
+                Worth::Kind(_) => drop(self.unsave(Kind::State, id)),
+            }
+        }
     }
 
     /// See [`Table::expire_ttl`].
     pub(super) fn expire_ttl(&self, id: &str) -> Option<Duration> {
         let now = self.clock.monotonic();
-        let (expired, wait) = self.table.lock().expire_ttl(id, now)?;
+        let mut table = self.table.lock();
+        let (expired, wait) = table.expire_ttl(id, now)?;
         if expired {
             tracing::warn!(check.id = %id, "TTL check was not refreshed in time");
             self.metrics.expired();
-            self.dirty.notify_one();
+            self.touch(&table);
         }
         Some(wait)
     }
@@ -272,7 +322,11 @@ impl Inner {
         let Some(entry) = table.checks.get(id) else {
             return;
         };
-        let offset = self.jitter(entry.definition.kind.interval());
+        let mut spread = entry.definition.kind.interval();
+        if entry.restored {
+            spread = spread.min(CONFIRM_WITHIN);
+        }
+        let offset = self.jitter(spread);
         self.runners.lock().start(self, &entry.definition, offset);
     }
 
@@ -338,7 +392,28 @@ impl Inner {
 
     fn touch_services(&self) {
         self.services_changed.send_modify(|revision| *revision += 1);
+    }
+
+    /// Wakes whoever follows the table, and anti-entropy.
+    fn touch(&self, table: &Table) {
+        let revision = table.revision();
+        self.changed
+            .send_if_modified(|known| std::mem::replace(known, revision) != revision);
         self.dirty.notify_one();
+    }
+}
+
+/// Logs a change of status; nothing else of a check is news.
+fn tell(table: &Table, id: &str, before: Option<Status>) {
+    let Some(entry) = table.checks.get(id) else {
+        return;
+    };
+    let (Some(before), after) = (before, entry.status) else {
+        return;
+    };
+    if before != after {
+        let service = &entry.definition.service_id;
+        tracing::info!(check.id = %id, service.id = %service, check.before = %before, check.status = %after, "check changed status");
     }
 }
 

@@ -11,7 +11,7 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
@@ -41,6 +41,20 @@ struct KindLabel {
     kind: SyncKind,
 }
 
+/// `type` and `outcome` of a run.
+type RunLabels = [(&'static str, &'static str); 2];
+/// `type` of a run.
+type TypeLabels = [(&'static str, &'static str); 1];
+
+/// Counts one waiting check for as long as it is held.
+pub(super) struct Waiting(Gauge);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Counters of the local table; clones share them.
 #[derive(Clone, Debug)]
 pub struct LocalMetrics {
@@ -48,7 +62,9 @@ pub struct LocalMetrics {
     sync_failures: Family<KindLabel, Counter<u64, AtomicU64>>,
     writes: Counter,
     refusals: Counter,
-    check_runs: Counter,
+    check_runs: Family<RunLabels, Counter>,
+    check_duration: Family<TypeLabels, Histogram, fn() -> Histogram>,
+    checks_waiting: Gauge,
     ttl_expired: Counter,
     reaped: Counter,
 }
@@ -61,7 +77,9 @@ impl LocalMetrics {
             sync_failures: Family::default(),
             writes: Counter::default(),
             refusals: Counter::default(),
-            check_runs: Counter::default(),
+            check_runs: Family::default(),
+            check_duration: Family::new_with_constructor(buckets),
+            checks_waiting: Gauge::default(),
             ttl_expired: Counter::default(),
             reaped: Counter::default(),
         }
@@ -79,6 +97,21 @@ impl LocalMetrics {
             "Anti-entropy rounds that did not bring everything into agreement",
             self.sync_failures.clone(),
         );
+        registry.register(
+            "weft_agent_check_runs",
+            "Runs of polled checks, by type and outcome",
+            self.check_runs.clone(),
+        );
+        registry.register(
+            "weft_agent_check_duration_seconds",
+            "Time one run of a polled check took",
+            self.check_duration.clone(),
+        );
+        registry.register(
+            "weft_agent_checks_waiting",
+            "Checks that are due but wait until fewer are running",
+            self.checks_waiting.clone(),
+        );
         let counters = [
             (
                 "weft_agent_sync_writes",
@@ -89,11 +122,6 @@ impl LocalMetrics {
                 "weft_agent_sync_refusals",
                 "Catalog writes of anti-entropy that were refused",
                 &self.refusals,
-            ),
-            (
-                "weft_agent_check_runs",
-                "Runs of http and tcp checks",
-                &self.check_runs,
             ),
             (
                 "weft_agent_check_ttl_expired",
@@ -129,8 +157,18 @@ impl LocalMetrics {
         self.refusals.inc();
     }
 
-    pub(super) fn ran_check(&self) {
-        self.check_runs.inc();
+    pub(super) fn ran_check(&self, type_name: &'static str, outcome: &'static str, took: Duration) {
+        let labels = [("type", type_name), ("outcome", outcome)];
+        self.check_runs.get_or_create(&labels).inc();
+        self.check_duration
+            .get_or_create(&[("type", type_name)])
+            .observe(took.as_secs_f64());
+    }
+
+    /// A check is due; it waits until the answer is dropped.
+    pub(super) fn check_waits(&self) -> Waiting {
+        self.checks_waiting.inc();
+        Waiting(self.checks_waiting.clone())
     }
 
     pub(super) fn expired(&self) {

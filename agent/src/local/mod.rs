@@ -5,30 +5,44 @@
 //! the catalog through [`crate::backend::Backend`].
 //! Source: Consul docs, "Anti-Entropy"; CONSUL.md A.1, B.6, B.7.
 
+mod address_guard;
+mod alias_check;
 mod check_definition;
+mod check_form;
+mod check_parse;
 mod definition;
+mod docker_check;
 mod driver;
 mod error;
 mod fields;
+mod grpc_check;
+mod h2ping_check;
 mod handle;
 mod http_check;
 mod ids;
 mod inner;
 mod maintenance;
 mod metrics;
+mod os_service_check;
 mod output;
+mod process;
+mod run_result;
 mod runner;
 mod saved;
+mod script_check;
+mod scripts;
 mod service_definition;
 mod status;
 mod store;
 mod sync;
 mod table;
+mod tail;
 mod tcp_check;
 #[cfg(test)]
 mod tests;
 mod threshold;
 mod tls;
+mod udp_check;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,8 +50,9 @@ use std::time::Duration;
 use weft_proto::v1;
 
 pub use check_definition::{
-    CheckDefinition, CheckKind, DEREGISTER_AFTER_MIN, HttpCheck, INTERVAL_MIN, OUTPUT_MAX_DEFAULT,
-    OUTPUT_MAX_LIMIT, TIMEOUT_DEFAULT, TcpCheck,
+    AliasCheck, CheckDefinition, CheckKind, DEREGISTER_AFTER_MIN, DockerCheck, GrpcCheck,
+    H2PingCheck, HttpCheck, INTERVAL_MIN, OUTPUT_MAX_DEFAULT, OUTPUT_MAX_LIMIT, OsServiceCheck,
+    Pace, SCRIPT_TIMEOUT_DEFAULT, ScriptCheck, TIMEOUT_DEFAULT, TargetTls, TcpCheck, UdpCheck,
 };
 pub use definition::{DefinitionError, ServiceDefinition};
 pub use driver::Running;
@@ -46,6 +61,7 @@ pub use fields::UnknownKeys;
 pub use handle::Local;
 pub use metrics::{LocalMetrics, SyncKind};
 pub use saved::node_id;
+pub use scripts::ScriptChecks;
 pub use status::{Aggregate, Status};
 pub use table::{NODE_MAINTENANCE, SERVICE_MAINTENANCE};
 pub use threshold::{Streak, Thresholds};
@@ -133,6 +149,10 @@ pub struct LocalConfig {
     pub discard_check_output: bool,
     /// Bytes of output kept per check at most (`check_output_max_size`, 4096).
     pub check_output_max_size: usize,
+    /// Whose checks may run commands (`enable_script_checks`, `enable_local_script_checks`): nobody's.
+    pub script_checks: ScriptChecks,
+    /// The value of `DOCKER_HOST`, for docker checks; empty: the engine's usual socket.
+    pub docker_host: String,
     /// Time between full comparisons with the catalog in a small cluster: 1 min.
     pub sync_interval: Duration,
     /// Seeds the spread of check times and syncs.
@@ -149,6 +169,8 @@ impl LocalConfig {
             check_update_interval: Duration::from_mins(5),
             discard_check_output: false,
             check_output_max_size: OUTPUT_MAX_DEFAULT,
+            script_checks: ScriptChecks::Nobody,
+            docker_host: String::new(),
             sync_interval: Duration::from_mins(1),
             seed: 0,
         }

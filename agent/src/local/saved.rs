@@ -12,7 +12,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use weft_proto::ids::UnixMillis;
 
-use super::check_definition::{self, parse_check};
+use super::check_form;
+use super::check_parse::parse_check;
 use super::maintenance;
 use super::status::Status;
 use super::store::{Found, Kind, set_aside, write_durably};
@@ -34,13 +35,21 @@ pub(super) struct Saved {
     pub(super) lost: bool,
 }
 
-/// The last report to a TTL check.
+/// What a check was when the agent stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SavedState {
     pub(super) status: Status,
     pub(super) output: String,
-    /// Time left until it expires.
-    pub(super) remaining: Duration,
+    pub(super) worth: Worth,
+}
+
+/// What a saved state is good for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Worth {
+    /// For a TTL check: the time it still lasts.
+    Time(Duration),
+    /// For a check that runs: until its first result, and only for one of this fingerprint.
+    Kind(String),
 }
 
 pub(super) fn service_object(definition: &ServiceDefinition) -> Value {
@@ -49,9 +58,15 @@ pub(super) fn service_object(definition: &ServiceDefinition) -> Value {
 }
 
 pub(super) fn check_object(check: &CheckDefinition) -> Value {
-    json!({"Maintenance": check.kind == CheckKind::Maintenance, "Check": check_definition::to_value(check)})
+    json!({"Maintenance": check.kind == CheckKind::Maintenance, "Check": check_form::to_value(check)})
 }
 
+/// What a check that runs has come to.
+pub(super) fn result_object(check: &CheckDefinition, status: Status, output: &str) -> Value {
+    json!({"CheckID": check.id, "Status": status.as_str(), "Output": output, "Kind": check_form::fingerprint(check)})
+}
+
+/// What was reported to a TTL check.
 pub(super) fn state_object(id: &str, status: Status, output: &str, expires: UnixMillis) -> Value {
     json!({"CheckID": id, "Status": status.as_str(), "Output": output, "Expires": expires.get()})
 }
@@ -115,14 +130,22 @@ fn read_state(object: &Value, now: UnixMillis) -> Result<Option<(String, SavedSt
             .ok_or_else(|| format!("it has no {key}"))
     };
     let status = Status::parse(text("Status")?).ok_or("its status is unknown")?;
-    let expires = object["Expires"].as_u64().ok_or("it has no Expires")?;
-    let remaining = Duration::from_millis(expires.saturating_sub(now.get()));
+    let worth = match object["Kind"].as_str() {
+        Some(kind) => Worth::Kind(kind.to_owned()),
+        None => {
+            let expires = object["Expires"].as_u64().ok_or("it has no Expires")?;
+            Worth::Time(Duration::from_millis(expires.saturating_sub(now.get())))
+        }
+    };
+    if worth == Worth::Time(Duration::ZERO) {
+        return Ok(None);
+    }
     let state = SavedState {
         status,
         output: text("Output")?.to_owned(),
-        remaining,
+        worth,
     };
-    Ok((!remaining.is_zero()).then(|| (text("CheckID").unwrap_or_default().to_owned(), state)))
+    Ok(Some((text("CheckID")?.to_owned(), state)))
 }
 
 /// Removes a file that means nothing any more; a leftover does no harm.

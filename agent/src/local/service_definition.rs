@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use serde_json::{Map, Value, json};
 use weft_proto::v1;
 
-use super::check_definition::{CheckDefinition, parse_check};
+use super::check_definition::CheckDefinition;
+use super::check_parse::parse_check;
 use super::definition::{DefinitionError, ServiceDefinition};
 use super::fields::{Fields, UnknownKeys, plain};
 

@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use weft_proto::v1;
 
+use super::alias_check::Row;
 use super::check_definition::{CheckDefinition, CheckKind};
+use super::check_form::fingerprint;
 use super::definition::ServiceDefinition;
 use super::error::LocalError;
 use super::ids::{ById, same_id};
+use super::saved::{SavedState, Worth};
 use super::status::{Aggregate, Status};
 use super::threshold::Streak;
 use super::{LocalCheck, LocalService, ServiceHealth, Source};
@@ -51,6 +54,52 @@ pub(super) struct CheckEntry {
     /// An output-only change waits until then before it is written.
     pub(super) output_due: Option<Duration>,
     pub(super) revision: u64,
+    /// Its state is of the last run of this process, and wants confirming soon.
+    pub(super) restored: bool,
+    /// The status that is saved with its present definition.
+    pub(super) saved_status: Option<Status>,
+}
+
+impl CheckEntry {
+    /// A check that was not registered, with what is known of it from the last run.
+    fn new(
+        definition: Arc<CheckDefinition>,
+        source: Source,
+        saved: Option<SavedState>,
+        revision: u64,
+        now: Duration,
+    ) -> Self {
+        let is_ttl = matches!(definition.kind, CheckKind::Ttl { .. });
+        let saved = saved.filter(|saved| match &saved.worth {
+            Worth::Time(_) => is_ttl,
+            Worth::Kind(kind) => !is_ttl && *kind == fingerprint(&definition),
+        });
+        let ttl_deadline = saved.as_ref().and_then(|saved| match saved.worth {
+            Worth::Time(deadline) => Some(deadline),
+            Worth::Kind(_) => None,
+        });
+        let restored = saved.is_some();
+        let fresh = definition.status.unwrap_or(Status::Critical);
+        let (status, output) = saved.map_or_else(
+            || (fresh, String::new()),
+            |saved| (saved.status, saved.output),
+        );
+        Self {
+            definition,
+            source,
+            status,
+            output,
+            streak: Streak::default(),
+            critical_since: (status == Status::Critical).then_some(now),
+            ttl_deadline,
+            in_sync: false,
+            blocked: false,
+            output_due: None,
+            revision,
+            restored,
+            saved_status: restored.then_some(status),
+        }
+    }
 }
 
 /// Deregistered here, still to be removed from the catalog.
@@ -77,8 +126,8 @@ pub(super) struct Table {
     pub(super) checks: ById<CheckEntry>,
     pub(super) gone_services: ById<Gone>,
     pub(super) gone_checks: ById<Gone>,
-    /// TTL states of the last run, for checks not registered again yet: status, output, deadline.
-    pub(super) saved_states: ById<(Status, String, Duration)>,
+    /// States of the last run, for checks not registered again yet; times are deadlines.
+    pub(super) saved_states: ById<SavedState>,
     /// Saved checks whose service is not registered (yet): its file may still come.
     pub(super) orphans: Vec<CheckDefinition>,
     revision: u64,
@@ -216,49 +265,29 @@ impl Table {
     fn insert_check(&mut self, definition: Arc<CheckDefinition>, source: Source, now: Duration) {
         let revision = self.next_revision();
         self.gone_checks.remove(&definition.id);
-        let fresh = definition.status.unwrap_or(Status::Critical);
-        let mut ttl_deadline = match definition.kind {
-            CheckKind::Ttl { ttl } => Some(now + ttl),
-            _ => None,
-        };
-        let (status, output, streak, critical_since) = match self.checks.remove(&definition.id) {
-            Some(old) => (old.status, old.output, old.streak, old.critical_since),
-            None => match self
-                .saved_states
-                .remove(&definition.id)
-                .filter(|_| ttl_deadline.is_some())
-            {
-                Some((status, output, deadline)) => {
-                    ttl_deadline = Some(deadline);
-                    (
-                        status,
-                        output,
-                        Streak::default(),
-                        (status == Status::Critical).then_some(now),
-                    )
-                }
-                None => (
-                    fresh,
-                    String::new(),
-                    Streak::default(),
-                    (fresh == Status::Critical).then_some(now),
-                ),
+        let id = definition.id.clone();
+        let mut entry = match self.checks.remove(&id) {
+            Some(old) => CheckEntry {
+                saved_status: old
+                    .saved_status
+                    .filter(|_| old.definition.kind == definition.kind),
+                ttl_deadline: None,
+                source,
+                in_sync: false,
+                blocked: false,
+                output_due: None,
+                revision,
+                definition,
+                ..old
             },
+            None => {
+                let saved = self.saved_states.remove(&id);
+                CheckEntry::new(definition, source, saved, revision, now)
+            }
         };
-        let entry = CheckEntry {
-            definition,
-            source,
-            status,
-            output,
-            streak,
-            critical_since,
-            ttl_deadline,
-            in_sync: false,
-            blocked: false,
-            output_due: None,
-            revision,
-        };
-        let id = entry.definition.id.clone();
+        if let CheckKind::Ttl { ttl } = entry.definition.kind {
+            entry.ttl_deadline.get_or_insert(now + ttl);
+        }
         self.checks.insert(&id, entry);
     }
 
@@ -311,11 +340,11 @@ impl Table {
         let Some(entry) = self.checks.get_mut(id) else {
             return;
         };
-        let status = entry
-            .streak
-            .step(result, &entry.definition.thresholds)
-            .unwrap_or(entry.status);
-        self.set_status(id, status, output, now, due);
+        entry.restored = false;
+        // Until the threshold is reached nothing shows, the output neither: it would contradict the status.
+        if let Some(status) = entry.streak.step(result, &entry.definition.thresholds) {
+            self.set_status(id, status, output, now, due);
+        }
     }
 
     /// Shows `status` at once. `due`: when an output-only change may be written.
@@ -445,6 +474,31 @@ impl Table {
                 )
             })
             .collect()
+    }
+
+    /// What a check mirrors of this host: the node's checks and those of `service_id`, without itself.
+    pub(super) fn rows_of<'a>(
+        &'a self,
+        service_id: &'a str,
+        own_id: &'a str,
+    ) -> impl Iterator<Item = Row<'a>> {
+        self.checks
+            .values()
+            .filter(move |entry| {
+                let owner = &entry.definition.service_id;
+                (owner.is_empty() || same_id(owner, service_id))
+                    && !same_id(&entry.definition.id, own_id)
+            })
+            .map(|entry| Row {
+                name: &entry.definition.name,
+                status: entry.status,
+                output: &entry.output,
+            })
+    }
+
+    /// Revision of the last change.
+    pub(super) fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// The check as the catalog keeps it; indexes are 0.

@@ -25,11 +25,13 @@ const ROOT_BUNDLES: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// Completes a handshake as `server_name` over `stream`. `skip_verify` accepts any certificate.
+/// Completes a handshake as `server_name` over `stream`. `skip_verify` accepts any certificate;
+/// `protocols` are offered by ALPN, none of them demanded.
 pub(super) async fn connect(
     stream: TcpStream,
     server_name: &str,
     skip_verify: bool,
+    protocols: &[&str],
 ) -> Result<TlsStream<TcpStream>, String> {
     let bare = server_name
         .trim_start_matches('[')
@@ -37,11 +39,15 @@ pub(super) async fn connect(
         .to_owned();
     let name = ServerName::try_from(bare)
         .map_err(|_| format!("invalid TLS server name {server_name:?}"))?;
-    let config = if skip_verify {
+    let mut config = if skip_verify {
         unverified()?
     } else {
         verified()?
     };
+    if !protocols.is_empty() {
+        let protocols = protocols.iter().map(|name| name.as_bytes().to_vec());
+        Arc::make_mut(&mut config).alpn_protocols = protocols.collect();
+    }
     TlsConnector::from(config)
         .connect(name, stream)
         .await

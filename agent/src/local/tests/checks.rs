@@ -235,6 +235,59 @@ async fn http_output_is_cut_and_failures_are_told() {
     );
 }
 
+#[tokio::test]
+async fn redirects_do_not_lead_to_what_hands_out_credentials() {
+    let cases = [
+        (
+            "http://169.254.169.254/latest/meta-data/",
+            "169.254.169.254:80: it is a link-local address",
+        ),
+        (
+            "http://[fe80::1]:8500/",
+            "[fe80::1]:8500: it is a link-local address",
+        ),
+        (
+            "http://100.100.100.200/",
+            "100.100.100.200:80: it is a metadata service",
+        ),
+    ];
+    for (to, why) in cases {
+        let hop = answer("302 Found", &format!("Location: {to}\r\n"), "");
+        let (address, _requests) = target(vec![hop]).await;
+        let url = format!("http://{address}/");
+        let (status, output) = run_http(json!({"HTTP": url}), 10).await;
+        let expected = format!("Get \"{url}\": refused to follow a redirect to {why}");
+        assert_eq!((status, output), (Status::Critical, expected));
+    }
+}
+
+#[tokio::test]
+async fn another_host_is_not_told_the_secrets_of_the_first() {
+    let (other, mut seen) = target(vec![answer("200 OK", "", "")]).await;
+    let port = other.rsplit_once(':').unwrap().1;
+    let hop = |to: String| answer("307 Temporary Redirect", &format!("Location: {to}\r\n"), "");
+    let answers = vec![
+        hop("/again".to_owned()),
+        hop(format!("http://localhost:{port}/")),
+    ];
+    let (first, mut own) = target(answers).await;
+    let header = json!({"Authorization": ["secret"], "X-Kept": ["yes"], "Host": ["first.example"]});
+    let url = format!("http://{first}/");
+    let (status, _) = run_http(json!({"HTTP": url, "Header": header}), 10).await;
+    assert_eq!(status, Status::Passing);
+    for _ in 0..2 {
+        let own = own.recv().await.unwrap().to_lowercase();
+        assert!(own.contains("authorization: secret\r\n") && own.contains("host: first.example"));
+    }
+    let other = seen.recv().await.unwrap().to_lowercase();
+    assert!(other.contains("x-kept: yes\r\n"), "{other}");
+    assert!(
+        other.contains(&format!("host: localhost:{port}\r\n")),
+        "{other}"
+    );
+    assert!(!other.contains("secret"), "{other}");
+}
+
 async fn run_tcp(address: &str) -> (Status, String) {
     let CheckKind::Tcp(check) = check(json!({"Name": "c", "TCP": address, "Interval": "1s"})).kind
     else {
@@ -265,7 +318,7 @@ async fn polled_checks_run_and_end_with_their_registration() {
     let address = listener.local_addr().unwrap().to_string();
     let (http, mut requests) = target(vec![answer("200 OK", "", "fine")]).await;
     let local = open(None);
-    local.start_checks();
+    local.start_checks(None);
     let web = json!({"Name": "web", "Checks": [
         {"TCP": address, "Interval": "1s"}, {"HTTP": format!("http://{http}/"), "Interval": "1s"}]});
     local.register_service(service(web), API).await.unwrap();
@@ -299,7 +352,7 @@ async fn a_target_that_does_not_answer_is_critical_after_the_timeout() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let local = open(None);
-    local.start_checks();
+    local.start_checks(None);
     let slow = json!({"ID": "slow", "Name": "slow", "HTTP": url, "Interval": "1s", "Timeout": "50ms", "Status": "passing"});
     local
         .register_check(check(slow), Source::Api)
@@ -318,7 +371,7 @@ async fn a_target_that_does_not_answer_is_critical_after_the_timeout() {
 #[tokio::test(start_paused = true)]
 async fn ttl_checks_expire_unless_reported_to() {
     let local = open(None);
-    local.start_checks();
+    local.start_checks(None);
     local
         .register_check(
             check(json!({"Name": "c", "TTL": "10s", "OutputMaxSize": 5})),

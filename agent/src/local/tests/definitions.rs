@@ -5,10 +5,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use weft_proto::v1;
 
-use crate::local::check_definition::{self, parse_check};
+use crate::local::check_form;
+use crate::local::check_parse::parse_check;
 use crate::local::{
-    CheckDefinition, CheckKind, DefinitionError, HttpCheck, ServiceDefinition, Status, TcpCheck,
-    UnknownKeys, service_definition,
+    AliasCheck, CheckDefinition, CheckKind, DefinitionError, DockerCheck, GrpcCheck, H2PingCheck,
+    HttpCheck, OsServiceCheck, Pace, ScriptCheck, ServiceDefinition, Status, TargetTls, TcpCheck,
+    UdpCheck, UnknownKeys, service_definition,
 };
 
 fn service(value: Value) -> Result<ServiceDefinition, DefinitionError> {
@@ -229,7 +231,7 @@ fn checks_are_refused_in_consuls_words() {
         ),
         (
             json!({"Name": "c", "HTTP": "http://x", "TCP": "x:1", "Interval": "1s"}),
-            "only one of http, tcp",
+            "only one of args, docker_container_id, http, tcp",
         ),
         (
             json!({"Name": "c", "HTTP": "ftp://x", "Interval": "1s"}),
@@ -265,32 +267,52 @@ fn checks_are_refused_in_consuls_words() {
             "must be positive",
         ),
         (
-            json!({"Name": "c", "Args": ["true"], "Interval": "1s"}),
-            "check type script is not supported by this version",
+            json!({"Name": "c", "Script": "true", "Interval": "1s"}),
+            "script is no longer run, because a shell read it; give the program and its arguments as a list",
         ),
         (
-            json!({"Name": "c", "DockerContainerID": "x", "Args": ["a"], "Interval": "1s"}),
-            "check type docker is not supported",
+            json!({"Name": "c", "Args": ["true"]}),
+            "Interval must be > 0 for Script, HTTP, H2PING, TCP, UDP or OSService checks",
         ),
         (
-            json!({"Name": "c", "GRPC": "x:1", "Interval": "1s"}),
-            "check type grpc is not supported",
+            json!({"Name": "c", "Args": [""], "Interval": "1s"}),
+            "args must begin with a program",
         ),
         (
-            json!({"Name": "c", "H2PING": "x:1", "Interval": "1s"}),
-            "check type h2ping is not supported",
+            json!({"Name": "c", "Args": ["a", "b\0"], "Interval": "1s"}),
+            "args must not contain NUL",
         ),
         (
-            json!({"Name": "c", "UDP": "x:1", "Interval": "1s"}),
-            "check type udp is not supported",
+            json!({"Name": "c", "Args": ["a", "b".repeat(131_072)], "Interval": "1s"}),
+            "args are 131075 bytes, more than the limit of 131072",
         ),
         (
-            json!({"Name": "c", "os_service": "x", "Interval": "1s"}),
-            "check type os_service is not supported",
+            json!({"Name": "c", "DockerContainerID": "x", "Interval": "1s"}),
+            "TTL must be > 0 for TTL checks",
         ),
         (
-            json!({"Name": "c", "alias_service": "x"}),
-            "check type alias is not supported",
+            json!({"Name": "c", "DockerContainerID": "../x", "Args": ["a"], "Interval": "1s"}),
+            "invalid docker_container_id \"../x\"",
+        ),
+        (
+            json!({"Name": "c", "os_service": "--root=/", "Interval": "1s"}),
+            "invalid os_service \"--root=/\"",
+        ),
+        (
+            json!({"Name": "c", "GRPC": "nowhere", "Interval": "1s"}),
+            "invalid GRPC check target \"nowhere\"",
+        ),
+        (
+            json!({"Name": "c", "GRPC": "x:1", "UDP": "x:1", "Interval": "1s"}),
+            "this one has udp and grpc",
+        ),
+        (
+            json!({"Name": "c", "alias_service": "x", "TTL": "1s"}),
+            "TTL must be not be set for Alias checks",
+        ),
+        (
+            json!({"Name": "c", "alias_service": "x", "TCP": "x:1", "Interval": "1s"}),
+            "Interval cannot be set for Alias checks",
         ),
     ];
     for (body, expected) in cases {
@@ -360,7 +382,32 @@ fn what_is_saved_reads_back_the_same() {
     let again = service(service_definition::to_value(&parsed.service, &parsed.token)).unwrap();
     assert_eq!(again, parsed);
 
-    let kinds = [
+    for kind in every_kind() {
+        let template = json!({"ID": "i", "Name": "n", "Notes": "o", "ServiceID": "s", "Token": "t", "TTL": "1s",
+            "Status": "warning", "SuccessBeforePassing": 2, "FailuresBeforeWarning": 1, "FailuresBeforeCritical": 3,
+            "OutputMaxSize": 9, "DeregisterCriticalServiceAfter": "90s"});
+        let check = CheckDefinition {
+            kind,
+            ..CheckDefinition::parse(&template, UnknownKeys::Ignore).unwrap()
+        };
+        let value = check_form::to_value(&check);
+        assert_eq!(parse_check("", &value, UnknownKeys::Refuse).unwrap(), check);
+    }
+}
+
+/// One of each kind, with no field at its default.
+fn every_kind() -> Vec<CheckKind> {
+    let pace = Pace {
+        interval: Duration::from_secs(3),
+        timeout: Duration::from_millis(2_500),
+    };
+    let tls = TargetTls {
+        server_name: "n".to_owned(),
+        skip_verify: true,
+    };
+    let address = "x:1".to_owned();
+    let args = vec!["a".to_owned(), "b c".to_owned()];
+    vec![
         CheckKind::Ttl {
             ttl: Duration::from_millis(1_500),
         },
@@ -369,30 +416,115 @@ fn what_is_saved_reads_back_the_same() {
             method: "PUT".to_owned(),
             header: [("A".to_owned(), vec!["1".to_owned(), "2".to_owned()])].into(),
             body: "b".to_owned(),
-            interval: Duration::from_secs(3),
-            timeout: Duration::from_secs(2),
-            tls_server_name: "n".to_owned(),
-            tls_skip_verify: true,
+            pace,
+            tls: tls.clone(),
             disable_redirects: true,
         }),
         CheckKind::Tcp(TcpCheck {
-            address: "x:1".to_owned(),
-            interval: Duration::from_secs(3),
-            timeout: Duration::ZERO,
+            address: address.clone(),
+            pace,
             use_tls: true,
-            tls_server_name: String::new(),
-            tls_skip_verify: true,
+            tls: tls.clone(),
         }),
-    ];
-    for kind in kinds {
-        let template = json!({"ID": "i", "Name": "n", "Notes": "o", "ServiceID": "s", "Token": "t", "TTL": "1s",
-            "Status": "warning", "SuccessBeforePassing": 2, "FailuresBeforeWarning": 1, "FailuresBeforeCritical": 3,
-            "OutputMaxSize": 9, "DeregisterCriticalServiceAfter": "90s"});
-        let check = CheckDefinition {
-            kind,
-            ..CheckDefinition::parse(&template, UnknownKeys::Ignore).unwrap()
-        };
-        let value = check_definition::to_value(&check);
-        assert_eq!(parse_check("", &value, UnknownKeys::Refuse).unwrap(), check);
-    }
+        CheckKind::Udp(UdpCheck {
+            address: address.clone(),
+            pace,
+        }),
+        CheckKind::Grpc(GrpcCheck {
+            target: "x:1/web".to_owned(),
+            pace,
+            use_tls: true,
+            tls: tls.clone(),
+        }),
+        CheckKind::H2Ping(H2PingCheck {
+            address,
+            pace,
+            use_tls: false,
+            tls,
+        }),
+        CheckKind::Script(ScriptCheck {
+            args: args.clone(),
+            pace,
+        }),
+        CheckKind::Docker(DockerCheck {
+            container: "c1".to_owned(),
+            args,
+            shell: "/bin/bash".to_owned(),
+            pace,
+        }),
+        CheckKind::OsService(OsServiceCheck {
+            unit: "cron".to_owned(),
+            pace,
+        }),
+        CheckKind::Alias(AliasCheck {
+            node: "n2".to_owned(),
+            service_id: "web-1".to_owned(),
+        }),
+    ]
+}
+
+/// `body` in both spellings is of type `name` and becomes `kind`.
+fn check_kind(camel: Value, snake: Value, name: &str, limit: u64) {
+    let camel = parse_check("", &camel, UnknownKeys::Refuse).unwrap().kind;
+    assert_eq!(
+        parse_check("", &snake, UnknownKeys::Refuse).unwrap().kind,
+        camel
+    );
+    assert_eq!(camel.type_name(), name);
+    assert_eq!(camel.time_limit(), Duration::from_secs(limit), "{name}");
+}
+
+#[test]
+fn every_type_is_read_in_consuls_spellings() {
+    check_kind(
+        json!({"ScriptArgs": ["a"], "Interval": "5s"}),
+        json!({"args": ["a"], "interval": "5s"}),
+        "script",
+        30,
+    );
+    check_kind(
+        json!({"DockerContainerID": "c", "Args": ["a"], "Shell": "/bin/bash", "Interval": "5s"}),
+        json!({"docker_container_id": "c", "script_args": ["a"], "shell": "/bin/bash", "interval": "5s"}),
+        "docker",
+        30,
+    );
+    check_kind(
+        json!({"GRPC": "a:1/b", "GRPCUseTLS": true, "TLSServerName": "x", "TLSSkipVerify": true, "Interval": "5s"}),
+        json!({"grpc": "a:1/b", "grpc_use_tls": true, "tls_server_name": "x", "tls_skip_verify": true, "interval": "5s"}),
+        "grpc",
+        10,
+    );
+    check_kind(
+        json!({"H2PING": "a:1", "H2PingUseTLS": false, "Interval": "5s", "Timeout": "7s"}),
+        json!({"h2ping": "a:1", "h2ping_use_tls": false, "interval": "5s", "timeout": "7s"}),
+        "h2ping",
+        7,
+    );
+    check_kind(
+        json!({"UDP": "a:1", "Interval": "5s"}),
+        json!({"udp": "a:1", "interval": "5s"}),
+        "udp",
+        10,
+    );
+    check_kind(
+        json!({"OSService": "cron", "Interval": "5s"}),
+        json!({"os_service": "cron", "interval": "5s"}),
+        "os_service",
+        10,
+    );
+    check_kind(
+        json!({"AliasNode": "n", "AliasService": "s"}),
+        json!({"alias_node": "n", "alias_service": "s"}),
+        "alias",
+        10,
+    );
+    let with_tls = parse_check(
+        "",
+        &json!({"H2PING": "a:1", "Interval": "5s"}),
+        UnknownKeys::Refuse,
+    );
+    let CheckKind::H2Ping(with_tls) = with_tls.unwrap().kind else {
+        panic!("not an h2ping check")
+    };
+    assert!(with_tls.use_tls, "TLS unless the user says no");
 }

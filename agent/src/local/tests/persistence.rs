@@ -226,7 +226,7 @@ async fn a_saved_ttl_runs_on_after_a_restart() {
     local.update_ttl("c", Status::Passing, "").await.unwrap();
     drop(local);
     let local = open(Some(dir.path()));
-    local.start_checks();
+    local.start_checks(None);
     tokio::time::sleep(Duration::from_secs(9)).await;
     assert_eq!(local.check("c").unwrap().record.status, "passing");
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -248,4 +248,54 @@ fn the_node_id_is_kept_and_checked() {
     std::fs::write(dir.path().join("node-id"), "garbage").unwrap();
     assert!(node_id(Some(dir.path()), None).is_err());
     assert_ne!(node_id(None, None).unwrap(), node_id(None, None).unwrap());
+}
+
+#[tokio::test]
+async fn what_runs_keeps_its_health_over_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = listener.local_addr().unwrap().to_string();
+    let tcp = |id: &str, target: &str| json!({"Name": id, "TCP": target, "Interval": "1s", "Timeout": "1s"});
+    let file = |id: &str, target: &str| vec![check(tcp(id, target))];
+    let status = |local: &crate::local::Local, id: &str| local.check(id).unwrap().record.status;
+    let local = open(Some(dir.path()));
+    local.start_checks(None);
+    local
+        .register_check(check(tcp("api", &target)), Source::Api)
+        .await
+        .unwrap();
+    local
+        .replace_files(Vec::new(), file("file", &target))
+        .await
+        .unwrap();
+    super::world::until("both pass", || local.counts().passing == 2).await;
+    let before = local.checks();
+    drop(local);
+
+    // Nothing runs yet: what is shown is what was known.
+    let local = open(Some(dir.path()));
+    local
+        .replace_files(Vec::new(), file("file", &target))
+        .await
+        .unwrap();
+    assert_eq!(local.checks(), before);
+    // Registered anew with another target it keeps its status, as without a restart; a restart
+    // before its first result knows nothing of the new target.
+    local
+        .register_check(check(tcp("api", "127.0.0.1:9")), Source::Api)
+        .await
+        .unwrap();
+    assert_eq!(status(&local, "api"), "passing");
+    drop(local);
+    let local = open(Some(dir.path()));
+    assert_eq!(status(&local, "api"), "critical");
+    // A check that left the files is forgotten, so that a later one of its name starts anew.
+    local.replace_files(Vec::new(), Vec::new()).await.unwrap();
+    drop(local);
+    let local = open(Some(dir.path()));
+    local
+        .replace_files(Vec::new(), file("file", &target))
+        .await
+        .unwrap();
+    assert_eq!(status(&local, "file"), "critical");
 }

@@ -46,3 +46,62 @@ fn failures_are_counted_in_a_row() {
     check(0, Some(2), 3, "pcccwccc", "ppwcwwwc");
     check(0, Some(3), 3, "pccc", "pppc");
 }
+
+/// What is shown after `history`, told from the end of it alone: how long its last run of successes
+/// or failures is, and what was shown before it.
+fn shown(history: &[Status], thresholds: &Thresholds) -> Status {
+    let Some((last, earlier)) = history.split_last() else {
+        return Status::Critical;
+    };
+    let failed = |status: &Status| *status == Status::Critical;
+    let run = history
+        .iter()
+        .rev()
+        .take_while(|status| failed(status) == failed(last))
+        .count();
+    let reached = |threshold: u32| run >= usize::try_from(threshold.max(1)).unwrap();
+    if !failed(last) {
+        return if reached(thresholds.success_before_passing) {
+            *last
+        } else {
+            shown(earlier, thresholds)
+        };
+    }
+    if reached(thresholds.failures_before_critical) {
+        Status::Critical
+    } else if thresholds.failures_before_warning.is_some_and(reached) {
+        Status::Warning
+    } else {
+        shown(earlier, thresholds)
+    }
+}
+
+#[test]
+fn every_combination_agrees_with_the_rule() {
+    let words = [Status::Passing, Status::Warning, Status::Critical];
+    let warnings = [None, Some(1), Some(2), Some(3)];
+    for (success, warning, critical) in (0..4)
+        .flat_map(|s| warnings.map(|w| (s, w)))
+        .flat_map(|(s, w)| (0..4).map(move |c| (s, w, c)))
+        .filter(|(_, w, c)| w.is_none_or(|w| w <= *c))
+    {
+        let thresholds = Thresholds {
+            success_before_passing: success,
+            failures_before_warning: warning,
+            failures_before_critical: critical,
+        };
+        // All histories of seven results, in base three.
+        for code in 0..3_usize.pow(7) {
+            let history: Vec<Status> = (0..7).map(|n| words[code / 3_usize.pow(n) % 3]).collect();
+            let (mut streak, mut now) = (Streak::default(), Status::Critical);
+            for n in 0..history.len() {
+                now = streak.step(history[n], &thresholds).unwrap_or(now);
+                assert_eq!(
+                    now,
+                    shown(&history[..=n], &thresholds),
+                    "{thresholds:?} over {history:?}"
+                );
+            }
+        }
+    }
+}
