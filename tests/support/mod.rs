@@ -8,6 +8,7 @@
     reason = "each test file is a crate of its own and uses a part of this vocabulary"
 )]
 
+pub(crate) mod dns;
 mod http;
 pub(crate) mod load;
 
