@@ -197,6 +197,11 @@ impl Inner {
                 fold.bytes(name.as_bytes());
             }
             Topic::Key(key) | Topic::Prefix(key) => fold.bytes(key),
+            Topic::ConfigKind(kind) => fold.bytes(kind.as_bytes()),
+            Topic::ConfigEntry(kind, name) => {
+                fold.bytes(kind.as_bytes());
+                fold.bytes(name.as_bytes());
+            }
         }
         &self.rows[(fold.finish() % SHARDS as u64) as usize]
     }

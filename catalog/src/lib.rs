@@ -10,6 +10,7 @@
 
 pub mod acl;
 mod apply;
+pub mod config_entry;
 mod digest;
 pub mod filter;
 mod hub;

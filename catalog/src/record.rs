@@ -9,6 +9,7 @@ use bytes::Bytes;
 use weft_proto::v1;
 
 use crate::apply::restore::Staging;
+use crate::config_entry::Entry;
 use crate::digest::Table;
 use crate::keys::{self, Name};
 use crate::rows::Change;
@@ -16,7 +17,7 @@ use crate::state::{Scalars, State, TableIndexes};
 use crate::topics::Touched;
 
 /// The form of the digests in [`End`]: raised when a row's digest changes.
-pub const HASH_FORM: u32 = 2;
+pub const HASH_FORM: u32 = 3;
 
 /// One record of a snapshot. Additive only (DESIGN F7).
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -60,13 +61,19 @@ pub enum Record {
     /// Always last.
     #[prost(message, tag = "13")]
     End(End),
+    /// A config entry.
+    #[prost(message, tag = "14")]
+    ConfigEntry(v1::ConfigEntry),
 }
 
 /// A record as a message of its own.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Frame {
     /// Absent: a record of a newer version.
-    #[prost(oneof = "Record", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(
+        oneof = "Record",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
+    )]
     pub record: Option<Record>,
 }
 
@@ -129,6 +136,8 @@ pub enum IndexTable {
     SourceHighest = 8,
     /// Catalog index of an agent's last command.
     SourceUsed = 9,
+    /// The last change of a kind of config entry.
+    ConfigKind = 10,
 }
 
 /// An index by key.
@@ -252,6 +261,11 @@ impl State {
                     .iter()
                     .map(|row| Record::Autopilot(v1::AutopilotConfig::clone(row))),
             )
+            .chain(
+                self.config
+                    .values()
+                    .map(|entry| Record::ConfigEntry(entry.row())),
+            )
             .chain(self.index_records())
             .chain(
                 self.sources
@@ -306,6 +320,7 @@ impl State {
             .chain(by_key(IndexTable::LockDelay, &self.lock_delays))
             .chain(by_name(IndexTable::NodeScope, &self.node_scopes))
             .chain(by_name(IndexTable::ServiceScope, &self.service_scopes))
+            .chain(by_name(IndexTable::ConfigKind, &self.config_kinds))
             .chain(by_name(IndexTable::SourceHighest, &self.sources.highest))
             .chain(by_name(IndexTable::SourceUsed, &self.sources.last_used))
     }
@@ -409,6 +424,11 @@ impl Rebuild {
                     .insert(keys::name(&key.raft_id), Arc::new(key));
             }
             Record::Autopilot(autopilot) => self.state.autopilot = Some(Arc::new(autopilot)),
+            Record::ConfigEntry(row) => {
+                let entry = Entry::stored(&row)
+                    .map_err(|_| wrong("a config entry that this version cannot read"))?;
+                change.put_config(entry);
+            }
             Record::Index(row) => self.index(&row)?,
             Record::Answer(row) => {
                 self.state.sources.restore_answer(
@@ -466,6 +486,7 @@ impl Rebuild {
                 kv,
                 sessions,
                 operator,
+                config_entries: 0,
             },
         });
         Ok(())
@@ -495,7 +516,8 @@ impl Rebuild {
             table @ (IndexTable::ExtinctNode
             | IndexTable::ExtinctService
             | IndexTable::NodeScope
-            | IndexTable::ServiceScope) => {
+            | IndexTable::ServiceScope
+            | IndexTable::ConfigKind) => {
                 self.scopes
                     .push((table, name().map_err(|_| not_text)?, row.index));
             }
@@ -517,6 +539,7 @@ impl Rebuild {
             &mut state.service_scopes,
             &mut state.extinct_nodes,
             &mut state.extinct_services,
+            &mut state.config_kinds,
         ] {
             table.clear();
         }
@@ -525,6 +548,11 @@ impl Rebuild {
                 IndexTable::NodeScope => drop(state.node_scopes.insert(name, index)),
                 IndexTable::ServiceScope => drop(state.service_scopes.insert(name, index)),
                 IndexTable::ExtinctNode => drop(state.extinct_nodes.insert(name, index)),
+                IndexTable::ConfigKind => {
+                    let table = &mut state.scalars.tables.config_entries;
+                    *table = index.max(*table);
+                    state.config_kinds.insert(name, index);
+                }
                 _ => drop(state.extinct_services.insert(name, index)),
             }
         }

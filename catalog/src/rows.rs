@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use weft_proto::v1;
 
+use crate::config_entry::{Entry, Kind, chain};
 use crate::keys::{self, Name, Pair, PairRef, Triple, TripleRef};
 use crate::state::{InstanceRow, State};
 use crate::topics::{TableTopic, Topic, Touched};
@@ -33,6 +34,7 @@ impl Change<'_> {
             TableTopic::Kv => &mut tables.kv,
             TableTopic::Sessions => &mut tables.sessions,
             TableTopic::Operator => &mut tables.operator,
+            TableTopic::ConfigEntries => &mut tables.config_entries,
         } = self.index;
         self.touched.table(table);
     }
@@ -374,6 +376,48 @@ impl Change<'_> {
         self.unindex_session(key, &before);
         self.bump_table(TableTopic::Sessions);
         self.touched.row(Topic::Session(key.clone()));
+    }
+
+    // ---- config entries -------------------------------------------------------------------
+
+    pub(crate) fn put_config(&mut self, entry: Entry) {
+        let (kind, name) = (Name::from(entry.kind.as_str()), keys::name(&entry.name));
+        let entry = Arc::new(entry);
+        for service in chain::references(&entry) {
+            let reference = Triple(service, kind.clone(), name.clone());
+            self.state.config_references.insert(reference);
+        }
+        let key = Pair(kind.clone(), name.clone());
+        if let Some(before) = self.state.config.insert(key, entry.clone()) {
+            self.unrefer(&before, Some(&entry));
+        }
+        self.bump_config(kind, name);
+    }
+
+    /// Removes an entry; answers whether there was one.
+    pub(crate) fn drop_config(&mut self, kind: Kind, name: &Name) -> bool {
+        let Some(before) = self.state.config.remove(&PairRef(kind.as_str(), name)) else {
+            return false;
+        };
+        self.unrefer(&before, None);
+        self.bump_config(Name::from(kind.as_str()), name.clone());
+        true
+    }
+
+    fn unrefer(&mut self, before: &Entry, now: Option<&Entry>) {
+        let kept = now.map(chain::references).unwrap_or_default();
+        let (kind, name) = (Name::from(before.kind.as_str()), keys::name(&before.name));
+        for service in chain::references(before).difference(&kept) {
+            let reference = Triple(service.clone(), kind.clone(), name.clone());
+            self.state.config_references.remove(&reference);
+        }
+    }
+
+    fn bump_config(&mut self, kind: Name, name: Name) {
+        self.state.config_kinds.insert(kind.clone(), self.index);
+        self.bump_table(TableTopic::ConfigEntries);
+        self.touched.row(Topic::ConfigKind(kind.clone()));
+        self.touched.row(Topic::ConfigEntry(kind, name));
     }
 
     fn unindex_session(&mut self, key: &Name, before: &v1::Session) {

@@ -13,6 +13,7 @@ use weft_proto::v1;
 
 use crate::apply::restore::Staging;
 use crate::apply::retry::Sources;
+use crate::config_entry::Entry;
 use crate::digest::{Fold, Table};
 use crate::keys::{Name, Pair, Triple};
 use crate::read::Reader;
@@ -39,6 +40,8 @@ pub(crate) struct TableIndexes {
     pub(crate) kv: u64,
     pub(crate) sessions: u64,
     pub(crate) operator: u64,
+    /// Not in a snapshot: the highest of [`State::config_kinds`].
+    pub(crate) config_entries: u64,
 }
 
 /// Numbers of the state as a whole.
@@ -74,6 +77,8 @@ pub struct State {
     pub(crate) sessions: Table<Name, Arc<v1::Session>>,
     pub(crate) server_keys: Table<Name, Arc<v1::ServerKey>>,
     pub(crate) autopilot: Option<Arc<v1::AutopilotConfig>>,
+    /// By kind and folded name.
+    pub(crate) config: Table<Pair, Arc<Entry>>,
     // What is remembered of rows that are gone, and of times.
     pub(crate) key_tombstones: Table<Bytes, u64>,
     pub(crate) tree_tombstones: Table<Bytes, u64>,
@@ -82,6 +87,8 @@ pub struct State {
     pub(crate) lock_delays: Table<Bytes, u64>,
     pub(crate) node_scopes: Table<Name, u64>,
     pub(crate) service_scopes: Table<Name, u64>,
+    /// The last change of each kind of config entry, deletions included.
+    pub(crate) config_kinds: Table<Name, u64>,
     pub(crate) sources: Sources,
     pub(crate) staging: Option<Staging>,
     // Derived from the rows: never in a snapshot, never in the hash.
@@ -95,6 +102,8 @@ pub struct State {
     pub(crate) sessions_by_check: OrdSet<Triple>,
     pub(crate) held: OrdSet<(Name, Bytes)>,
     pub(crate) deadlines: OrdSet<(u64, Name)>,
+    /// (service, kind, folded name): the config entry speaks of the service.
+    pub(crate) config_references: OrdSet<Triple>,
 }
 
 /// How many rows there are, for metrics.
@@ -112,6 +121,8 @@ pub struct Counts {
     pub kv_entries: usize,
     /// Sessions.
     pub sessions: usize,
+    /// Config entries of all kinds.
+    pub config_entries: usize,
     /// Tombstones of keys and trees, and extinction indexes, not yet reaped.
     pub tombstones: usize,
 }
@@ -218,7 +229,7 @@ impl State {
         fold.finish()
     }
 
-    fn sums(&self) -> [u64; 14] {
+    fn sums(&self) -> [u64; 16] {
         [
             self.nodes.sum(),
             self.services.sum(),
@@ -234,6 +245,8 @@ impl State {
             self.node_scopes.sum(),
             self.service_scopes.sum(),
             self.sources.sum(),
+            self.config.sum(),
+            self.config_kinds.sum(),
         ]
     }
 
@@ -271,6 +284,7 @@ impl State {
             checks: self.checks.len(),
             kv_entries: self.kv.len(),
             sessions: self.sessions.len(),
+            config_entries: self.config.len(),
             tombstones: self.key_tombstones.len()
                 + self.tree_tombstones.len()
                 + self.extinct_nodes.len()

@@ -31,16 +31,19 @@ pub enum TableTopic {
     Sessions,
     /// Autopilot's settings and the servers' keys.
     Operator,
+    /// Config entries of all kinds.
+    ConfigEntries,
 }
 
 impl TableTopic {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Nodes,
         Self::Services,
         Self::Checks,
         Self::Kv,
         Self::Sessions,
         Self::Operator,
+        Self::ConfigEntries,
     ];
 
     const fn bit(self) -> u8 {
@@ -61,6 +64,10 @@ pub enum Topic {
     Service(Name),
     /// One session, present or not.
     Session(Name),
+    /// Every config entry of a kind.
+    ConfigKind(Name),
+    /// One config entry by kind and name, present or not.
+    ConfigEntry(Name, Name),
     /// One key, present or not.
     Key(Bytes),
     /// Every key that starts with these bytes.
@@ -78,6 +85,9 @@ impl Topic {
             ],
             Self::NodeId(_) => [Some(TableTopic::Nodes), None, None],
             Self::Session(_) => [Some(TableTopic::Sessions), None, None],
+            Self::ConfigKind(_) | Self::ConfigEntry(..) => {
+                [Some(TableTopic::ConfigEntries), None, None]
+            }
             Self::Key(_) | Self::Prefix(_) => [Some(TableTopic::Kv), None, None],
         }
     }

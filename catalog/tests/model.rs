@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
+use weft_catalog::config_entry::{Entry, Kind};
 use weft_catalog::{Catalog, State, Topics, Trace, snapshot};
 use weft_proto::ids::LogIndex;
 use weft_proto::v1::{self, outcome, stamped::Command, txn_op::Op};
@@ -150,6 +151,22 @@ fn txn(dice: &mut Dice) -> v1::Txn {
     v1::Txn { ops: ops.collect() }
 }
 
+fn config_entry(dice: &mut Dice, index: u64) -> v1::ConfigEntryCommand {
+    let name = dice.pick(&["web", "db"]);
+    let text = format!(
+        r#"{{"Kind":"service-defaults","Name":"{name}","Protocol":"{}"}}"#,
+        dice.pick(&["http", "tcp"])
+    );
+    let entry = Entry::parse(&serde_json::from_str(&text).unwrap()).unwrap();
+    v1::ConfigEntryCommand {
+        verb: 1 + i32::try_from(dice.roll(4)).unwrap(),
+        entry: Some(v1::ConfigEntry {
+            modify_index: dice.roll(index),
+            ..entry.row()
+        }),
+    }
+}
+
 fn command(dice: &mut Dice, index: u64) -> Command {
     let id = format!("id{}", dice.roll(4));
     match dice.roll(20) {
@@ -171,6 +188,7 @@ fn command(dice: &mut Dice, index: u64) -> Command {
             up_to_index: dice.roll(index),
         }),
         _ if dice.roll(3) == 0 => Command::LeaderStart(v1::LeaderStart::default()),
+        _ if dice.roll(2) == 0 => Command::ConfigEntry(config_entry(dice, index)),
         _ => Command::Autopilot(v1::AutopilotConfig {
             min_quorum: 3,
             ..v1::AutopilotConfig::default()
@@ -215,6 +233,16 @@ fn every_answer(state: &State) -> Answers {
         .map_rows());
     ask!("all_instances", |r: R<'_, '_>| r.all_instances().map_rows());
     ask!("sessions", |r: R<'_, '_>| r.sessions().map_rows());
+    for kind in [Kind::ServiceDefaults, Kind::Mesh] {
+        ask!(format!("config {kind}"), |r: R<'_, '_>| r
+            .config_entries(kind)
+            .map_rows());
+    }
+    for name in ["web", "db", "nothing"] {
+        ask!(format!("config {name}"), |r: R<'_, '_>| r
+            .config_entry(Kind::ServiceDefaults, name)
+            .map_rows());
+    }
     ask!("autopilot", |r: R<'_, '_>| r.autopilot().map_rows());
     ask!("address/node", |r: R<'_, '_>| r
         .nodes_by_address([10, 0, 0, 1].into())

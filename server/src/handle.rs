@@ -412,6 +412,10 @@ fn frees_space(command: &v1::stamped::Command) -> bool {
             kv.verb(),
             KvVerb::Delete | KvVerb::DeleteCas | KvVerb::DeleteTree
         ),
+        Command::ConfigEntry(entry) => matches!(
+            entry.verb(),
+            v1::ConfigEntryVerb::Delete | v1::ConfigEntryVerb::DeleteCas
+        ),
         _ => false,
     }
 }

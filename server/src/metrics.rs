@@ -84,6 +84,7 @@ impl Metrics {
             ("checks", counts.checks),
             ("kv_entries", counts.kv_entries),
             ("sessions", counts.sessions),
+            ("config_entries", counts.config_entries),
         ];
         for (table, rows) in tables {
             self.catalog_rows
@@ -116,6 +117,7 @@ fn name(stamped: &v1::Stamped) -> &'static str {
         Some(Command::StateHash(_)) => "state_hash",
         Some(Command::ServerKey(_)) => "server_key",
         Some(Command::Autopilot(_)) => "autopilot",
+        Some(Command::ConfigEntry(_)) => "config_entry",
         None => "unknown",
     }
 }

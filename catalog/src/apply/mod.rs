@@ -5,6 +5,7 @@
 //! could answer differently.
 
 pub(crate) mod cluster;
+pub(crate) mod config_entry;
 pub(crate) mod deregister;
 pub(crate) mod kv;
 pub(crate) mod register;
@@ -266,6 +267,7 @@ impl Catalog {
             Command::StateHash(_) => Ok(crate::refusal::unit()),
             Command::ServerKey(command) => cluster::server_key(&mut change, command),
             Command::Autopilot(command) => cluster::autopilot(&mut change, command),
+            Command::ConfigEntry(command) => config_entry::command(&mut change, command),
         }
     }
 

@@ -241,6 +241,7 @@ fn install(change: &mut Change<'_>, log_index: LogIndex, mut restored: State) {
         kv: index,
         sessions: index,
         operator: index,
+        config_entries: index,
     };
     restored.scalars = Scalars {
         index,

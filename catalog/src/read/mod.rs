@@ -4,6 +4,7 @@
 //! Owns: which index an answer carries (CONSUL.md B.1, "Index scope per read").
 //! Never: authorizes, filters or sorts by distance; callers do.
 
+mod config_entry;
 pub(crate) mod kv;
 pub(crate) mod txn;
 
