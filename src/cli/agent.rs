@@ -221,12 +221,12 @@ const SWITCHES: &[Setting] = &[
     (
         "enable-local-script-checks",
         "enable_local_script_checks",
-        "Accepted, no effect yet",
+        "Checks of configuration files may run commands",
     ),
     (
         "enable-script-checks",
         "enable_script_checks",
-        "Accepted, no effect yet",
+        "Checks of files and of the API may run commands",
     ),
     ("log-json", "log_json", "Log JSON lines"),
     (

@@ -330,6 +330,8 @@ fn local_config(config: &RuntimeConfig, id: &str, seed: u64) -> LocalConfig {
         check_update_interval: config.checks.update_interval,
         discard_check_output: config.checks.discard_output,
         check_output_max_size: config.checks.output_max_bytes,
+        script_checks: config.checks.scripts,
+        docker_host: std::env::var("DOCKER_HOST").unwrap_or_default(),
         seed,
         ..LocalConfig::in_memory(node::record(config, id))
     }

@@ -49,6 +49,8 @@ raw! {
         discard_check_output: bool,
         dns_config: RawDns,
         domain: String,
+        enable_local_script_checks: bool,
+        enable_script_checks: bool,
         encrypt: String,
         encrypt_verify_incoming: bool,
         encrypt_verify_outgoing: bool,

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::problem::Problem;
-use crate::local::{CheckDefinition, ServiceDefinition};
+use crate::local::{CheckDefinition, ScriptChecks, ServiceDefinition};
 
 /// Everything an agent needs to know before it starts. Made by [`super::load`] only.
 #[derive(Clone, Debug, PartialEq)]
@@ -528,6 +528,8 @@ pub struct ChecksConfig {
     pub discard_output: bool,
     /// Bytes of output kept (4,096).
     pub output_max_bytes: usize,
+    /// Whose checks may run commands (nobody's).
+    pub scripts: ScriptChecks,
 }
 
 /// What a signal means.

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use super::runtime::{Bootstrap, ListenAddr, LogBackend, LogLevel};
 use super::sockaddr::Interface;
 use super::*;
+use crate::local::ScriptChecks;
 
 fn machine() -> Machine {
     let one = |name: &str, address: &str, prefix, has_default_route| Interface {
@@ -340,12 +341,12 @@ fn values_are_checked() {
             "tls.https has only one of cert_file and key_file",
         ),
         (
-            "service { name = \"a\" check { args = [\"x\"] interval = \"5s\" } }",
-            "check type script is not supported by this version",
+            "service { name = \"a\" check { script = \"x\" interval = \"5s\" } }",
+            "script is no longer run, because a shell read it",
         ),
         (
-            "check { name = \"a\" alias_service = \"b\" }",
-            "check type alias is not supported by this version",
+            "check { name = \"a\" alias_service = \"b\" ttl = \"5s\" }",
+            "TTL must be not be set for Alias checks",
         ),
         (
             "service { name = \"a\" connect { sidecar_service {} } }",
@@ -576,6 +577,22 @@ fn loopback_is_open_the_network_is_not() {
             .to_string(),
         "0.0.0.0"
     );
+}
+
+#[test]
+fn commands_are_run_for_whom_a_key_names() {
+    for (text, scripts) in [
+        ("", ScriptChecks::Nobody),
+        ("enable_script_checks = false", ScriptChecks::Nobody),
+        ("enable_local_script_checks = true", ScriptChecks::Files),
+        ("enable_script_checks = true", ScriptChecks::Everybody),
+        (
+            "enable_script_checks = true enable_local_script_checks = true",
+            ScriptChecks::Everybody,
+        ),
+    ] {
+        assert_eq!(ok(text).checks.scripts, scripts, "{text}");
+    }
 }
 
 #[test]

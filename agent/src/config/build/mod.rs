@@ -16,7 +16,7 @@ use super::problem::{Code, Problem};
 use super::raw::RawConfig;
 use super::runtime::{Bootstrap, LeaveConfig, RuntimeConfig, UiConfig, UnixSocketsConfig};
 use super::sockaddr::Interface;
-use crate::local::{CheckDefinition, ServiceDefinition, UnknownKeys};
+use crate::local::{CheckDefinition, ScriptChecks, ServiceDefinition, UnknownKeys};
 use values::Values;
 
 /// What the configuration asks of the machine.
@@ -170,6 +170,12 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
             raw.check_update_interval.as_deref(),
             raw.discard_check_output,
             raw.check_output_max_size,
+            // The wider permission includes the narrower, as in Consul.
+            match (raw.enable_script_checks, raw.enable_local_script_checks) {
+                (Some(true), _) => ScriptChecks::Everybody,
+                (_, Some(true)) => ScriptChecks::Files,
+                _ => ScriptChecks::Nobody,
+            },
         ),
         services: values.services(&[("service", raw.service), ("services", raw.services)]),
         node_checks: values.node_checks(&[("check", raw.check), ("checks", raw.checks)]),

@@ -13,6 +13,7 @@ use crate::config::runtime::{
     LogConfig, LogLevel, RaftConfig, RecursorStrategy, SoaConfig,
 };
 use crate::config::sockaddr;
+use crate::local::ScriptChecks;
 
 impl Values<'_> {
     pub(super) fn raft(
@@ -381,11 +382,13 @@ impl Values<'_> {
         interval: Option<&str>,
         discard: Option<bool>,
         max: Option<i64>,
+        scripts: ScriptChecks,
     ) -> ChecksConfig {
         ChecksConfig {
             update_interval: self.duration("check_update_interval", interval, "5m"),
             discard_output: discard.unwrap_or(false),
             output_max_bytes: self.length("check_output_max_size", max, 4_096, 1),
+            scripts,
         }
     }
 }
