@@ -13,6 +13,7 @@ use weft_proto::v1::{self, stamped::Command};
 
 use super::blocking::{Found, Pass, ReadForm, read};
 use super::call::Call;
+use super::central::{self, Central};
 use super::error::Failure;
 use super::health::version;
 use super::reply::Reply;
@@ -158,9 +159,17 @@ fn named_by_filter<'a>(pass: &Pass<'a>, selection: &Selection) -> Answer<Names<'
 pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
     let name = call.required_tail("Missing service name")?;
     let selection = Selection::parse::<Instance<'_>>(&call)?;
+    let merging = central::wanted(&call)?;
     let content = call.content_name(&name);
     read(&call, ReadForm::CACHED, |pass| {
-        let index = pass.reader.service_index(&name).get();
+        let mut index = pass.reader.service_index(&name).get();
+        let central = merging.then(|| {
+            let rows = pass.reader.service_instances(&name).rows;
+            Central::read(pass, rows.iter().map(|row| &**row.service))
+        });
+        if let Some(central) = &central {
+            index = index.max(central.index);
+        }
         if !pass.wants(index) {
             return Found::later(index);
         }
@@ -176,7 +185,10 @@ pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
             });
             let mut json = Json::with_capacity(rows.len() * 768 + 2);
             json.list(shown, |json, row| {
-                records::service_node(json, row.node, row.service)
+                let merged = central
+                    .as_ref()
+                    .and_then(|central| central.merged(row.service));
+                records::service_node(json, row.node, merged.as_ref().unwrap_or(row.service));
             });
             json.into_bytes()
         });
@@ -203,9 +215,17 @@ pub(super) async fn node_services(call: Call) -> Result<Reply, Failure> {
 async fn one_node(call: Call, shape: Shape) -> Result<Reply, Failure> {
     let name = call.required_tail("Missing node name")?;
     let selection = Selection::parse::<v1::Service>(&call)?;
+    let merging = shape == Shape::List && central::wanted(&call)?;
     read(&call, ReadForm::DISCOVERY, |pass| {
         let answer = pass.reader.node(&name);
-        let index = answer.index.get();
+        let mut index = answer.index.get();
+        let central = merging.then(|| {
+            let rows = pass.reader.node_services(&name).rows;
+            Central::read(pass, rows.iter().map(|service| &***service))
+        });
+        if let Some(central) = &central {
+            index = index.max(central.index);
+        }
         if !pass.wants(index) {
             return Found::later(index);
         }
@@ -229,9 +249,10 @@ async fn one_node(call: Call, shape: Shape) -> Result<Reply, Failure> {
         json.object(|json| {
             records::node(json.key("Node"), node);
             match shape {
-                Shape::List => json
-                    .key("Services")
-                    .list(shown, |json, service| records::service(json, service)),
+                Shape::List => json.key("Services").list(shown, |json, service| {
+                    let merged = central.as_ref().and_then(|central| central.merged(service));
+                    records::service(json, merged.as_ref().unwrap_or(service));
+                }),
                 Shape::Map => json.key("Services").object(|json| {
                     for service in shown {
                         records::service(json.dynamic_key(&service.id), service);

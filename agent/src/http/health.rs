@@ -14,6 +14,7 @@ use weft_proto::v1;
 use super::blocking::{Found, Pass, ReadForm, read};
 use super::cache::Version;
 use super::call::{Call, parse_bool};
+use super::central::{self, Central};
 use super::error::Failure;
 use super::reply::Reply;
 use super::rows::Selection;
@@ -30,9 +31,17 @@ pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
             .ok_or_else(|| Failure::bad_request("health.passing", "Invalid value for ?passing"))?,
     };
     let selection = Selection::parse::<InstanceHealth<'_>>(&call)?;
+    let merging = central::wanted(&call)?;
     let content = call.content_name(&name);
     read(&call, ReadForm::CACHED, |pass| {
-        let index = pass.reader.service_index(&name).get();
+        let mut index = pass.reader.service_index(&name).get();
+        let central = merging.then(|| {
+            let rows = pass.reader.health_service(&name).rows;
+            Central::read(pass, rows.iter().map(|row| &**row.service))
+        });
+        if let Some(central) = &central {
+            index = index.max(central.index);
+        }
         if !pass.wants(index) {
             return Found::later(index);
         }
@@ -46,7 +55,12 @@ pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
                     && may_see(&call, row)
             });
             let mut json = Json::with_capacity(rows.len() * ROW_BYTES + 2);
-            json.list(shown, write_row);
+            json.list(shown, |json, row| {
+                let merged = central
+                    .as_ref()
+                    .and_then(|central| central.merged(row.service));
+                write_row(json, row, merged.as_ref().unwrap_or(row.service));
+            });
             json.into_bytes()
         });
         Found::now(index, Reply::shared(body))
@@ -72,10 +86,10 @@ fn may_see(call: &Call, row: &InstanceHealth<'_>) -> bool {
         && call.guard.shows(Resource::Node, row.node.name.as_bytes())
 }
 
-fn write_row(json: &mut Json, row: &InstanceHealth<'_>) {
+fn write_row(json: &mut Json, row: &InstanceHealth<'_>, service: &v1::Service) {
     json.object(|json| {
         records::node(json.key("Node"), row.node);
-        records::service(json.key("Service"), row.service);
+        records::service(json.key("Service"), service);
         json.key("Checks")
             .list(&row.checks, |json, check| records::check(json, check));
     });

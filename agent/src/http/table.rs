@@ -8,7 +8,7 @@ use weft_catalog::acl::{Access, Resource};
 
 use super::route::{Handler, Need, Route};
 use super::{
-    agent, agent_check, agent_service, catalog, health, kv, operator, session, snapshot, status,
+    agent, agent_check, agent_service, catalog, config_entry, health, kv, operator, session, snapshot, status,
     telemetry, txn,
 };
 
@@ -97,6 +97,29 @@ const INSTANCES: &[&str] = &[
     "merge-central-config",
 ];
 
+const NODE_SERVICES: &[&str] = &[
+    "index",
+    "wait",
+    "stale",
+    "consistent",
+    "leader",
+    "max_stale",
+    "near",
+    "node-meta",
+    "filter",
+    "peer",
+    "merge-central-config",
+];
+const CONFIG_LIST: &[&str] = &[
+    "index",
+    "wait",
+    "stale",
+    "consistent",
+    "leader",
+    "max_stale",
+    "filter",
+];
+
 const NODES_SEEN: Need = Need::Rows(&[(Resource::Node, Access::Read)]);
 const SERVICES_SEEN: Need = Need::Rows(&[(Resource::Service, Access::Read)]);
 const INSTANCES_SEEN: Need = Need::Rows(&[
@@ -117,6 +140,16 @@ const OPERATOR_READ: Need = Need::Fixed(Resource::Operator, Access::Read);
 const OPERATOR_WRITE: Need = Need::Fixed(Resource::Operator, Access::Write);
 const STATUS: Need =
     Need::Public("who leads is no secret, and clients ask before they have a token");
+const CONFIG_SEEN: Need = Need::Rows(&[
+    (Resource::Service, Access::Read),
+    (Resource::Intention, Access::Read),
+    (Resource::Mesh, Access::Read),
+]);
+const CONFIG_WRITE: Need = Need::Named(&[
+    (Resource::Service, Access::Write),
+    (Resource::Intention, Access::Write),
+    (Resource::Mesh, Access::Write),
+]);
 const TXN: Need = Need::Named(&[
     (Resource::Key, Access::Read),
     (Resource::Key, Access::Write),
@@ -225,7 +258,7 @@ pub(super) static TABLE: &[Route] = &[
         "Lists a service's instances.", "api-docs/catalog#list-nodes-for-service"),
     route(GET, "/v1/catalog/node/", INSTANCES_SEEN, DISCOVERY, to!(catalog::node),
         "Shows a node and its services by id.", "api-docs/catalog#retrieve-map-of-services-for-a-node"),
-    route(GET, "/v1/catalog/node-services/", INSTANCES_SEEN, DISCOVERY, to!(catalog::node_services),
+    route(GET, "/v1/catalog/node-services/", INSTANCES_SEEN, NODE_SERVICES, to!(catalog::node_services),
         "Shows a node and its services as a list.", "api-docs/catalog#list-services-for-node"),
     // Health
     route(GET, "/v1/health/node/", INSTANCES_SEEN, DISCOVERY, to!(health::node),
@@ -236,6 +269,13 @@ pub(super) static TABLE: &[Route] = &[
         "Lists a service's instances with their checks.", "api-docs/health#list-service-instances-for-service"),
     route(GET, "/v1/health/state/", INSTANCES_SEEN, DISCOVERY, to!(health::state),
         "Lists the checks in a state.", "api-docs/health#list-checks-in-state"),
+    // Config entries
+    route(PUT, "/v1/config", CONFIG_WRITE, &["cas"], to!(config_entry::put),
+        "Writes a config entry, if need be only when it has not changed.", "api-docs/config#apply-configuration"),
+    route(GET, "/v1/config/", CONFIG_SEEN, CONFIG_LIST, to!(config_entry::get),
+        "Shows a config entry, or lists those of a kind.", "api-docs/config#get-configuration"),
+    route(DELETE, "/v1/config/", CONFIG_WRITE, &["cas"], to!(config_entry::delete),
+        "Deletes a config entry, if need be only when it has not changed.", "api-docs/config#delete-configuration"),
     // The operator
     route(GET, "/v1/operator/raft/configuration", OPERATOR_READ, &["stale"], to!(operator::raft_configuration),
         "Shows the Raft peers and their roles.", "api-docs/operator/raft#read-configuration"),

@@ -141,6 +141,16 @@ impl Kind {
         }
     }
 
+    /// Whose rights are needed to see it; `None`: every proxy needs it, so everybody may.
+    #[must_use]
+    pub const fn read_resource(self) -> Option<Resource> {
+        match self {
+            Self::ProxyDefaults | Self::Mesh => None,
+            Self::IngressGateway | Self::TerminatingGateway => Some(Resource::Service),
+            other => Some(other.resource()),
+        }
+    }
+
     /// The one name entries of this kind have, if it is fixed.
     #[must_use]
     pub const fn fixed_name(self) -> Option<&'static str> {

@@ -3,6 +3,7 @@
 mod agent;
 mod blocking;
 mod catalog;
+mod config_entry;
 mod conventions;
 mod kv;
 mod serving;
