@@ -200,3 +200,42 @@ fn a_second_server_of_the_same_name_evicts_nobody() {
     w.kill(4);
     assert_eq!(w.at(1).kv_get("color", "").as_deref(), Some("red"));
 }
+
+#[test]
+fn autopilot_says_how_well_the_servers_are() {
+    let mut w = World::servers(3).start();
+    let health = |w: &World| {
+        let reply = w.at(w.leader()).get("/v1/operator/autopilot/health").ok()?;
+        Some((reply.status, reply.json()))
+    };
+    let (_, all_well) = w.until("all servers to be well", || {
+        health(&w).filter(|(status, _)| *status == 200)
+    });
+    assert_eq!(all_well["FailureTolerance"], 1);
+    let servers = all_well["Servers"].as_array().unwrap();
+    assert_eq!(servers.len(), 3);
+    for server in servers {
+        assert_eq!(server["SerfStatus"], "alive", "{server}");
+        assert_ne!(server["Version"], "", "{server}");
+        assert_ne!(server["StableSince"], "1970-01-01T00:00:00.000Z");
+    }
+    let lost = w.follower();
+    w.kill(lost);
+    let (_, one_lost) = w.until("the loss to be seen", || {
+        health(&w).filter(|(status, _)| *status == 429)
+    });
+    assert_eq!(one_lost["Healthy"], false);
+    assert_eq!(one_lost["FailureTolerance"], 0);
+    let state = w
+        .at(w.leader())
+        .get("/v1/operator/autopilot/state")
+        .unwrap()
+        .ok()
+        .json();
+    assert_eq!(state["Servers"].as_object().unwrap().len(), 3);
+    assert_eq!(state["Voters"].as_array().unwrap().len(), 3);
+    w.restart(lost);
+    w.until("it to be well again", || {
+        health(&w).filter(|(status, _)| *status == 200)
+    });
+}

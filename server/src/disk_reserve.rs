@@ -1,4 +1,4 @@
-//! The disk reserve: below 5 % free, writes are refused while reads go on.
+//! The disk reserve: below 5 % free (at most 4 GiB), writes are refused while reads go on.
 //!
 //! Owns: the rule and its wording, and the last reading.
 //! Never: touches the log; the log's own ENOSPC handling is the second line of defence.
@@ -7,7 +7,10 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Share of the file system kept free for the log's own needs, in percent.
-pub(crate) const RESERVE_PERCENT: u64 = 5;
+const RESERVE_PERCENT: u64 = 5;
+/// The most that is kept: four times what the log keeps behind a snapshot. A big disk with this much room
+/// is not full.
+const RESERVE_MAX_BYTES: u64 = 4 << 30;
 
 /// Watches the free space of the data directory.
 pub(crate) struct DiskReserve {
@@ -79,17 +82,24 @@ impl DiskReserve {
             .as_deref()
             .map(|d| d.display().to_string())
             .unwrap_or_default();
+        let total = self.total_bytes.load(Ordering::Relaxed);
         Err(format!(
-            "disk nearly full: {} MiB of {} MiB free under {dir}, below the {RESERVE_PERCENT} % reserve; \
+            "disk nearly full: {} MiB of {} MiB free under {dir}, below the reserve of {} MiB; \
              nothing was written, reads go on; free space or grow the disk and writes resume by themselves",
             self.available_bytes.load(Ordering::Relaxed) >> 20,
-            self.total_bytes.load(Ordering::Relaxed) >> 20,
+            total >> 20,
+            reserve_of(total) >> 20,
         ))
     }
 }
 
+/// Bytes of a file system of `total` bytes that are kept free.
+fn reserve_of(total: u64) -> u64 {
+    (total / 100 * RESERVE_PERCENT).min(RESERVE_MAX_BYTES)
+}
+
 fn is_low(available: u64, total: u64) -> bool {
-    u128::from(available) * 100 < u128::from(total) * u128::from(RESERVE_PERCENT)
+    available < reserve_of(total)
 }
 
 #[cfg(test)]
@@ -97,12 +107,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn five_percent_is_the_line() {
+    fn five_percent_is_the_line_up_to_four_gibibytes() {
+        let gib = 1 << 30;
         for (available, total, low) in [
-            (5, 100, false),
-            (4, 100, true),
+            (500, 10_000, false),
+            (499, 10_000, true),
             (0, 0, false),
             (u64::MAX, u64::MAX, false),
+            (4 * gib, 80 * gib, false),
+            (3 * gib, 80 * gib, true),
+            (5 * gib, 8_000 * gib, false),
+            (4 * gib - 1, 8_000 * gib, true),
         ] {
             assert_eq!(is_low(available, total), low, "{available} of {total}");
         }

@@ -24,6 +24,7 @@ use crate::disk_reserve::DiskReserve;
 use crate::formation::Reservation;
 use crate::forward::{CallError, Forwarder};
 use crate::hashes::Hashes;
+use crate::leader::health::ServerHealth;
 use crate::metrics::Metrics;
 use crate::published::Published;
 use crate::reads::{ReadMeta, Rounds};
@@ -122,6 +123,8 @@ pub(crate) struct Inner {
     pub(crate) reservation: Reservation,
     /// This server said goodbye: it must not ask to be let in again on its way out.
     pub(crate) leaving: AtomicBool,
+    /// How the leader finds the servers; empty elsewhere.
+    pub(crate) health: Mutex<ServerHealth>,
     /// Since when this server leads, on the monotonic clock.
     pub(crate) leading_since: Mutex<Option<Duration>>,
     pub(crate) public_key: Bytes,

@@ -271,7 +271,12 @@ impl Server {
     pub fn raft_peers(&self) -> v1::RaftPeers {
         let status = self.status();
         let leader = status.leader.as_ref().map(|peer| peer.id);
+        let health = self.inner.health.lock();
         let peers = status.members.iter().map(|m| v1::RaftPeer {
+            healthy: health.is_healthy(m.peer.id),
+            stable_since_millis: health.stable_since(m.peer.id).get(),
+            last_term: status.term,
+            ever_heard: m.peer.id == status.id || m.last_contact.is_some(),
             raft_id: m.peer.id.to_string(),
             node_name: m.peer.name.clone(),
             address: self.inner.transport.address_of(&m.peer),

@@ -97,6 +97,7 @@ impl Server {
             gossip: ArcSwapOption::empty(),
             reservation: Reservation::default(),
             leaving: false.into(),
+            health: parking_lot::Mutex::default(),
             leading_since: None.into(),
             public_key,
             failed: watch::channel(None).0,

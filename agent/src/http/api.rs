@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::blocking::Waiting;
 use super::cache::BodyCache;
 use super::call::Call;
+use super::complaints::Complaints;
 use super::config::{Deps, HttpConfig};
 use super::error::Failure;
 use super::metrics::Metrics;
@@ -40,6 +41,7 @@ pub(super) struct Api {
     pub(super) config: HttpConfig,
     pub(super) cache: BodyCache,
     pub(super) waiting: Waiting,
+    complaints: Complaints,
     pub(super) metrics: Metrics,
     pub(super) rng: Mutex<SmallRng>,
     /// Monotonic time when the API was started.
@@ -56,6 +58,7 @@ impl Api {
         Arc::new(Self {
             cache: BodyCache::new(config.limits.body_cache_bytes),
             waiting: Waiting::new(metrics.waiting()),
+            complaints: Complaints::default(),
             rng: Mutex::new(SmallRng::seed_from_u64(config.seed)),
             metrics,
             started_at: deps.clock.monotonic(),
@@ -82,7 +85,7 @@ impl Api {
         };
         let (look, result) = Arc::clone(&self).dispatch(head, body, look).await;
         let reply = result.unwrap_or_else(|failure| {
-            log_failure(&failure, look.route.map(|at| self.routes.table()[at].path));
+            self.log_failure(&failure, look.route.map(|at| self.routes.table()[at].path));
             failure.into_reply()
         });
         self.metrics.count(look.route, reply.status);
@@ -91,6 +94,18 @@ impl Api {
             response.headers_mut().insert(name.clone(), value.clone());
         }
         response
+    }
+
+    fn log_failure(&self, failure: &Failure, route: Option<&str>) {
+        let (status, route) = (failure.status.as_u16(), route.unwrap_or("-"));
+        if !failure.status.is_server_error() {
+            tracing::debug!(http.status = status, http.route = route, reason = %failure.reason, error = %failure.text, "request refused");
+            return;
+        }
+        let now = self.deps.clock.monotonic();
+        if let Some(repeated) = self.complaints.admit(&failure.reason, now) {
+            tracing::warn!(http.status = status, http.route = route, reason = %failure.reason, error = %failure.text, repeated, "request failed");
+        }
     }
 
     async fn dispatch(
@@ -266,15 +281,6 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
 }
 
 /// The route stands for the path and the query string stays out: it may carry a token.
-fn log_failure(failure: &Failure, route: Option<&str>) {
-    let (status, route) = (failure.status.as_u16(), route.unwrap_or("-"));
-    if failure.status.is_server_error() {
-        tracing::warn!(http.status = status, http.route = route, reason = %failure.reason, error = %failure.text, "request failed");
-    } else {
-        tracing::debug!(http.status = status, http.route = route, reason = %failure.reason, error = %failure.text, "request refused");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

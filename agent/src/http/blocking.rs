@@ -7,7 +7,6 @@
 //! Source: Consul HTTP API, "Blocking queries"; CONSUL.md B.1, B.2.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;

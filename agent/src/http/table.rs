@@ -8,8 +8,8 @@ use weft_catalog::acl::{Access, Resource};
 
 use super::route::{Handler, Need, Route};
 use super::{
-    agent, agent_check, agent_service, catalog, config_entry, health, kv, operator, session, snapshot, status,
-    telemetry, txn,
+    agent, agent_check, agent_service, autopilot, catalog, config_entry, health, internal_ui, kv,
+    openapi, operator, session, snapshot, status, telemetry, txn,
 };
 
 /// A handler as the table holds it.
@@ -45,6 +45,8 @@ const PUT: &Method = &Method::PUT;
 const POST: &Method = &Method::POST;
 const DELETE: &Method = &Method::DELETE;
 
+/// Consul's own UI asks for these; no page describes them.
+const INTERNAL: &str = "api-docs";
 const NONE: &[&str] = &[];
 const CONSISTENCY: &[&str] = &["stale", "consistent", "max_stale"];
 const READ: &[&str] = &[
@@ -287,6 +289,24 @@ pub(super) static TABLE: &[Route] = &[
         "Shows autopilot's settings.", "api-docs/operator/autopilot#read-configuration"),
     route(PUT, "/v1/operator/autopilot/configuration", OPERATOR_WRITE, &["cas"], to!(operator::set_autopilot),
         "Changes autopilot's settings.", "api-docs/operator/autopilot#update-configuration"),
+    route(GET, "/v1/operator/autopilot/health", OPERATOR_READ, NONE, to!(autopilot::health),
+        "Says how well the servers are; status 429 when one is not.", "api-docs/operator/autopilot#read-health"),
+    route(GET, "/v1/operator/autopilot/state", OPERATOR_READ, NONE, to!(autopilot::state),
+        "Says how well the servers are, by id.", "api-docs/operator/autopilot#read-the-autopilot-state"),
+    route(GET, "/v1/operator/usage", OPERATOR_READ, READ, to!(autopilot::usage),
+        "Counts services, instances and nodes.", "api-docs/operator/usage"),
+    // The API itself
+    route(GET, "/v1/openapi.json", Need::Public("it describes this program, not what it holds"), NONE, to!(openapi::document),
+        "Describes this API for machines.", "api-docs"),
+    // What dashboards draw
+    route(GET, "/v1/internal/ui/nodes", INSTANCES_SEEN, READ, to!(internal_ui::nodes),
+        "Every node with its services and checks.", INTERNAL),
+    route(GET, "/v1/internal/ui/node/", INSTANCES_SEEN, READ, to!(internal_ui::node),
+        "One node with its services and checks.", INTERNAL),
+    route(GET, "/v1/internal/ui/services", INSTANCES_SEEN, READ, to!(internal_ui::services),
+        "Every service with its tags, nodes and how many checks say what.", INTERNAL),
+    route(GET, "/v1/internal/ui/catalog-overview", INSTANCES_SEEN, READ, to!(internal_ui::overview),
+        "How many nodes, services and checks are well.", INTERNAL),
     // Snapshots
     route(GET, "/v1/snapshot", Need::Fixed(Resource::Acl, Access::Write), &["stale"], to!(snapshot::save),
         "Streams an archive of the whole state.", "api-docs/snapshot#generate-snapshot"),

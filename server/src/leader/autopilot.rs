@@ -38,6 +38,10 @@ pub(super) async fn run(server: &Server) {
         }
         let now = inner.clock.monotonic();
         let pool = pool_servers(&gossip.members(), &inner.config.datacenter);
+        inner
+            .health
+            .lock()
+            .note(&status, &pool, &inner.config, inner.clock.wall());
         note_stability(&mut stable_since, &status, &inner.config, now);
         let ready: Vec<RaftId> = stable_since
             .iter()
@@ -131,7 +135,7 @@ fn voter_may_go(status: &Status, dead: usize, config: &ServerConfig) -> bool {
 }
 
 /// How long a server that keeps up may be silent.
-fn silence(config: &ServerConfig) -> Duration {
+pub(super) fn silence(config: &ServerConfig) -> Duration {
     config.last_contact_threshold * config.raft_multiplier
 }
 

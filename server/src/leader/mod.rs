@@ -5,6 +5,7 @@
 
 pub(crate) mod agreement;
 mod autopilot;
+pub(crate) mod health;
 mod reconcile;
 mod restores;
 mod sessions;
@@ -43,6 +44,7 @@ pub(crate) async fn run(server: Server) {
             () = duties(&server) => {}
         }
         *server.inner.leading_since.lock() = None;
+        *server.inner.health.lock() = health::ServerHealth::default();
         tracing::info!(raft.term = term, node.name = %server.inner.config.node_name, "no longer leader");
     }
 }

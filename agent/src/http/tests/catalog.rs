@@ -168,3 +168,38 @@ async fn snapshots_stream_out_and_in() {
     assert_eq!(*world.cluster.asked.lock(), ["restore 300000 bytes"]);
     world.stop().await;
 }
+
+#[tokio::test]
+async fn dashboards_see_the_catalog_summed_up() {
+    let world = with_pg().await;
+    let proxy = r#"{"Node":"ext-2","Address":"10.9.0.2","Service":{"ID":"pg-proxy","Service":"pg-proxy","Kind":"connect-proxy","Port":81,
+        "Meta":{"external-source":"nomad"},"Proxy":{"DestinationServiceName":"pg"}}}"#;
+    let node = format!(
+        r#"{{"ID":"","Node":"ext-1","Address":"10.9.0.1","TaggedAddresses":{{}},"Meta":{{"rack":"r2"}},"Services":[{SERVICE}],"Checks":[{CHECK}]}}"#
+    );
+    let services = r#"[{"Name":"pg","Datacenter":"dc1","Tags":["v2"],"Nodes":["ext-1"],"ExternalSources":[],"InstanceCount":1,"ChecksPassing":0,"ChecksWarning":1,"ChecksCritical":0,"GatewayConfig":{},"TransparentProxy":false,"ConnectNative":false,"ConnectedWithProxy":true,"ConnectedWithGateway":false},{"Kind":"connect-proxy","Name":"pg-proxy","Datacenter":"dc1","Tags":[],"Nodes":["ext-2"],"ExternalSources":["nomad"],"InstanceCount":1,"ChecksPassing":0,"ChecksWarning":0,"ChecksCritical":0,"GatewayConfig":{},"TransparentProxy":false,"ConnectNative":false,"ConnectedWithProxy":false,"ConnectedWithGateway":false}]"#;
+    let overview = r#"{"Nodes":[{"Total":2,"Passing":2,"Warning":0,"Critical":0}],"Services":[{"Name":"pg","Total":1,"Passing":0,"Warning":1,"Critical":0},{"Name":"pg-proxy","Total":1,"Passing":1,"Warning":0,"Critical":0}],"Checks":[{"Name":"alive","Total":1,"Passing":0,"Warning":1,"Critical":0}]}"#;
+    world
+        .check(&[
+            ("GET /v1/internal/ui/nodes", "", 200, &format!("[{node}]")),
+            ("PUT /v1/catalog/register", proxy, 200, "true"),
+            ("GET /v1/internal/ui/node/ext-1", "", 200, &node),
+            ("GET /v1/internal/ui/node/none", "", 404, ""),
+            ("GET /v1/internal/ui/node/", "", 400, "Missing node name"),
+            ("GET /v1/internal/ui/services", "", 200, services),
+            ("GET /v1/internal/ui/catalog-overview", "", 200, overview),
+            (
+                "GET /v1/operator/usage",
+                "",
+                200,
+                r#"{"Usage":{"dc1":{"Services":2,"ServiceInstances":2,"ConnectServiceInstances":{"connect-proxy":1,"connect-native":0,"mesh-gateway":0,"ingress-gateway":0,"terminating-gateway":0,"api-gateway":0},"BillableServiceInstances":1,"Nodes":2}},"Index":2,"LastContact":0,"KnownLeader":true,"ConsistencyLevel":"leader","NotModified":false,"Backend":0,"ResultsFilteredByACLs":false}"#,
+            ),
+            (
+                "GET /v1/operator/autopilot/health",
+                "",
+                429,
+                r#"{"Healthy":false,"FailureTolerance":0,"Servers":[{"ID":"r1","Name":"n1","Address":"127.0.0.1:8300","SerfStatus":"none","Version":"","Leader":true,"LastContact":"never","LastTerm":0,"LastIndex":9,"Healthy":false,"Voter":true,"StableSince":"1970-01-01T00:00:00.000Z"}]}"#,
+            ),
+        ])
+        .await;
+}
