@@ -122,7 +122,14 @@ macro_rules! digest_encoded {
         }
     )*};
 }
-digest_encoded!(v1::Node, v1::Service, v1::Check, v1::Session, v1::ServerKey);
+digest_encoded!(
+    v1::Node,
+    v1::Service,
+    v1::Check,
+    v1::Session,
+    v1::ServerKey,
+    v1::PreparedQuery
+);
 
 fn row<K: Digest, V: Digest>(key: &K, value: &V) -> u64 {
     let mut fold = Fold::new();

@@ -17,7 +17,7 @@ use crate::state::{Scalars, State, TableIndexes};
 use crate::topics::Touched;
 
 /// The form of the digests in [`End`]: raised when a row's digest changes.
-pub const HASH_FORM: u32 = 3;
+pub const HASH_FORM: u32 = 4;
 
 /// One record of a snapshot. Additive only (DESIGN F7).
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -64,6 +64,9 @@ pub enum Record {
     /// A config entry.
     #[prost(message, tag = "14")]
     ConfigEntry(v1::ConfigEntry),
+    /// A prepared query.
+    #[prost(message, tag = "15")]
+    PreparedQuery(v1::PreparedQuery),
 }
 
 /// A record as a message of its own.
@@ -72,7 +75,7 @@ pub struct Frame {
     /// Absent: a record of a newer version.
     #[prost(
         oneof = "Record",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
     )]
     pub record: Option<Record>,
 }
@@ -266,6 +269,11 @@ impl State {
                     .values()
                     .map(|entry| Record::ConfigEntry(entry.row())),
             )
+            .chain(
+                self.queries
+                    .values()
+                    .map(|row| Record::PreparedQuery(v1::PreparedQuery::clone(row))),
+            )
             .chain(self.index_records())
             .chain(
                 self.sources
@@ -429,6 +437,7 @@ impl Rebuild {
                     .map_err(|_| wrong("a config entry that this version cannot read"))?;
                 change.put_config(entry);
             }
+            Record::PreparedQuery(query) => change.put_query(query),
             Record::Index(row) => self.index(&row)?,
             Record::Answer(row) => {
                 self.state.sources.restore_answer(

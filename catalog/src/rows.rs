@@ -12,6 +12,7 @@ use weft_proto::v1;
 
 use crate::config_entry::{Entry, Kind, chain};
 use crate::keys::{self, Name, Pair, PairRef, Triple, TripleRef};
+use crate::prepared_query;
 use crate::state::{InstanceRow, State};
 use crate::topics::{TableTopic, Topic, Touched};
 
@@ -376,6 +377,34 @@ impl Change<'_> {
         self.unindex_session(key, &before);
         self.bump_table(TableTopic::Sessions);
         self.touched.row(Topic::Session(key.clone()));
+    }
+
+    // ---- prepared queries -----------------------------------------------------------------
+
+    pub(crate) fn put_query(&mut self, query: v1::PreparedQuery) {
+        let id = keys::name(&query.id);
+        self.drop_query(&id);
+        if let Some(name) = prepared_query::name_key(&query) {
+            self.state.query_names.insert(name, id.clone());
+        }
+        if !query.session.is_empty() {
+            let bound = Pair(keys::name(&query.session), id.clone());
+            self.state.queries_by_session.insert(bound);
+        }
+        self.state.queries.insert(id, Arc::new(query));
+    }
+
+    /// Removes a query; answers whether there was one.
+    pub(crate) fn drop_query(&mut self, id: &Name) -> bool {
+        let Some(before) = self.state.queries.remove(id) else {
+            return false;
+        };
+        if let Some(name) = prepared_query::name_key(&before) {
+            self.state.query_names.remove(&name);
+        }
+        let bound = Pair(keys::name(&before.session), id.clone());
+        self.state.queries_by_session.remove(&bound);
+        true
     }
 
     // ---- config entries -------------------------------------------------------------------

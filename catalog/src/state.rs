@@ -79,6 +79,8 @@ pub struct State {
     pub(crate) autopilot: Option<Arc<v1::AutopilotConfig>>,
     /// By kind and folded name.
     pub(crate) config: Table<Pair, Arc<Entry>>,
+    /// By folded id.
+    pub(crate) queries: Table<Name, Arc<v1::PreparedQuery>>,
     // What is remembered of rows that are gone, and of times.
     pub(crate) key_tombstones: Table<Bytes, u64>,
     pub(crate) tree_tombstones: Table<Bytes, u64>,
@@ -104,6 +106,10 @@ pub struct State {
     pub(crate) deadlines: OrdSet<(u64, Name)>,
     /// (service, kind, folded name): the config entry speaks of the service.
     pub(crate) config_references: OrdSet<Triple>,
+    /// Folded name of every named or template query to its id; the catch-all's name is empty.
+    pub(crate) query_names: OrdMap<Name, Name>,
+    /// (session, query).
+    pub(crate) queries_by_session: OrdSet<Pair>,
 }
 
 /// How many rows there are, for metrics.
@@ -123,6 +129,8 @@ pub struct Counts {
     pub sessions: usize,
     /// Config entries of all kinds.
     pub config_entries: usize,
+    /// Prepared queries.
+    pub prepared_queries: usize,
     /// Tombstones of keys and trees, and extinction indexes, not yet reaped.
     pub tombstones: usize,
 }
@@ -229,7 +237,7 @@ impl State {
         fold.finish()
     }
 
-    fn sums(&self) -> [u64; 16] {
+    fn sums(&self) -> [u64; 17] {
         [
             self.nodes.sum(),
             self.services.sum(),
@@ -247,6 +255,7 @@ impl State {
             self.sources.sum(),
             self.config.sum(),
             self.config_kinds.sum(),
+            self.queries.sum(),
         ]
     }
 
@@ -285,6 +294,7 @@ impl State {
             kv_entries: self.kv.len(),
             sessions: self.sessions.len(),
             config_entries: self.config.len(),
+            prepared_queries: self.queries.len(),
             tombstones: self.key_tombstones.len()
                 + self.tree_tombstones.len()
                 + self.extinct_nodes.len()

@@ -419,6 +419,7 @@ fn frees_space(command: &v1::stamped::Command) -> bool {
             entry.verb(),
             v1::ConfigEntryVerb::Delete | v1::ConfigEntryVerb::DeleteCas
         ),
+        Command::PreparedQuery(query) => query.verb() == v1::PreparedQueryVerb::Delete,
         _ => false,
     }
 }

@@ -85,6 +85,7 @@ impl Metrics {
             ("kv_entries", counts.kv_entries),
             ("sessions", counts.sessions),
             ("config_entries", counts.config_entries),
+            ("prepared_queries", counts.prepared_queries),
         ];
         for (table, rows) in tables {
             self.catalog_rows
@@ -118,6 +119,7 @@ fn name(stamped: &v1::Stamped) -> &'static str {
         Some(Command::ServerKey(_)) => "server_key",
         Some(Command::Autopilot(_)) => "autopilot",
         Some(Command::ConfigEntry(_)) => "config_entry",
+        Some(Command::PreparedQuery(_)) => "prepared_query",
         None => "unknown",
     }
 }

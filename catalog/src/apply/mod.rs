@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 pub(crate) mod config_entry;
 pub(crate) mod deregister;
 pub(crate) mod kv;
+pub(crate) mod prepared_query;
 pub(crate) mod register;
 pub(crate) mod restore;
 pub(crate) mod retry;
@@ -268,6 +269,7 @@ impl Catalog {
             Command::ServerKey(command) => cluster::server_key(&mut change, command),
             Command::Autopilot(command) => cluster::autopilot(&mut change, command),
             Command::ConfigEntry(command) => config_entry::command(&mut change, command),
+            Command::PreparedQuery(command) => prepared_query::command(&mut change, command),
         }
     }
 

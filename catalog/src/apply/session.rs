@@ -8,7 +8,7 @@ use bytes::Bytes;
 use weft_proto::ids::UnixMillis;
 use weft_proto::v1::{self, outcome};
 
-use crate::apply::kv;
+use crate::apply::{kv, prepared_query};
 use crate::apply::register::missing_node;
 use crate::keys::{self, Name, Pair, PairRef, Triple};
 use crate::refusal::{Verdict, applied, conflict, internal, invalid, not_found, unit};
@@ -164,6 +164,7 @@ pub(crate) fn invalidate(change: &mut Change<'_>, now: UnixMillis, id: &Name) {
         return;
     };
     change.drop_session(id);
+    prepared_query::drop_bound(change, id);
     let held: Vec<Bytes> = change
         .state
         .held

@@ -6,6 +6,7 @@
 
 mod config_entry;
 pub(crate) mod kv;
+mod prepared_query;
 pub(crate) mod txn;
 
 use std::collections::{BTreeMap, BTreeSet};
