@@ -8,6 +8,7 @@ pub(crate) mod agent;
 mod argv;
 mod catalog;
 mod client;
+mod config;
 mod failure;
 mod force_leave;
 mod info;
@@ -60,6 +61,7 @@ struct Cli {
 enum Verb {
     Agent(agent::AgentArgs),
     Catalog(catalog::CatalogArgs),
+    Config(config::ConfigArgs),
     ForceLeave(force_leave::ForceLeaveArgs),
     Info(info::InfoArgs),
     Init(init::InitArgs),
@@ -140,6 +142,7 @@ fn perform(verb: Verb) -> Done {
     match verb {
         Verb::Agent(_) => Ok(()),
         Verb::Catalog(args) => catalog::run(args),
+        Verb::Config(args) => config::run(args),
         Verb::ForceLeave(args) => force_leave::run(args),
         Verb::Info(args) => info::run(args),
         Verb::Init(args) => init::run(args),
