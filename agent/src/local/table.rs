@@ -79,6 +79,11 @@ impl CheckEntry {
             Worth::Kind(_) => None,
         });
         let restored = saved.is_some();
+        let streak = if restored {
+            Streak::default()
+        } else {
+            Streak::unknown(&definition.thresholds)
+        };
         let fresh = definition.status.unwrap_or(Status::Critical);
         let (status, output) = saved.map_or_else(
             || (fresh, String::new()),
@@ -89,7 +94,7 @@ impl CheckEntry {
             source,
             status,
             output,
-            streak: Streak::default(),
+            streak,
             critical_since: (status == Status::Critical).then_some(now),
             ttl_deadline,
             in_sync: false,

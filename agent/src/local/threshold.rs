@@ -24,6 +24,16 @@ pub struct Streak {
 }
 
 impl Streak {
+    /// For a check nothing is known of: its first result counts at once, whatever it is, as in Consul.
+    /// The default is for one whose status is known, which a single result does not change.
+    #[must_use]
+    pub fn unknown(thresholds: &Thresholds) -> Self {
+        Self {
+            ok: thresholds.success_before_passing,
+            bad: thresholds.failures_before_critical,
+        }
+    }
+
     /// Counts `result` in; answers the status to show when it is to be set anew, `None` to keep
     /// what is shown.
     #[must_use]

@@ -299,3 +299,27 @@ async fn what_runs_keeps_its_health_over_a_restart() {
         .unwrap();
     assert_eq!(status(&local, "file"), "critical");
 }
+
+#[tokio::test]
+async fn one_failure_after_a_restart_is_still_one_of_a_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = listener.local_addr().unwrap().to_string();
+    let tcp = json!({"Name": "tcp", "TCP": target, "Interval": "1s", "FailuresBeforeCritical": 3});
+    let local = open(Some(dir.path()));
+    local.start_checks(None);
+    local.register_check(check(tcp), Source::Api).await.unwrap();
+    super::world::until("it passes", || local.counts().passing == 1).await;
+    drop((local, listener));
+    let local = open(Some(dir.path()));
+    let definition = local.check("tcp").unwrap().definition;
+    let failure = crate::local::run_result::RunResult::of(Status::Critical, "down".to_owned());
+    for (status, output) in [("passing", true), ("passing", true), ("critical", false)] {
+        local.inner.report(&definition, &failure, Duration::ZERO);
+        let record = local.check("tcp").unwrap().record;
+        assert_eq!(
+            (record.status.as_str(), record.output.ends_with("Success")),
+            (status, output)
+        );
+    }
+}

@@ -232,3 +232,72 @@ async fn script_checks_run_and_are_counted() {
         assert!(text.contains(line), "{text} lacks {line}");
     }
 }
+
+#[tokio::test]
+async fn commands_beyond_the_bound_wait_and_are_counted() {
+    let local = open_with(ScriptChecks::Everybody, None);
+    local.start_checks(None);
+    let word = format!("8660{}", std::process::id());
+    for n in 0..70 {
+        let sleeps = json!({"Name": format!("c{n}"), "Args": ["sleep", word], "Interval": "1s"});
+        local
+            .register_check(check(sleeps), Source::Api)
+            .await
+            .unwrap();
+    }
+    let waiting = || {
+        let mut registry = prometheus_client::registry::Registry::default();
+        local.metrics().register(&mut registry, &local);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text.contains("weft_agent_checks_waiting 6\n")
+    };
+    until("64 run and 6 wait", waiting).await;
+    // Nothing else waits for them.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tcp =
+        json!({"Name": "tcp", "TCP": listener.local_addr().unwrap().to_string(), "Interval": "1s"});
+    local.register_check(check(tcp), Source::Api).await.unwrap();
+    until("the other passes", || local.counts().passing == 1).await;
+    for n in 0..70 {
+        local.deregister_check(&format!("c{n}")).await.unwrap();
+    }
+    until("nothing is left", || !runs(&word)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_checks_begin_spread_over_their_interval() {
+    let config = LocalConfig {
+        script_checks: ScriptChecks::Everybody,
+        // Refused before anything is asked of the system, whose time is not the test's.
+        docker_host: "tcp://nowhere".to_owned(),
+        ..LocalConfig::in_memory(node())
+    };
+    let local = Local::open(config, Arc::new(TokioClock::new())).unwrap();
+    local.start_checks(None);
+    for n in 0..1_000 {
+        let body = json!({"Name": format!("c{n}"), "DockerContainerID": "x", "Args": ["true"], "Interval": "100s"});
+        local
+            .register_check(check(body), Source::Api)
+            .await
+            .unwrap();
+    }
+    let ran = || {
+        let checks = local.checks();
+        checks
+            .values()
+            .filter(|check| !check.record.output.is_empty())
+            .count()
+    };
+    for tenth in 1..=9 {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let expected = tenth * 100;
+        assert!(
+            ran().abs_diff(expected) < 60,
+            "{} ran in {tenth} tenths",
+            ran()
+        );
+    }
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(ran(), 1_000);
+}

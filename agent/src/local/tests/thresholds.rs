@@ -47,6 +47,28 @@ fn failures_are_counted_in_a_row() {
     check(0, Some(3), 3, "pccc", "pppc");
 }
 
+#[test]
+fn the_first_result_of_an_unknown_check_counts_at_once() {
+    let thresholds = Thresholds {
+        success_before_passing: 3,
+        failures_before_warning: Some(2),
+        failures_before_critical: 3,
+    };
+    for first in [Status::Passing, Status::Warning, Status::Critical] {
+        let mut streak = Streak::unknown(&thresholds);
+        assert_eq!(streak.step(first, &thresholds), Some(first));
+        let other = match first {
+            Status::Critical => Status::Passing,
+            _ => Status::Critical,
+        };
+        assert_eq!(
+            streak.step(other, &thresholds),
+            None,
+            "the second is one of a row"
+        );
+    }
+}
+
 /// What is shown after `history`, told from the end of it alone: how long its last run of successes
 /// or failures is, and what was shown before it.
 fn shown(history: &[Status], thresholds: &Thresholds) -> Status {
