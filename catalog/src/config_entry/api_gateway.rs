@@ -7,9 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::form::{Computed, Span, form};
+use super::form::{Computed, form};
 use super::gateway::Sds;
 use super::mesh::check_tls;
+use super::quantity::Span;
 use super::routing::Headers;
 use super::{EntryError, not_negative, one_of, regex};
 

@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::form::{Span, form};
+use super::form::form;
+use super::quantity::Span;
 use super::{EntryError, not_negative, one_of};
 
 /// Versions of TLS as Consul writes them, oldest first.

@@ -13,6 +13,7 @@ pub mod gateway;
 pub mod intentions;
 mod kind;
 pub mod mesh;
+pub mod quantity;
 pub mod resolver;
 pub mod routing;
 pub mod service;
@@ -26,8 +27,9 @@ use weft_proto::json::Json;
 use weft_proto::v1;
 
 use crate::digest::Fold;
-use form::{Field, Path, Reading, Span, same_name};
+use form::{Field, Path, Reading, same_name};
 pub use kind::{Kind, KindError};
+use quantity::Span;
 
 /// Entries of all kinds together.
 pub const CONFIG_ENTRIES_MAX: usize = 16_384;

@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::form::{Span, form};
+use super::form::form;
+use super::quantity::Span;
 use super::service::{FailoverPolicy, PrioritizeByLocality};
 use super::{EntryError, not_negative, one_of};
 use crate::filter;

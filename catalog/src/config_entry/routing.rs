@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::form::{Span, Weight, form};
+use super::form::form;
+use super::quantity::{Span, Weight};
 use super::{EntryError, not_negative, regex};
 
 form! {
@@ -311,7 +312,7 @@ impl Splitter {
                 )));
             }
         }
-        let hundredths = self
+        let hundredths: i64 = self
             .splits
             .iter()
             .map(|split| split.weight.hundredths)
@@ -320,8 +321,9 @@ impl Splitter {
             return Ok(());
         }
         Err(EntryError::invalid(format!(
-            "the sum of all split weights must be 100, not {}",
-            Weight { hundredths }.text()
+            "the sum of all split weights must be 100, not {}.{:02}0000",
+            hundredths / 100,
+            hundredths % 100
         )))
     }
 }

@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::form::{Computed, Opaque, Span, form};
+use super::form::{Computed, Opaque, form};
+use super::quantity::Span;
 use super::{EntryError, not_negative, one_of};
 
 /// Protocols that can be routed by request.

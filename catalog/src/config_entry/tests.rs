@@ -392,11 +392,11 @@ fn routes_and_splits_are_judged() {
         ),
         (
             r#"{"Kind":"service-splitter","Name":"web","Splits":[{"Weight":33,"Service":"a"}]}"#,
-            "the sum of all split weights must be 100, not 33",
+            "the sum of all split weights must be 100, not 33.000000",
         ),
         (
             r#"{"Kind":"service-splitter","Name":"web","Splits":[{"Weight":99.99}]}"#,
-            "must be 100, not 99.99",
+            "must be 100, not 99.990000",
         ),
         (
             r#"{"Kind":"service-splitter","Name":"web","Splits":[{"Weight":-50},{"Weight":150,"Service":"a"}]}"#,
