@@ -152,7 +152,18 @@ impl Asked<'_> {
             Found::Foreign => out.empty = Some(Cause::Foreign),
             Found::Apex(servers) => self.apex(servers, &mut out),
             Found::Node(node) => self.node(node, &mut out),
-            Found::Instances(serving) => self.service(serving, &mut out, rng),
+            Found::Instances(serving) => {
+                let mut order: Vec<&Serving<'_>> = serving.iter().collect();
+                order.shuffle(rng);
+                self.service(&order, None, &mut out);
+            }
+            Found::Query(selected) => {
+                let mut order: Vec<&Serving<'_>> = selected.serving.iter().collect();
+                if !selected.ordered {
+                    order.shuffle(rng);
+                }
+                self.service(&order, selected.ttl, &mut out);
+            }
             Found::Address(ip) => out.answers.extend(
                 self.wants(*ip)
                     .then(|| self.record(self.owner.clone(), self.options.node_ttl, address(*ip))),
@@ -210,12 +221,11 @@ impl Asked<'_> {
         }
     }
 
-    fn service(&self, serving: &[Serving<'_>], out: &mut Sections, rng: &mut impl rand::Rng) {
-        let mut order: Vec<&Serving<'_>> = serving.iter().collect();
-        order.shuffle(rng);
-        let ttl = order.first().map_or(Duration::ZERO, |first| {
-            self.options.service_ttl.of(&first.service.name)
-        });
+    fn service(&self, order: &[&Serving<'_>], ttl: Option<Duration>, out: &mut Sections) {
+        let by_name = |one: &&Serving<'_>| self.options.service_ttl.of(&one.service.name);
+        let ttl = ttl
+            .or_else(|| order.first().map(by_name))
+            .unwrap_or_default();
         // Names compare slowly, label by label: what was said is kept by the text it came from.
         let mut said = BTreeSet::new();
         let mut extras = BTreeSet::new();

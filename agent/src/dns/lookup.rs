@@ -5,8 +5,11 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use weft_catalog::{InstanceHealth, State, Trace};
+use weft_catalog::prepared_query::{render, select};
+use weft_catalog::{InstanceHealth, Reader, State, Trace};
+use weft_proto::duration;
 use weft_proto::v1::{Node, Service};
 
 use super::metrics::Cause;
@@ -20,6 +23,8 @@ pub(crate) enum Found<'a> {
     Node(&'a Arc<Node>),
     /// Instances that may serve.
     Instances(Vec<Serving<'a>>),
+    /// Instances that a prepared query selects.
+    Query(Selected<'a>),
     /// An address spelled in the name.
     Address(IpAddr),
     /// Names of an address.
@@ -28,6 +33,15 @@ pub(crate) enum Found<'a> {
     NoName(Cause),
     /// Not ours to answer.
     Foreign,
+}
+
+/// What came of a prepared query.
+pub(crate) struct Selected<'a> {
+    pub(crate) serving: Vec<Serving<'a>>,
+    /// The query's own TTL.
+    pub(crate) ttl: Option<Duration>,
+    /// The order counts: a node is to come first.
+    pub(crate) ordered: bool,
 }
 
 /// An instance with the weight of its present state.
@@ -61,7 +75,9 @@ pub(crate) fn find<'a>(
     };
     match target {
         Target::Apex => Found::Apex(name_servers(state, trace)),
-        Target::Node { datacenter, .. } | Target::Service { datacenter, .. }
+        Target::Node { datacenter, .. }
+        | Target::Service { datacenter, .. }
+        | Target::Query { datacenter, .. }
             if elsewhere(datacenter) =>
         {
             Found::NoName(Cause::UnknownDatacenter)
@@ -78,6 +94,7 @@ pub(crate) fn find<'a>(
             port.as_deref(),
             rules,
         ),
+        Target::Query { name, .. } => executed(&read, name),
         Target::Address(ip) => Found::Address(*ip),
         Target::Reverse(ip) => names_of(*ip, state, rules, trace),
         Target::Nothing => Found::NoName(Cause::NotAName),
@@ -133,16 +150,38 @@ fn instances<'a>(
     }
 }
 
+fn executed<'a>(read: &Reader<'a>, name: &str) -> Found<'a> {
+    let query = read.prepared_query_called(name);
+    let Some(query) = query.and_then(|query| render(query, name).ok()) else {
+        return Found::NoName(Cause::UnknownQuery);
+    };
+    let mut rows = select(read, &query);
+    if rows.is_empty() {
+        return Found::NoName(Cause::NothingHealthy);
+    }
+    let ordered = !query.near.is_empty() && query.near != "_agent";
+    rows.sort_by_key(|row| !row.node.name.eq_ignore_ascii_case(&query.near));
+    Found::Query(Selected {
+        serving: rows.iter().filter_map(|row| weighed(row, None)).collect(),
+        ttl: duration::parse(&query.dns_ttl).ok(),
+        ordered,
+    })
+}
+
 fn serving<'a>(
     row: &InstanceHealth<'a>,
     port: Option<&str>,
     only_passing: bool,
 ) -> Option<Serving<'a>> {
     let any = |status: &str| row.checks.iter().any(|check| check.status == status);
-    let warning = any("warning");
-    if any("critical") || (only_passing && warning) {
+    if any("critical") || (only_passing && any("warning")) {
         return None;
     }
+    weighed(row, port)
+}
+
+fn weighed<'a>(row: &InstanceHealth<'a>, port: Option<&str>) -> Option<Serving<'a>> {
+    let warning = row.checks.iter().any(|check| check.status == "warning");
     let (passing_weight, warning_weight) = row
         .service
         .weights

@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 pub(crate) enum Cause {
     UnknownNode,
     UnknownService,
+    UnknownQuery,
     UnknownAddress,
     UnknownDatacenter,
     NoSuchTag,
@@ -34,6 +35,7 @@ impl Cause {
         match self {
             Self::UnknownNode => "dns.unknown_node",
             Self::UnknownService => "dns.unknown_service",
+            Self::UnknownQuery => "dns.unknown_query",
             Self::UnknownAddress => "dns.unknown_address",
             Self::UnknownDatacenter => "dns.unknown_datacenter",
             Self::NoSuchTag => "dns.no_such_tag",

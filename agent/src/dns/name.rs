@@ -23,6 +23,11 @@ pub(crate) enum Target {
         port: Option<String>,
         datacenter: Option<String>,
     },
+    /// `<query>.query[.<dc>]`, by name or id
+    Query {
+        name: String,
+        datacenter: Option<String>,
+    },
     /// `<hex>.addr[.<dc>]`
     Address(IpAddr),
     /// `in-addr.arpa` and `ip6.arpa`.
@@ -69,7 +74,7 @@ pub(crate) fn ordered<'d>(domains: impl Iterator<Item = &'d String>) -> Vec<Stri
 
 fn below(rest: &str) -> Target {
     let labels: Vec<&str> = rest.split('.').collect();
-    let kinds = ["service", "node", "addr"];
+    let kinds = ["service", "node", "addr", "query"];
     if let Some(at) = labels.iter().rposition(|label| kinds.contains(label)) {
         let Some(datacenter) = datacenter(&labels[at + 1..]) else {
             return Target::Nothing;
@@ -81,6 +86,7 @@ fn below(rest: &str) -> Target {
                 datacenter,
             },
             "service" => service(before, datacenter),
+            "query" => query(before, datacenter),
             "addr" => address(before),
             _ => Target::Nothing,
         };
@@ -133,6 +139,15 @@ fn service(labels: &[&str], datacenter: Option<String>) -> Target {
         // Tags may contain dots.
         [tag @ .., name] => of(name, Some(tag.join(".")), None),
     }
+}
+
+fn query(labels: &[&str], datacenter: Option<String>) -> Target {
+    let name = match labels {
+        [] => return Target::Nothing,
+        [name, "_tcp"] if is_rfc2782(name, "_tcp") => name[1..].to_owned(),
+        labels => labels.join("."),
+    };
+    Target::Query { name, datacenter }
 }
 
 fn address(labels: &[&str]) -> Target {
@@ -241,6 +256,19 @@ mod tests {
                 datacenter: None,
             },
         );
+    }
+
+    #[test]
+    fn prepared_queries() {
+        let query = |name: &str, dc: Option<&str>| Target::Query {
+            name: name.into(),
+            datacenter: dc.map(Into::into),
+        };
+        check("geo-db.query.consul.", &query("geo-db", None));
+        check("geo.db.query.dc1.consul.", &query("geo.db", Some("dc1")));
+        check("_geo-db._tcp.query.consul.", &query("geo-db", None));
+        check("_geo-db._udp.query.consul.", &query("_geo-db._udp", None));
+        check("query.consul.", &Target::Nothing);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) struct Failure {
 }
 
 /// Carries the reason id of a refusal (DESIGN F6).
-const WEFT_REASON: HeaderName = HeaderName::from_static("x-weft-reason");
+pub(super) const WEFT_REASON: HeaderName = HeaderName::from_static("x-weft-reason");
 
 impl Failure {
     /// Any status.

@@ -32,6 +32,7 @@ mod openapi;
 mod operator;
 mod options;
 mod pace;
+mod prepared_query;
 mod query;
 mod reply;
 mod route;

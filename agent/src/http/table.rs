@@ -9,7 +9,7 @@ use weft_catalog::acl::{Access, Resource};
 use super::route::{Handler, Need, Route};
 use super::{
     agent, agent_check, agent_service, autopilot, catalog, config_entry, health, internal_ui, kv,
-    openapi, operator, session, snapshot, status, telemetry, txn,
+    openapi, operator, prepared_query, session, snapshot, status, telemetry, txn,
 };
 
 /// A handler as the table holds it.
@@ -129,6 +129,13 @@ const INSTANCES_SEEN: Need = Need::Rows(&[
     (Resource::Node, Access::Read),
 ]);
 const SESSIONS_SEEN: Need = Need::Rows(&[(Resource::Session, Access::Read)]);
+const QUERY_WRITE: Need = Need::Named(&[(Resource::Query, Access::Write)]);
+const QUERIES_SEEN: Need = Need::Rows(&[
+    (Resource::Query, Access::Read),
+    (Resource::Acl, Access::Write),
+    (Resource::Service, Access::Read),
+    (Resource::Node, Access::Read),
+]);
 const SESSION_WRITE: Need = Need::Named(&[(Resource::Session, Access::Write)]);
 const CATALOG_WRITE: Need = Need::Named(&[
     (Resource::Node, Access::Write),
@@ -278,6 +285,17 @@ pub(super) static TABLE: &[Route] = &[
         "Shows a config entry, or lists those of a kind.", "api-docs/config#get-configuration"),
     route(DELETE, "/v1/config/", CONFIG_WRITE, &["cas"], to!(config_entry::delete),
         "Deletes a config entry, if need be only when it has not changed.", "api-docs/config#delete-configuration"),
+    // Prepared queries
+    route(POST, "/v1/query", QUERY_WRITE, NONE, to!(prepared_query::create),
+        "Makes a prepared query.", "api-docs/query#create-prepared-query"),
+    route(GET, "/v1/query", QUERIES_SEEN, CONSISTENCY, to!(prepared_query::list),
+        "Lists the prepared queries.", "api-docs/query#list-prepared-queries"),
+    route(GET, "/v1/query/", QUERIES_SEEN, &["stale", "consistent", "max_stale", "near", "limit", "connect"], to!(prepared_query::get),
+        "Shows a prepared query by id; with `/execute` behind id or name its instances, with `/explain` what it is for that name.", "api-docs/query#execute-prepared-query"),
+    route(PUT, "/v1/query/", QUERY_WRITE, NONE, to!(prepared_query::update),
+        "Replaces a prepared query.", "api-docs/query#update-prepared-query"),
+    route(DELETE, "/v1/query/", QUERY_WRITE, NONE, to!(prepared_query::delete),
+        "Deletes a prepared query.", "api-docs/query#delete-prepared-query"),
     // The operator
     route(GET, "/v1/operator/raft/configuration", OPERATOR_READ, &["stale"], to!(operator::raft_configuration),
         "Shows the Raft peers and their roles.", "api-docs/operator/raft#read-configuration"),

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use weft_proto::ids::UnixMillis;
 use weft_proto::v1::{self, outcome};
 
-use crate::apply::{kv, prepared_query};
 use crate::apply::register::missing_node;
+use crate::apply::{kv, prepared_query};
 use crate::keys::{self, Name, Pair, PairRef, Triple};
 use crate::refusal::{Verdict, applied, conflict, internal, invalid, not_found, unit};
 use crate::rows::Change;
