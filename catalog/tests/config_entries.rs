@@ -306,6 +306,33 @@ fn circles_are_refused() {
     );
 }
 
+/// Long chains would make every write walk them again, on every replica.
+#[test]
+fn chains_have_a_length() {
+    let mut log = Log::default();
+    log.ok(r#"{"Kind":"proxy-defaults","Config":{"protocol":"http"}}"#);
+    let redirect = |at: usize| {
+        format!(
+            r#"{{"Kind":"service-resolver","Name":"r{at}","Redirect":{{"Service":"r{}"}}}}"#,
+            at + 1
+        )
+    };
+    let split = |at: usize| {
+        format!(
+            r#"{{"Kind":"service-splitter","Name":"s{at}","Splits":[{{"Weight":50}},{{"Weight":50,"Service":"s{}"}}]}}"#,
+            at + 1
+        )
+    };
+    for at in 0..32 {
+        log.ok(&redirect(at));
+        log.ok(&split(at));
+    }
+    let words = "after each other: lead there directly";
+    log.refused(&redirect(32), "config.chain.too_long", words);
+    log.refused(&split(32), "config.chain.too_long", words);
+    log.ok(&redirect(40));
+}
+
 #[test]
 fn gateways_and_intentions_agree_with_their_services() {
     let mut log = Log::default();

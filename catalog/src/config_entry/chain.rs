@@ -17,6 +17,9 @@ use crate::keys::{self, Name, PairRef, TripleRef};
 use crate::refusal::internal;
 use crate::state::State;
 
+/// Redirects, or splitters under each other, that lead from one service to the last. Every write walks
+/// the chains it can affect on every replica, so their length is bounded.
+const LINKS_MAX: usize = 32;
 /// Services a refusal for a circle names.
 const CIRCLE_SHOWN_MAX: usize = 16;
 
@@ -362,6 +365,9 @@ impl<'a> Walk<'a> {
         if !self.split.insert(service.clone()) {
             return Ok(());
         }
+        if self.splitters.len() >= LINKS_MAX {
+            return Err(too_long(self.start, "splitters"));
+        }
         self.splitters.push(service.clone());
         for split in &splitter.splits {
             let leg = named(&split.service, service);
@@ -414,6 +420,9 @@ impl<'a> Walk<'a> {
                     "detected circular resolver redirect",
                     &names,
                 ));
+            }
+            if seen.len() > LINKS_MAX {
+                return Err(too_long(self.start, "redirects"));
             }
         };
         let (service, mut subset, _) = at;
@@ -496,4 +505,13 @@ fn named(service: &str, own: &Name) -> Name {
 fn circle(reason: &'static str, what: &str, names: &[Name]) -> v1::Refusal {
     let from = names.len().saturating_sub(CIRCLE_SHOWN_MAX);
     internal(reason, format!("{what}: [{}]", names[from..].join(" -> ")))
+}
+
+fn too_long(start: &str, what: &str) -> v1::Refusal {
+    internal(
+        "config.chain.too_long",
+        format!(
+            "discovery chain {start:?} has more than {LINKS_MAX} {what} after each other: lead there directly"
+        ),
+    )
 }
