@@ -167,6 +167,24 @@ fn config_entry(dice: &mut Dice, index: u64) -> v1::ConfigEntryCommand {
     }
 }
 
+fn prepared_query(dice: &mut Dice) -> v1::PreparedQueryCommand {
+    let template = (dice.roll(2) == 0).then(|| v1::QueryTemplate {
+        r#type: "name_prefix_match".into(),
+        ..v1::QueryTemplate::default()
+    });
+    v1::PreparedQueryCommand {
+        verb: 1 + i32::try_from(dice.roll(3)).unwrap(),
+        query: Some(v1::PreparedQuery {
+            id: format!("q{}", dice.roll(4)),
+            name: dice.pick(&["", "a", "A", "ab", "q1"]).into(),
+            session: dice.pick(&["", "id0", "id1"]).into(),
+            service: "web".into(),
+            template,
+            ..v1::PreparedQuery::default()
+        }),
+    }
+}
+
 fn command(dice: &mut Dice, index: u64) -> Command {
     let id = format!("id{}", dice.roll(4));
     match dice.roll(20) {
@@ -189,6 +207,7 @@ fn command(dice: &mut Dice, index: u64) -> Command {
         }),
         _ if dice.roll(3) == 0 => Command::LeaderStart(v1::LeaderStart::default()),
         _ if dice.roll(2) == 0 => Command::ConfigEntry(config_entry(dice, index)),
+        _ if dice.roll(2) == 0 => Command::PreparedQuery(prepared_query(dice)),
         _ => Command::Autopilot(v1::AutopilotConfig {
             min_quorum: 3,
             ..v1::AutopilotConfig::default()
