@@ -19,6 +19,7 @@ mod kv;
 mod kv_file;
 mod leave;
 mod lock;
+mod maint;
 mod members;
 mod operator;
 mod output;
@@ -70,6 +71,7 @@ enum Verb {
     Kv(kv::KvArgs),
     Leave(leave::LeaveArgs),
     Lock(lock::LockArgs),
+    Maint(maint::MaintArgs),
     Members(members::MembersArgs),
     Operator(operator::OperatorArgs),
     Reload(reload::ReloadArgs),
@@ -151,6 +153,7 @@ fn perform(verb: Verb) -> Done {
         Verb::Kv(args) => kv::run(args),
         Verb::Leave(args) => leave::run(args),
         Verb::Lock(args) => lock::run(args),
+        Verb::Maint(args) => maint::run(args),
         Verb::Members(args) => members::run(args),
         Verb::Operator(args) => operator::run(args),
         Verb::Reload(args) => reload::run(args),

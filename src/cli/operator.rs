@@ -1,4 +1,4 @@
-//! `weft operator raft …` and `weft operator autopilot …`.
+//! `weft operator raft …`, `weft operator autopilot …` and `weft operator usage …`.
 
 use bytes::Bytes;
 use http::Method;
@@ -32,6 +32,21 @@ enum What {
         after_help = "Examples:\n  weft operator autopilot get-config\n  weft operator autopilot set-config -min-quorum=3"
     )]
     Autopilot(Autopilot),
+    /// Count what is registered
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  weft operator usage instances\n  weft operator usage instances -o json"
+    )]
+    Usage(Usage),
+}
+
+#[derive(clap::Subcommand)]
+enum Usage {
+    /// Count services, instances and nodes
+    #[command(
+        after_help = "Examples:\n  weft operator usage instances\n  weft operator usage instances -o json"
+    )]
+    Instances(GetConfigArgs),
 }
 
 #[derive(clap::Subcommand)]
@@ -92,6 +107,11 @@ enum Autopilot {
         after_help = "Examples:\n  weft operator autopilot set-config -min-quorum=3\n  weft operator autopilot set-config -last-contact-threshold=300ms"
     )]
     SetConfig(SetConfigArgs),
+    /// Say how well each server is; exit code 2 when one is not
+    #[command(
+        after_help = "Examples:\n  weft operator autopilot state\n  weft operator autopilot state -o json"
+    )]
+    State(GetConfigArgs),
 }
 
 #[derive(clap::Args)]
@@ -134,7 +154,90 @@ pub(crate) fn run(args: OperatorArgs) -> Done {
         What::Autopilot(Autopilot::SetConfig(args)) => {
             super::with_client(&args.client, |client| set_config(client, &args))
         }
+        What::Autopilot(Autopilot::State(args)) => super::with_client(&args.client, state),
+        What::Usage(Usage::Instances(args)) => super::with_client(&args.client, instances),
     }
+}
+
+async fn state(client: Client) -> Done {
+    let answer = client.get("/v1/operator/autopilot/state", &[]).await?;
+    if client.format() == Format::Json {
+        output::json(&answer)?;
+    } else {
+        output::line(format!(
+            "Healthy:           {}\nFailure tolerance: {}\n",
+            answer["Healthy"], answer["FailureTolerance"]
+        ))?;
+        let mut rows = vec![row([
+            "Node",
+            "ID",
+            "Address",
+            "State",
+            "Serf",
+            "Healthy",
+            "LastContact",
+            "LastIndex",
+            "Since",
+        ])];
+        for server in answer["Servers"]
+            .as_object()
+            .into_iter()
+            .flat_map(|s| s.values())
+        {
+            let text = |name: &str| field(server, name);
+            rows.push(vec![
+                text("Name"),
+                text("ID"),
+                text("Address"),
+                text("Status"),
+                text("NodeStatus"),
+                text("Healthy"),
+                text("LastContact"),
+                text("LastIndex"),
+                text("StableSince"),
+            ]);
+        }
+        output::table(&rows)?;
+    }
+    if answer["Healthy"] == true {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Negative,
+        "not every server is healthy; see Healthy, Serf and LastContact of each",
+    ))
+}
+
+async fn instances(client: Client) -> Done {
+    let answer = client.get("/v1/operator/usage", &[]).await?;
+    if client.format() == Format::Json {
+        return output::json(&answer["Usage"]);
+    }
+    let mut rows = vec![row([
+        "Datacenter",
+        "Nodes",
+        "Services",
+        "Instances",
+        "Billable",
+        "Connect",
+    ])];
+    for (datacenter, usage) in answer["Usage"].as_object().into_iter().flatten() {
+        let connect: u64 = usage["ConnectServiceInstances"]
+            .as_object()
+            .into_iter()
+            .flat_map(|kinds| kinds.values())
+            .filter_map(Value::as_u64)
+            .sum();
+        rows.push(vec![
+            datacenter.clone(),
+            field(usage, "Nodes"),
+            field(usage, "Services"),
+            field(usage, "ServiceInstances"),
+            field(usage, "BillableServiceInstances"),
+            connect.to_string(),
+        ]);
+    }
+    output::table(&rows)
 }
 
 async fn list_peers(client: Client) -> Done {
