@@ -21,6 +21,7 @@ mod leave;
 mod lock;
 mod maint;
 mod members;
+mod monitor;
 mod operator;
 mod output;
 mod progress;
@@ -73,6 +74,7 @@ enum Verb {
     Lock(lock::LockArgs),
     Maint(maint::MaintArgs),
     Members(members::MembersArgs),
+    Monitor(monitor::MonitorArgs),
     Operator(operator::OperatorArgs),
     Reload(reload::ReloadArgs),
     Services(services::ServicesArgs),
@@ -155,6 +157,7 @@ fn perform(verb: Verb) -> Done {
         Verb::Lock(args) => lock::run(args),
         Verb::Maint(args) => maint::run(args),
         Verb::Members(args) => members::run(args),
+        Verb::Monitor(args) => monitor::run(args),
         Verb::Operator(args) => operator::run(args),
         Verb::Reload(args) => reload::run(args),
         Verb::Services(args) => services::run(args),

@@ -107,7 +107,7 @@ enum Autopilot {
         after_help = "Examples:\n  weft operator autopilot set-config -min-quorum=3\n  weft operator autopilot set-config -last-contact-threshold=300ms"
     )]
     SetConfig(SetConfigArgs),
-    /// Say how well each server is; exit code 2 when one is not
+    /// Say how well each server is; exit code 1 when one is not
     #[command(
         after_help = "Examples:\n  weft operator autopilot state\n  weft operator autopilot state -o json"
     )]

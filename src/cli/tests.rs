@@ -36,6 +36,7 @@ fn consuls_own_lines_are_understood() {
         "weft operator autopilot state -format=json",
         "weft operator usage instances",
         "weft maint",
+        "weft monitor -log-level=debug -log-json",
         "weft maint -enable -reason=kernel -service web-1",
         "weft snapshot save -token=t f.snap",
         "weft lock -n 2 -try=1s p/x echo -n hi",

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc};
-use weft_agent::http::Control;
+use weft_agent::http::{Control, LogLevel, LogLines};
 
 use super::Load;
 use super::parts::Parts;
@@ -72,5 +72,16 @@ impl Control for Process {
         // A second request finds the channel full: the first is on its way.
         let _ = self.asked.try_send(Asked::Stop { left: left.is_ok() });
         left
+    }
+
+    fn monitor(&self, level: LogLevel, json: bool) -> Result<LogLines, String> {
+        let level = match level {
+            LogLevel::Trace => tracing::Level::TRACE,
+            LogLevel::Debug => tracing::Level::DEBUG,
+            LogLevel::Info => tracing::Level::INFO,
+            LogLevel::Warn => tracing::Level::WARN,
+            LogLevel::Error => tracing::Level::ERROR,
+        };
+        super::logging::monitor(level, json)
     }
 }

@@ -15,18 +15,31 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, reload};
 use weft_agent::config::runtime::LogConfig;
+use weft_agent::http::LogLines;
 use weft_proto::clock::Clock;
 
 use super::log_file::LogFile;
+use super::monitor::{MonitorLayer, Monitors};
 
-type LevelHandle = reload::Handle<EnvFilter, tracing_subscriber::Registry>;
-static LEVEL: OnceLock<LevelHandle> = OnceLock::new();
+type Registry = tracing_subscriber::Registry;
+type LevelHandle = reload::Handle<EnvFilter, Registry>;
+
+/// What can be changed while the process runs.
+struct Running {
+    level: LevelHandle,
+    monitors: Arc<Monitors>,
+    monitored: LevelHandle,
+}
+
+static RUNNING: OnceLock<Running> = OnceLock::new();
 
 /// Starts logging to standard output, and to `log_file` when one is configured.
 ///
 /// Errors: the file cannot be opened.
 pub(crate) fn start(config: &LogConfig, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
-    let (filter, handle) = reload::Layer::new(filter(config));
+    let (filter, level) = reload::Layer::new(filter(config.level.as_str()));
+    let (monitor_filter, monitored) = reload::Layer::new(filter_nothing());
+    let monitors = Arc::new(Monitors::default());
     let format = Lines {
         json: config.json,
         clock: clock.clone(),
@@ -35,38 +48,80 @@ pub(crate) fn start(config: &LogConfig, clock: Arc<dyn Clock>) -> anyhow::Result
         .event_format(format.clone())
         .with_ansi(false)
         .with_writer(std::io::stdout);
-    let file = LogFile::open(config, clock)?.map(|file| {
+    let file = LogFile::open(config, clock.clone())?.map(|file| {
         tracing_subscriber::fmt::layer()
             .event_format(format)
             .with_ansi(false)
             .with_writer(file)
-            .boxed()
     });
+    let monitor = MonitorLayer {
+        monitors: monitors.clone(),
+        clock,
+    };
+    let layers: [Box<dyn Layer<Registry> + Send + Sync>; 2] = [
+        screen.and_then(file).with_filter(filter).boxed(),
+        monitor.with_filter(monitor_filter).boxed(),
+    ];
     tracing_subscriber::registry()
-        .with(filter)
-        .with(screen)
-        .with(file)
+        .with(Vec::from(layers))
         .init();
+    let running = Running {
+        level,
+        monitors,
+        monitored,
+    };
     // Set once per process: a second start would have panicked in `init` above.
-    let _ = LEVEL.set(handle);
+    let _ = RUNNING.set(running);
     Ok(())
+}
+
+/// Watches the log at `level` until the answer is dropped. Needs a tokio context.
+///
+/// Errors: too many watch already, or logging has not begun.
+pub(crate) fn monitor(level: Level, json: bool) -> Result<LogLines, String> {
+    let running = RUNNING.get().ok_or("logging has not begun")?;
+    let (lines, receiver) = running.monitors.add(level, json)?;
+    running.follow_monitors();
+    tokio::spawn(async move {
+        lines.closed().await;
+        if let Some(running) = RUNNING.get() {
+            running.follow_monitors();
+        }
+    });
+    Ok(receiver)
+}
+
+impl Running {
+    /// Lets as much through to those who watch as one of them wants, and nothing when nobody does.
+    fn follow_monitors(&self) {
+        let filter = match self.monitors.level() {
+            Some(level) => filter(name(level)),
+            None => filter_nothing(),
+        };
+        if let Err(cause) = self.monitored.reload(filter) {
+            tracing::warn!(error = %cause, "the level of the watched log not changed");
+        }
+    }
 }
 
 /// Changes the level of the running process.
 pub(crate) fn set_level(config: &LogConfig) {
-    if let Some(handle) = LEVEL.get()
-        && let Err(cause) = handle.reload(filter(config))
+    if let Some(running) = RUNNING.get()
+        && let Err(cause) = running.level.reload(filter(config.level.as_str()))
     {
         tracing::warn!(error = %cause, "log level not changed");
     }
 }
 
 /// Our own crates at the level asked for; libraries only when they warn.
-fn filter(config: &LogConfig) -> EnvFilter {
-    let level = config.level.as_str();
+fn filter(level: &str) -> EnvFilter {
     EnvFilter::new(format!(
         "warn,weft={level},weft_agent={level},weft_catalog={level},weft_gossip={level},weft_identity={level},weft_raft={level},weft_server={level},openraft=error,foca=error"
     ))
+}
+
+fn filter_nothing() -> EnvFilter {
+    EnvFilter::new("off")
 }
 
 #[derive(Clone)]
@@ -91,36 +146,43 @@ where
         let time = weft_proto::clock::rfc3339(self.clock.wall());
         let level = *event.metadata().level();
         let module = module(event.metadata().target());
-        if self.json {
-            return writer.write_str(&json_line(&time, level, module, fields));
-        }
-        write!(
-            writer,
-            "{time} {:<7} {module}: {}",
-            bracketed(level),
-            fields.message
-        )?;
-        for (index, (name, value)) in fields.rest.iter().enumerate() {
-            let colon = if index == 0 { ":" } else { "" };
-            write!(writer, "{colon} {name}={}", quoted(value))?;
-        }
-        writeln!(writer)
+        let line = if self.json {
+            json_line(&time, level, module, &fields)
+        } else {
+            text_line(&time, level, module, &fields)
+        };
+        writer.write_str(&line)
     }
 }
 
-fn json_line(time: &str, level: Level, module: &str, fields: Fields) -> String {
+pub(super) fn text_line(time: &str, level: Level, module: &str, fields: &Fields) -> String {
+    let mut line = format!(
+        "{time} {:<7} {module}: {}",
+        bracketed(level),
+        fields.message
+    );
+    for (index, (name, value)) in fields.rest.iter().enumerate() {
+        let colon = if index == 0 { ":" } else { "" };
+        // Writing to a String cannot fail.
+        let _ = write!(line, "{colon} {name}={}", quoted(value));
+    }
+    line.push('\n');
+    line
+}
+
+pub(super) fn json_line(time: &str, level: Level, module: &str, fields: &Fields) -> String {
     let mut object = serde_json::Map::new();
     object.insert("@level".into(), name(level).into());
-    object.insert("@message".into(), fields.message.into());
+    object.insert("@message".into(), fields.message.as_str().into());
     object.insert("@module".into(), module.into());
     object.insert("@timestamp".into(), time.into());
-    for (name, value) in fields.rest {
-        object.insert(name.into(), value.into());
+    for (name, value) in &fields.rest {
+        object.insert((*name).into(), value.as_str().into());
     }
     format!("{}\n", serde_json::Value::Object(object))
 }
 
-fn module(target: &str) -> &str {
+pub(super) fn module(target: &str) -> &str {
     let krate = target.split("::").next().unwrap_or(target);
     krate.strip_prefix("weft_").unwrap_or(krate)
 }
@@ -156,8 +218,9 @@ fn quoted(value: &str) -> String {
     }
 }
 
+/// An event's message and the rest of its fields, in order.
 #[derive(Default)]
-struct Fields {
+pub(super) struct Fields {
     message: String,
     rest: Vec<(&'static str, String)>,
 }
@@ -198,7 +261,7 @@ mod tests {
             message: "became leader".into(),
             rest: vec![("raft.term", "3".into())],
         };
-        let line = json_line("2026-01-01T00:00:00Z", Level::INFO, "server", fields);
+        let line = json_line("2026-01-01T00:00:00Z", Level::INFO, "server", &fields);
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["@level"], "info");
         assert_eq!(value["@message"], "became leader");

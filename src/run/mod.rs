@@ -9,6 +9,7 @@ mod glue;
 mod join;
 mod log_file;
 mod logging;
+mod monitor;
 mod node;
 mod parts;
 mod tls;

@@ -200,4 +200,25 @@ pub trait Control: Send + Sync + 'static {
     async fn reload(&self) -> Result<(), String>;
     /// Leaves the cluster; returns when that is done, and the process ends after it.
     async fn leave(&self) -> Result<(), String>;
+    /// The log as it is written from now on, at this level and above, until the receiver is dropped.
+    /// A slow reader misses lines and is told how many. Errors: too many watch already.
+    fn monitor(&self, level: LogLevel, json: bool) -> Result<LogLines, String>;
+}
+
+/// Lines of the log as they are written.
+pub type LogLines = tokio::sync::mpsc::Receiver<Result<bytes::Bytes, std::io::Error>>;
+
+/// How much of the log to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Everything.
+    Trace,
+    /// What developers look for.
+    Debug,
+    /// What operators look for.
+    Info,
+    /// What may need care.
+    Warn,
+    /// What needs care.
+    Error,
 }

@@ -28,6 +28,7 @@ mod health;
 mod internal_ui;
 mod kv;
 mod metrics;
+mod monitor;
 mod openapi;
 mod operator;
 mod options;
@@ -47,7 +48,9 @@ mod telemetry;
 mod tests;
 mod txn;
 
-pub use config::{AgentInfo, Control, Deps, HttpConfig, HttpLimits, Listen, TlsSource};
+pub use config::{
+    AgentInfo, Control, Deps, HttpConfig, HttpLimits, Listen, LogLevel, LogLines, TlsSource,
+};
 pub use route::{Need, Route};
 pub use serve::{HttpServer, StartError};
 

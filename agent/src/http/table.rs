@@ -9,7 +9,7 @@ use weft_catalog::acl::{Access, Resource};
 use super::route::{Handler, Need, Route};
 use super::{
     agent, agent_check, agent_service, autopilot, catalog, config_entry, health, internal_ui, kv,
-    openapi, operator, prepared_query, session, snapshot, status, telemetry, txn,
+    monitor, openapi, operator, prepared_query, session, snapshot, status, telemetry, txn,
 };
 
 /// A handler as the table holds it.
@@ -220,6 +220,8 @@ pub(super) static TABLE: &[Route] = &[
         "Reads the configuration again.", "api-docs/agent#reload-agent"),
     route(PUT, "/v1/agent/maintenance", Need::Fixed(Resource::Node, Access::Write), &["enable", "reason"], to!(agent::maintenance),
         "Takes this node out of discovery, or puts it back.", "api-docs/agent#enable-maintenance-mode"),
+    route(GET, "/v1/agent/monitor", AGENT_READ, &["loglevel", "logjson"], to!(monitor::stream),
+        "Streams the log as it is written.", "api-docs/agent#stream-logs"),
     route(GET, "/v1/agent/metrics", AGENT_READ, &["format"], to!(telemetry::metrics),
         "Shows this agent's metrics as JSON or for Prometheus.", "api-docs/agent#view-metrics"),
     // Services of this agent

@@ -23,7 +23,9 @@ use crate::backend::{
     Backend, Consistency, Member, MemberStatus, Membership, Operator, OperatorError, ReadError,
     ReadMeta, SnapshotSource, SnapshotStream, WriteError,
 };
-use crate::http::{AgentInfo, Control, Deps, HttpConfig, HttpServer, Listen, StartError};
+use crate::http::{
+    AgentInfo, Control, Deps, HttpConfig, HttpServer, Listen, LogLevel, LogLines, StartError,
+};
 use crate::local::{Local, LocalConfig};
 
 /// The catalog without Raft: every write is applied and published at once.
@@ -231,6 +233,13 @@ impl Control for TestCluster {
     async fn leave(&self) -> Result<(), String> {
         self.note("leave");
         Ok(())
+    }
+
+    fn monitor(&self, level: LogLevel, json: bool) -> Result<LogLines, String> {
+        let (lines, receiver) = tokio::sync::mpsc::channel(1);
+        let line = format!("{level:?} {json}\n");
+        lines.try_send(Ok(line.into())).map_err(|e| e.to_string())?;
+        Ok(receiver)
     }
 }
 

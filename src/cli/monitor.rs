@@ -1,0 +1,58 @@
+//! `weft monitor`: the agent's log, as it is written.
+
+use bytes::Bytes;
+use http::Method;
+use http_body_util::{BodyExt, Empty};
+
+use super::client::{self, Body, Client, ClientArgs};
+use super::failure::{Done, Exit, Failure};
+use super::output;
+
+/// Show an agent's log as it is written, until Ctrl-C
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  weft monitor\n  weft monitor -log-level=debug -log-json")]
+pub(crate) struct MonitorArgs {
+    /// trace, debug, info, warn or err
+    #[arg(long, default_value = "info", value_name = "LEVEL")]
+    log_level: String,
+    /// One JSON object a line
+    #[arg(long)]
+    log_json: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+pub(crate) fn run(args: MonitorArgs) -> Done {
+    super::with_client(&args.client, |client| monitor(client, &args))
+}
+
+async fn monitor(client: Client, args: &MonitorArgs) -> Done {
+    let mut query = vec![("loglevel", args.log_level.as_str())];
+    if args.log_json {
+        query.push(("logjson", "true"));
+    }
+    let nothing: Body = Empty::<Bytes>::new()
+        .map_err(|never| match never {})
+        .boxed_unsync();
+    let response = client
+        .stream(Method::GET, "/v1/agent/monitor", &query, nothing)
+        .await?;
+    let (parts, mut body) = response.into_parts();
+    if !parts.status.is_success() {
+        let text = body
+            .collect()
+            .await
+            .map(|all| all.to_bytes())
+            .unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).trim().to_owned();
+        return Err(client::failure(parts.status, &text));
+    }
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|error| Failure::new(Exit::Unreachable, format!("the log ended: {error}")))?;
+        if let Some(lines) = frame.data_ref() {
+            output::bytes(lines)?;
+        }
+    }
+    output::line("The agent has stopped")
+}
