@@ -11,9 +11,9 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::applier::Progress;
 use crate::config::RaftConfig;
 use crate::log::{LogStore, LogUsage};
-use crate::machine::Progress;
 use crate::net::Raft;
 use crate::status::Metrics;
 use crate::types::{LogId, Types};

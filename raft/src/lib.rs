@@ -8,6 +8,7 @@
 
 pub mod log;
 
+mod applier;
 mod change;
 mod config;
 mod error;

@@ -1,26 +1,23 @@
-//! The state machine's side of openraft: batches go to one dedicated thread, a few light entries are
-//! applied where they arrive.
+//! The state machine's side of openraft: batches go to the applier, snapshots to threads of their own.
 //!
-//! Owns: the `apply` thread, what is applied so far, when a snapshot is frozen.
+//! Owns: the traits a state machine implements, what is applied so far, when a snapshot is frozen.
 //! Never: runs anything on the Raft runtime that takes longer than microseconds, or touches a file there.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 
 use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt};
-use openraft::EntryPayload;
-use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use parking_lot::Mutex;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use weft_proto::clock::Clock;
 
+use crate::applier::{Applier, Batch, Inline, Progress, Work, serve};
 use crate::metrics::RaftMetrics;
 use crate::snapshot::{SnapshotData, SnapshotStore, Stored};
-use crate::types::{Body, LogId, SnapshotMeta, StoredMembership, Types, term_of};
+use crate::types::{Body, LogId, SnapshotMeta, StoredMembership, Types};
 
 /// A committed application entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,184 +63,6 @@ pub trait FrozenState: Send {
     ///
     /// Errors: those of `to`.
     fn write(self: Box<Self>, to: &mut dyn io::Write) -> io::Result<()>;
-}
-
-/// Entries handed to the state machine at once, at most.
-const BATCH_ENTRIES_MAX: usize = 4_096;
-/// Bytes after which a batch is closed.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
-
-/// Light entries the Raft thread applies itself, at most.
-const INLINE_ENTRIES_MAX: usize = 8;
-/// Bytes of their bodies, at most.
-const INLINE_BYTES_MAX: usize = 32 * 1024;
-
-/// How far the state machine is, for those who wait.
-pub(crate) struct Progress {
-    /// One past the last applied index; 0 before the first.
-    applied_next: watch::Sender<u64>,
-    /// Bodies applied since the last snapshot was frozen.
-    pub(crate) bytes_since_snapshot: AtomicU64,
-}
-
-impl Progress {
-    pub(crate) fn new(applied_next: u64, bytes_since_snapshot: u64) -> Self {
-        Self {
-            applied_next: watch::Sender::new(applied_next),
-            bytes_since_snapshot: AtomicU64::new(bytes_since_snapshot),
-        }
-    }
-
-    pub(crate) fn applied_next(&self) -> u64 {
-        *self.applied_next.borrow()
-    }
-
-    pub(crate) fn watch_applied_next(&self) -> watch::Receiver<u64> {
-        self.applied_next.subscribe()
-    }
-
-    fn advance(&self, next: u64) {
-        self.applied_next.send_if_modified(|current| {
-            let forward = next > *current;
-            if forward {
-                *current = next;
-            }
-            forward
-        });
-    }
-}
-
-type Responder = Option<ApplyResponder<Types>>;
-
-enum Work {
-    Apply {
-        entries: Vec<Committed>,
-        responders: Vec<Responder>,
-        next: u64,
-        done: oneshot::Sender<io::Result<()>>,
-    },
-    Freeze {
-        done: oneshot::Sender<Box<dyn FrozenState>>,
-    },
-    Restore {
-        data: SnapshotData,
-        next: u64,
-        done: oneshot::Sender<io::Result<()>>,
-    },
-}
-
-/// What applies: the dedicated thread, or the Raft thread when the work is light and that one has none.
-struct Applier<S> {
-    machine: S,
-    progress: Arc<Progress>,
-    metrics: Arc<RaftMetrics>,
-    clock: Arc<dyn Clock>,
-}
-
-/// The dedicated thread. It lets go of the applier before it says that work is done, so that the Raft
-/// thread, woken by that, finds it free.
-fn serve<S: StateMachine>(applier: &Mutex<Applier<S>>, work: &mpsc::Receiver<Work>) {
-    // A `done` whose receiver is gone belongs to an openraft task that was cut short by shutdown.
-    while let Ok(work) = work.recv() {
-        match work {
-            Work::Apply {
-                entries,
-                responders,
-                next,
-                done,
-            } => {
-                let applied = applier.lock().apply(&entries, responders, next);
-                drop(done.send(applied));
-            }
-            Work::Freeze { done } => {
-                let frozen = applier.lock().freeze();
-                drop(done.send(frozen));
-            }
-            Work::Restore { data, next, done } => {
-                let restored = applier.lock().restore(&data, next);
-                drop(done.send(restored));
-            }
-        }
-    }
-}
-
-/// The applier as the Raft thread sees it.
-trait Inline: Send + Sync {
-    /// Applies `batch` now if that is a matter of microseconds; `None` if not, and the batch is as it was.
-    fn try_apply(&self, batch: &mut Batch, next: u64) -> Option<io::Result<()>>;
-}
-
-impl<S: StateMachine> Inline for Mutex<Applier<S>> {
-    fn try_apply(&self, batch: &mut Batch, next: u64) -> Option<io::Result<()>> {
-        if batch.entries.len() > INLINE_ENTRIES_MAX || batch.bytes > INLINE_BYTES_MAX {
-            return None;
-        }
-        let mut applier = self.try_lock()?;
-        let machine = &applier.machine;
-        if !batch
-            .entries
-            .iter()
-            .all(|entry| machine.is_light(&entry.body))
-        {
-            return None;
-        }
-        let responders = std::mem::take(&mut batch.responders);
-        let applied = catch_unwind(AssertUnwindSafe(|| {
-            applier.apply(&batch.entries, responders, next)
-        }));
-        Some(applied.unwrap_or_else(|_| Err(io::Error::other("the state machine panicked"))))
-    }
-}
-
-impl<S: StateMachine> Applier<S> {
-    fn freeze(&mut self) -> Box<dyn FrozenState> {
-        self.progress
-            .bytes_since_snapshot
-            .store(0, Ordering::Relaxed);
-        self.machine.freeze()
-    }
-
-    fn apply(
-        &mut self,
-        entries: &[Committed],
-        responders: Vec<Responder>,
-        next: u64,
-    ) -> io::Result<()> {
-        let start = self.clock.monotonic();
-        let replies = self.machine.apply(entries).map_err(io::Error::other)?;
-        if replies.len() != entries.len() {
-            let what = format!(
-                "state machine gave {} replies to {} entries",
-                replies.len(),
-                entries.len()
-            );
-            return Err(io::Error::other(what));
-        }
-        let bytes: usize = entries.iter().map(|entry| entry.body.len()).sum();
-        self.progress
-            .bytes_since_snapshot
-            .fetch_add(bytes as u64, Ordering::Relaxed);
-        self.progress.advance(next);
-        for (responder, reply) in responders.into_iter().zip(replies) {
-            if let Some(responder) = responder {
-                responder.send(Body(reply));
-            }
-        }
-        let took = self.clock.monotonic().saturating_sub(start);
-        self.metrics.applied(entries.len(), took);
-        Ok(())
-    }
-
-    fn restore(&mut self, data: &SnapshotData, next: u64) -> io::Result<()> {
-        self.machine
-            .restore(&mut data.open()?)
-            .map_err(io::Error::other)?;
-        self.progress
-            .bytes_since_snapshot
-            .store(0, Ordering::Relaxed);
-        self.progress.advance(next);
-        Ok(())
-    }
 }
 
 /// openraft's state machine: keeps the bookkeeping, passes the work on.
@@ -343,45 +162,6 @@ pub(crate) struct Shared {
     pub(crate) progress: Arc<Progress>,
     pub(crate) metrics: Arc<RaftMetrics>,
     pub(crate) clock: Arc<dyn Clock>,
-}
-
-/// Entries drained from openraft's stream that are handed over together.
-#[derive(Default)]
-struct Batch {
-    entries: Vec<Committed>,
-    responders: Vec<Responder>,
-    /// Waiters of entries the state machine never sees.
-    others: Vec<ApplyResponder<Types>>,
-    bytes: usize,
-    last: Option<LogId>,
-    membership: Option<StoredMembership>,
-}
-
-impl Batch {
-    fn push(&mut self, (entry, responder): EntryResponder<Types>) {
-        let id = entry.log_id;
-        match entry.payload {
-            EntryPayload::Normal(body) => {
-                self.bytes += body.0.len();
-                self.entries.push(Committed {
-                    index: id.index,
-                    term: term_of(&id),
-                    body: body.0,
-                });
-                self.responders.push(responder);
-            }
-            EntryPayload::Blank => self.others.extend(responder),
-            EntryPayload::Membership(membership) => {
-                self.others.extend(responder);
-                self.membership = Some(StoredMembership::new(Some(id), membership));
-            }
-        }
-        self.last = Some(id);
-    }
-
-    fn is_full(&self) -> bool {
-        self.entries.len() >= BATCH_ENTRIES_MAX || self.bytes >= BATCH_BYTES
-    }
 }
 
 impl RaftStateMachine<Types> for Machine {
@@ -530,6 +310,7 @@ mod tests {
     use weft_proto::clock::SystemClock;
 
     use super::*;
+    use crate::applier::{INLINE_BYTES_MAX, INLINE_ENTRIES_MAX};
 
     /// Notes what was applied, and on which thread. Bodies that begin with `l` are light.
     #[derive(Clone, Default)]

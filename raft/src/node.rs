@@ -16,11 +16,12 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use weft_proto::clock::Clock;
 
+use crate::applier::Progress;
 use crate::config::RaftConfig;
 use crate::error::{BootstrapError, ProposeError, ReadIndexError, StartError, WaitError};
 use crate::keeper;
 use crate::log::{LogStore, LogUsage};
-use crate::machine::{Machine, Progress, Shared, StateMachine};
+use crate::machine::{Machine, Shared, StateMachine};
 use crate::metrics::{Outcome, RaftMetrics};
 use crate::net::{Acceptor, Dialer, Factory, Raft, RaftStream, Transport};
 use crate::peer::Peer;

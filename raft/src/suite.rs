@@ -11,8 +11,9 @@ use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use weft_proto::clock::SystemClock;
 
+use crate::applier::Progress;
 use crate::log::{LogStore, MemoryLog, SledLog, SledOptions, Wal, WalOptions};
-use crate::machine::{Committed, FatalError, FrozenState, Machine, Progress, Shared, StateMachine};
+use crate::machine::{Committed, FatalError, FrozenState, Machine, Shared, StateMachine};
 use crate::metrics::RaftMetrics;
 use crate::peer::RaftId;
 use crate::snapshot::SnapshotStore;
