@@ -1,6 +1,7 @@
 //! The running agent: every part, started in order and stopped in reverse.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -37,6 +38,8 @@ pub(crate) struct Parts {
     config: ArcSwap<RuntimeConfig>,
     server: Server,
     gossip: Arc<Gossip>,
+    /// The pool was told goodbye: its task ends.
+    leaving: AtomicBool,
     local: Local,
     running: Mutex<Option<Running>>,
     http: Mutex<Option<HttpServer>>,
@@ -130,6 +133,7 @@ impl Parts {
             config: ArcSwap::from_pointee(config),
             server,
             gossip,
+            leaving: AtomicBool::new(false),
             local,
             running: Mutex::new(Some(running)),
             http: Mutex::new(Some(http)),
@@ -157,7 +161,15 @@ impl Parts {
             },
             Some(why) = given_up.recv() => why,
             why = self.server.failed() => why,
-            () = self.gossip.ended() => "gossip.stopped: the gossip task ended; this is a defect of weft".into(),
+            () = self.gossip_lost() => "gossip.stopped: the gossip task ended; this is a defect of weft".into(),
+        }
+    }
+
+    /// Resolves when the gossip task has ended although this agent is not on its way out.
+    async fn gossip_lost(&self) {
+        self.gossip.ended().await;
+        if self.leaving.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
         }
     }
 
@@ -186,6 +198,7 @@ impl Parts {
 
     /// Leaves for good: out of the Raft membership, then out of the pool.
     pub(crate) async fn leave(&self) -> Result<(), String> {
+        self.leaving.store(true, Ordering::SeqCst);
         let leaving = in_time(LEAVE_LIMIT, "leaving", self.server.leave()).await;
         let left = leaving.map_or_else(
             || Err(format!("no answer within {LEAVE_LIMIT:?}")),
