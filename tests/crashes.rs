@@ -128,6 +128,8 @@ fn a_server_that_lost_its_disk_comes_back_as_a_learner_and_becomes_a_voter() {
             && now[&format!("s{lost}")].0 != before[&format!("s{lost}")].0)
             .then_some(())
     });
+    // A write behind the change says that the change is on a quorum's disks.
+    w.at(w.leader()).kv_put("voters", "three");
     // It counts again: the cluster goes on without another server.
     let other = w.names().into_iter().find(|n| *n != lost).unwrap();
     w.kill(other);

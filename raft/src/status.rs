@@ -44,6 +44,9 @@ pub struct Member {
     pub peer: Peer,
     /// Has a vote (in either set while a joint change is under way).
     pub voter: bool,
+    /// Its vote comes with a change that is under way: it does not count before that is complete, and the
+    /// old voters alone decide whether it will be.
+    pub incoming: bool,
     /// Leader only: highest index known to be on its disk.
     pub matched: Option<u64>,
     /// Leader only: time since it last answered.
@@ -187,6 +190,7 @@ fn members(metrics: &Metrics) -> Vec<Member> {
         .map(|(id, node)| Member {
             peer: Peer::new(*id, node.clone()),
             voter: voters.iter().any(|set| set.contains(id)),
+            incoming: voters.len() > 1 && !voters[0].contains(id),
             matched: matched(id),
             last_contact: if *id == metrics.id && metrics.state == ServerState::Leader {
                 Some(Duration::ZERO)

@@ -156,6 +156,7 @@ mod tests {
                 public_key: Bytes::from(format!("key {n}")),
             },
             voter: true,
+            incoming: false,
             matched: None,
             last_contact: silent_for,
         }

@@ -281,7 +281,7 @@ impl Server {
             node_name: m.peer.name.clone(),
             address: self.inner.transport.address_of(&m.peer),
             leader: leader == Some(m.peer.id),
-            voter: m.voter,
+            voter: m.voter && !m.incoming,
             last_index: m.matched.unwrap_or(0),
             last_contact_millis: m
                 .last_contact

@@ -155,6 +155,7 @@ mod tests {
                 ..Default::default()
             },
             voter: true,
+            incoming: false,
             matched: Some(1),
             last_contact: (!silent.contains(&n)).then_some(Duration::from_millis(10)),
         };

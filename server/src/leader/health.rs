@@ -99,6 +99,7 @@ mod tests {
                 ..Peer::default()
             },
             voter: true,
+            incoming: false,
             matched: Some(matched),
             last_contact: Some(Duration::from_millis(silent)),
         };

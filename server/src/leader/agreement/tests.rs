@@ -22,6 +22,7 @@ fn what_a_quorum_computed_is_right() {
             },
             // The fifth is a learner.
             voter: n != 5,
+            incoming: false,
             ..Member::default()
         })
         .collect();
