@@ -221,6 +221,10 @@ fn evaluate(text: &str, values: &Values<'_>) -> Result<String, QueryError> {
             .split_once('}')
             .ok_or_else(|| error("query.template", "`${` without `}`"))?;
         out.push_str(variable(inside.trim(), values)?);
+        if out.len() > QUERY_BYTES_MAX {
+            let text = format!("filled in, a text is longer than {QUERY_BYTES_MAX} bytes");
+            return Err(error("query.template", text));
+        }
         rest = after;
     }
     out.push_str(rest);

@@ -152,7 +152,12 @@ fn a_name_means_id_then_exact_name_then_the_longest_template() {
     ] {
         assert_eq!(log.called(name).as_deref(), Some(id), "{name}");
     }
-    assert!(log.called(&"x".repeat(100_000)).is_some());
+    assert!(log.called(&"x".repeat(1_024)).is_some());
+    assert_eq!(
+        log.called(&"x".repeat(1_025)),
+        None,
+        "filled into a template it would grow without bound"
+    );
     log.run(Verb::Delete, query("t0", "")).unwrap();
     assert_eq!(log.called("geo"), None);
 }

@@ -50,7 +50,8 @@ impl Server {
         }
         let pool = pool_servers(&gossip.members(), &inner.config.datacenter);
         let hellos = self.greet(&pool).await;
-        Ok(next(inner.raft.status().id, &pool, &hellos))
+        let me = (inner.raft.status().id, inner.config.node_name.as_str());
+        Ok(next(me, &pool, &hellos))
     }
 
     /// Keeps this server and those of the pool from another first membership meanwhile (ADR 2).
@@ -88,9 +89,22 @@ fn nobody_answers(asked: &JoinOutcome) -> Option<String> {
     })
 }
 
-fn next(me: RaftId, pool: &[PoolServer], hellos: &BTreeMap<RaftId, v1::HelloReply>) -> Step {
+fn next(
+    (me, name): (RaftId, &str),
+    pool: &[PoolServer],
+    hellos: &BTreeMap<RaftId, v1::HelloReply>,
+) -> Step {
     if let Some(member) = hellos.values().find(|hello| hello.initialized) {
         return Step::Join(member.rpc_address.clone());
+    }
+    // Others remember it: it may come back with the cluster it had. What this server was before it lost its
+    // disk has its name.
+    let lost = |s: &&PoolServer| !s.alive && !s.left && s.raft_id != me && s.name != name;
+    if let Some(lost) = pool.iter().find(lost) {
+        return Step::Wait(format!(
+            "formation.unsure: {} ({}) is known to the pool and does not answer; it may have a cluster already: start it, or say `weft force-leave {}` if it is gone for good",
+            lost.name, lost.address, lost.name
+        ));
     }
     let mut others = Vec::new();
     for server in pool.iter().filter(|s| s.alive && s.raft_id != me) {
@@ -145,7 +159,7 @@ mod tests {
     fn a_cluster_is_formed_only_when_everybody_said_that_there_is_none() {
         let pool = [server(1), server(2), server(3)];
         let address = |n| format!("127.0.0.{n}:8300");
-        let step = |hellos: Vec<_>| next(id(2), &pool, &hellos.into_iter().collect());
+        let step = |hellos: Vec<_>| next((id(2), "s2"), &pool, &hellos.into_iter().collect());
         assert_eq!(
             step(vec![hello(1, false, 0), hello(3, true, 0)]),
             Step::Join(address(3))
@@ -164,6 +178,28 @@ mod tests {
             vec![hello(1, false, 1), hello(3, false, 0)],
         ] {
             assert!(matches!(step(unsure), Step::Wait(_)));
+        }
+    }
+
+    #[test]
+    fn a_server_the_pool_remembers_may_have_the_cluster() {
+        let pool = |alive, left, n| {
+            [PoolServer {
+                alive,
+                left,
+                ..server(n)
+            }]
+        };
+        let step = |pool: &[PoolServer]| next((id(7), "s2"), pool, &BTreeMap::new());
+        let Step::Wait(why) = step(&pool(false, false, 3)) else {
+            panic!("it formed a second cluster");
+        };
+        assert!(why.contains("weft force-leave s3"), "{why}");
+        for (gone, what) in [
+            (pool(false, true, 3), "who said goodbye"),
+            (pool(false, false, 2), "what this server was before"),
+        ] {
+            assert_eq!(step(&gone), Step::Form(Vec::new()), "{what}");
         }
     }
 

@@ -50,9 +50,13 @@ async fn monitor(client: Client, args: &MonitorArgs) -> Done {
     while let Some(frame) = body.frame().await {
         let frame = frame
             .map_err(|error| Failure::new(Exit::Unreachable, format!("the log ended: {error}")))?;
-        if let Some(lines) = frame.data_ref() {
-            output::bytes(lines)?;
+        if let Some(lines) = frame.data_ref()
+            && !output::bytes_while_read(lines)?
+        {
+            return Ok(());
         }
     }
-    output::line("The agent has stopped")
+    // Not among the lines: a program may be reading them.
+    eprintln!("The agent has stopped");
+    Ok(())
 }

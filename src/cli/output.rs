@@ -21,16 +21,21 @@ pub(crate) enum Format {
 
 /// Writes bytes as they are.
 pub(crate) fn bytes(data: &[u8]) -> Done {
+    bytes_while_read(data).map(drop)
+}
+
+/// Writes bytes as they are; false once nobody reads them any more.
+pub(crate) fn bytes_while_read(data: &[u8]) -> Result<bool, Failure> {
     let mut out = std::io::stdout().lock();
     let written = out.write_all(data).and_then(|()| out.flush());
     match written {
         // The reader has seen enough; that is not our failure.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Failure::new(
             Exit::Negative,
             format!("cannot write to standard output: {error}"),
         )),
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
     }
 }
 

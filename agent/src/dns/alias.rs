@@ -90,12 +90,19 @@ fn cap(records: &mut [Record], most: Duration) {
     }
 }
 
+/// Records a section is filled up to with what aliases lead to. Each is compared with all before it.
+const RECORDS_MAX: usize = 256;
+
 fn add(sections: &mut Sections, asked: RecordType, records: Vec<Record>) {
     let into = match asked {
         RecordType::SRV => &mut sections.additionals,
         _ => &mut sections.answers,
     };
     for record in records {
+        if into.len() >= RECORDS_MAX {
+            sections.more = true;
+            return;
+        }
         let kind = record.record_type();
         let leads = matches!(kind, RecordType::A | RecordType::AAAA | RecordType::CNAME);
         // Both families of one name begin with the same alias.

@@ -96,6 +96,7 @@ impl Api {
         response
     }
 
+    /// The route stands for the path and the query string stays out: it may carry a token.
     fn log_failure(&self, failure: &Failure, route: Option<&str>) {
         let (status, route) = (failure.status.as_u16(), route.unwrap_or("-"));
         if !failure.status.is_server_error() {
@@ -280,7 +281,6 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-/// The route stands for the path and the query string stays out: it may carry a token.
 #[cfg(test)]
 mod tests {
     use super::*;

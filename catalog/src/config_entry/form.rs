@@ -1,7 +1,7 @@
 //! One description for each structure of a config entry: its fields, how they are read and how
 //! they are written.
 //!
-//! Owns: the `form!` macro, [`Field`] and the ways in which a value may be written (any case,
+//! Owns: the `form!` macro, `Field` and the ways in which a value may be written (any case,
 //! `snake_case`, numbers as text, as Consul takes them).
 //! Never: judges a value beyond its type; the kinds do.
 //! Source: Consul docs, "Configuration entries"; CONSUL.md E.

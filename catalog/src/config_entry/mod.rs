@@ -1,8 +1,8 @@
 //! Config entries: what the mesh is told about services, proxies and gateways.
 //!
 //! Owns: the typed form of every kind, how one is read, made canonical and judged by itself, and
-//! what entries must agree on among each other ([`chain`]).
-//! Never: stores anything; [`crate::apply`] does.
+//! what entries must agree on among each other (`chain`).
+//! Never: stores anything; `apply` does.
 //! Source: Consul docs, "Configuration entries"; CONSUL.md E.
 
 pub mod api_gateway;

@@ -1,7 +1,7 @@
 //! `service-resolver`: which instances stand for a service, and what to do when there are none.
 //!
 //! Owns: the fields and rules of the kind.
-//! Never: looks at another entry; [`super::chain`] does.
+//! Never: looks at another entry; `chain` does.
 //! Source: Consul docs, "Service resolver"; CONSUL.md E, E.2.
 
 use std::collections::BTreeMap;

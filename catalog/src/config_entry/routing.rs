@@ -1,7 +1,7 @@
 //! `service-router` and `service-splitter`: where a service's requests go.
 //!
 //! Owns: the fields and rules of both kinds.
-//! Never: looks at another entry; [`super::chain`] does.
+//! Never: looks at another entry; `chain` does.
 //! Source: Consul docs, "Service router", "Service splitter"; CONSUL.md E, E.2.
 
 use std::collections::{BTreeMap, BTreeSet};

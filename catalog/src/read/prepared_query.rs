@@ -43,8 +43,11 @@ impl<'a> Reader<'a> {
         if let Some(query) = named(&name).filter(|query| !is_template(query)) {
             return Some(query);
         }
-        let longest = name.len().min(NAME_BYTES_MAX);
-        let mut ends = (0..=longest)
+        // No query has such a name, and filled into a template it would grow without bound.
+        if name.len() > NAME_BYTES_MAX {
+            return None;
+        }
+        let mut ends = (0..=name.len())
             .rev()
             .filter(|end| name.is_char_boundary(*end));
         ends.find_map(|end| named(&name[..end]).filter(|query| is_template(query)))

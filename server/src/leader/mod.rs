@@ -40,7 +40,9 @@ pub(crate) async fn run(server: Server) {
         tokio::select! {
             biased;
             _ = stop.wait_for(|stopped| *stopped) => return,
-            _ = status.wait_for(|s| s.role != Role::Leader || s.term != term) => {}
+            changed = status.wait_for(|s| s.role != Role::Leader || s.term != term) => {
+                if changed.is_err() { return }
+            }
             () = duties(&server) => {}
         }
         *server.inner.leading_since.lock() = None;
