@@ -163,9 +163,12 @@ fn a_damaged_archive_is_refused_and_nothing_changes() {
     for eighth in 1..8 {
         let mut bytes = good.clone();
         let at = bytes.len() * eighth / 8;
-        bytes[at] ^= 0x10;
+        // One bit may be lost on gzip: among the zeros of tar's padding another distance means the same bytes.
+        for byte in &mut bytes[at..at + 4] {
+            *byte ^= 0xff;
+        }
         damaged.push((
-            format!("a bit at {at} of {} is flipped", bytes.len()),
+            format!("four bytes at {at} of {} are turned over", bytes.len()),
             bytes,
         ));
     }
