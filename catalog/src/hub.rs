@@ -140,6 +140,12 @@ impl Hub {
         self.inner.wakes.fetch_add(wakes as u64, Ordering::Relaxed);
     }
 
+    /// How many watches there are. Cheap: no lock.
+    #[must_use]
+    pub fn watches(&self) -> u64 {
+        self.inner.watches.load(Ordering::Relaxed)
+    }
+
     /// How many watches and topics there are.
     #[must_use]
     pub fn stats(&self) -> HubStats {
@@ -150,7 +156,7 @@ impl Hub {
             .map(|shard| locked(shard).len())
             .sum();
         HubStats {
-            watches: self.inner.watches.load(Ordering::Relaxed),
+            watches: self.watches(),
             topics: rows + locked(&self.inner.prefixes).slots.len(),
             wakes_total: self.inner.wakes.load(Ordering::Relaxed),
         }

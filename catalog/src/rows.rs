@@ -417,7 +417,9 @@ impl Change<'_> {
             self.state.config_references.insert(reference);
         }
         let key = Pair(kind.clone(), name.clone());
+        self.state.config_bytes += entry.json().len() as u64;
         if let Some(before) = self.state.config.insert(key, entry.clone()) {
+            self.state.config_bytes -= before.json().len() as u64;
             self.unrefer(&before, Some(&entry));
         }
         self.bump_config(kind, name);
@@ -428,6 +430,7 @@ impl Change<'_> {
         let Some(before) = self.state.config.remove(&PairRef(kind.as_str(), name)) else {
             return false;
         };
+        self.state.config_bytes -= before.json().len() as u64;
         self.unrefer(&before, None);
         self.bump_config(Name::from(kind.as_str()), name.clone());
         true

@@ -104,6 +104,8 @@ pub struct State {
     pub(crate) sessions_by_check: OrdSet<Triple>,
     pub(crate) held: OrdSet<(Name, Bytes)>,
     pub(crate) deadlines: OrdSet<(u64, Name)>,
+    /// Bytes of canonical JSON of all config entries.
+    pub(crate) config_bytes: u64,
     /// (service, kind, folded name): the config entry speaks of the service.
     pub(crate) config_references: OrdSet<Triple>,
     /// Folded name of every named or template query to its id; the catch-all's name is empty.

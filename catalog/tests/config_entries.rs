@@ -5,7 +5,9 @@
     reason = "helpers of tests, outside #[test] functions"
 )]
 
-use weft_catalog::config_entry::{CONFIG_ENTRIES_MAX, Entry, Kind};
+use weft_catalog::config_entry::{
+    CONFIG_BYTES_MAX, CONFIG_ENTRIES_MAX, CONFIG_ENTRY_BYTES_MAX, Entry, Kind,
+};
 use weft_catalog::{Catalog, TableTopic, Topic, Trace, snapshot};
 use weft_proto::ids::LogIndex;
 use weft_proto::v1::{self, ConfigEntryVerb as Verb, outcome, stamped::Command};
@@ -333,6 +335,28 @@ fn chains_have_a_length() {
     log.ok(&redirect(40));
 }
 
+/// One change may lead through every chain there is; each replica would wait for that.
+#[test]
+fn what_one_change_may_affect_has_a_width() {
+    let mut log = Log::default();
+    let defaults = r#"{"Kind":"proxy-defaults","Config":{"protocol":"http"}}"#;
+    log.ok(defaults);
+    let routes = vec![r#"{"Destination":{"Service":"x"}}"#; 5_000].join(",");
+    let router =
+        |at: usize| format!(r#"{{"Kind":"service-router","Name":"w{at}","Routes":[{routes}]}}"#);
+    for at in 0..100 {
+        log.ok(&router(at));
+    }
+    log.refused(
+        r#"{"Kind":"proxy-defaults","Config":{"protocol":"grpc"}}"#,
+        "config.chain.too_wide",
+        "lead fewer services through it",
+    );
+    log.delete(Kind::ServiceRouter, "w0").unwrap();
+    log.delete(Kind::ServiceRouter, "w1").unwrap();
+    log.ok(r#"{"Kind":"proxy-defaults","Config":{"protocol":"grpc"}}"#);
+}
+
 #[test]
 fn gateways_and_intentions_agree_with_their_services() {
     let mut log = Log::default();
@@ -433,6 +457,30 @@ fn their_number_is_bounded() {
     log.ok(&defaults("s1", "http"));
     log.delete(Kind::ServiceDefaults, "s0").unwrap();
     log.ok(&defaults("one-more", "tcp"));
+}
+
+#[test]
+fn their_bytes_are_bounded() {
+    let mut log = Log::default();
+    let large = |name: &str, fill: &str| {
+        let json = fill.repeat(CONFIG_ENTRY_BYTES_MAX - 300);
+        format!(
+            r#"{{"Kind":"service-defaults","Name":"{name}","UpstreamConfig":{{"Defaults":{{"EnvoyListenerJSON":"{json}"}}}}}}"#
+        )
+    };
+    let fit = usize::try_from(CONFIG_BYTES_MAX).unwrap() / (CONFIG_ENTRY_BYTES_MAX - 100);
+    for at in 0..fit {
+        log.ok(&large(&format!("s{at}"), "x"));
+    }
+    log.refused(
+        &large("one-more", "x"),
+        "config.too_many_bytes",
+        "delete those no longer needed",
+    );
+    log.ok(&large("s1", "y"));
+    log.delete(Kind::ServiceDefaults, "s0").unwrap();
+    log.ok(&large("one-more", "x"));
+    log.refused(&large("s0", "x"), "config.too_many_bytes", "bytes");
 }
 
 #[test]

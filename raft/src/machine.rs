@@ -42,7 +42,7 @@ pub trait StateMachine: Send + 'static {
     /// Errors: [`FatalError`] ends the server role. A refusal is a reply, not an error.
     fn apply(&mut self, batch: &[Committed]) -> Result<Vec<Bytes>, FatalError>;
 
-    /// Whether applying `body` takes microseconds whatever the state holds. Few such entries at a time are
+    /// Whether applying `body` now takes microseconds, waking who waits for it included. Few such entries at a time are
     /// applied on the Raft thread itself, which saves two thread switches; it can do nothing else meanwhile.
     fn is_light(&self, _body: &[u8]) -> bool {
         false

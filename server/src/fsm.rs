@@ -107,7 +107,7 @@ impl StateMachine for Fsm {
     }
 
     fn is_light(&self, body: &[u8]) -> bool {
-        light::is_light(body)
+        light::is_light(body, self.published.hub().watches())
     }
 
     fn freeze(&mut self) -> Box<dyn FrozenState> {

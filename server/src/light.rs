@@ -12,9 +12,18 @@ const SESSION_RENEW: u32 = 15;
 /// Field number of `KvCommand.verb`.
 const VERB: u32 = 1;
 
-/// Whether `stamped`, an encoded `Stamped`, touches one key or one session and so costs the same whatever
-/// the state holds. Anything that cannot be told is not.
-pub(crate) fn is_light(mut stamped: &[u8]) -> bool {
+/// With more watches than this, waking is no work for the Raft thread: all of them may watch one key.
+const WATCHES_MAX: u64 = 256;
+
+/// Whether applying `stamped`, an encoded `Stamped`, takes microseconds: it touches one key or one session,
+/// and wakes at most a few of the `watches` there are.
+pub(crate) fn is_light(stamped: &[u8], watches: u64) -> bool {
+    watches <= WATCHES_MAX && touches_one(stamped)
+}
+
+/// Whether `stamped` touches one key or one session and so costs the same whatever the state holds.
+/// Anything that cannot be told does not.
+fn touches_one(mut stamped: &[u8]) -> bool {
     let body = &mut stamped;
     while let Ok((field, wire)) = decode_key(body) {
         match field {
@@ -71,7 +80,7 @@ mod tests {
             scope: Some(v1::Scope::default()),
             command: Some(command),
         };
-        is_light(&stamped.encode_to_vec())
+        touches_one(&stamped.encode_to_vec())
     }
 
     fn kv(verb: KvVerb) -> Command {
@@ -121,7 +130,20 @@ mod tests {
     #[test]
     fn nonsense_is_not_light() {
         for bytes in [&b""[..], b"\xff", b"\x62", b"\x62\x02", b"\x62\x02\x10\x01"] {
-            assert!(!is_light(bytes), "{bytes:?}");
+            assert!(!touches_one(bytes), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn a_key_that_many_may_watch_is_not_light() {
+        let put = v1::Stamped {
+            command: Some(kv(KvVerb::Set)),
+            ..v1::Stamped::default()
+        }
+        .encode_to_vec();
+        assert_eq!(
+            [0, WATCHES_MAX, WATCHES_MAX + 1].map(|watches| is_light(&put, watches)),
+            [true, true, false]
+        );
     }
 }

@@ -127,8 +127,11 @@ async fn serve(
             },
             Some(Asked::Stop { left }) = asked.recv() => {
                 tracing::info!(left, "stopping as asked by the API");
-                parts.stop().await;
-                return ExitCode::SUCCESS;
+                return match parts.stop().await {
+                    false => ExitCode::from(EXIT_FATAL),
+                    true if left => ExitCode::SUCCESS,
+                    true => ExitCode::from(1),
+                };
             }
             fatal = parts.fatal() => {
                 tracing::error!(reason = %fatal, "the server role ended; exiting so that the supervisor restarts it");

@@ -5,12 +5,15 @@
 //! be compiled without every replica having to agree on them.
 //! Source: Consul HTTP API, "Config"; CONSUL.md E.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use weft_proto::v1::{self, ConfigEntryVerb};
 
 use crate::config_entry::chain::View;
-use crate::config_entry::{CONFIG_ENTRIES_MAX, CONFIG_ENTRY_BYTES_MAX, Entry, Kind};
+use crate::config_entry::{
+    CONFIG_BYTES_MAX, CONFIG_ENTRIES_MAX, CONFIG_ENTRY_BYTES_MAX, Entry, Kind,
+};
 use crate::keys::{self, PairRef};
 use crate::refusal::{Verdict, applied, conflict, invalid};
 use crate::rows::Change;
@@ -42,6 +45,7 @@ pub(crate) fn command(change: &mut Change<'_>, command: &v1::ConfigEntryCommand)
                 kind,
                 name: &name,
                 entry: None,
+                steps: Cell::default(),
             };
             if current != 0 {
                 view.check()?;
@@ -83,6 +87,15 @@ fn set(change: &mut Change<'_>, row: &v1::ConfigEntry) -> Verdict {
             ),
         ));
     }
+    let others = change.state.config_bytes - before.map_or(0, |before| before.json().len() as u64);
+    if others + entry.json().len() as u64 > CONFIG_BYTES_MAX {
+        return Err(conflict(
+            "config.too_many_bytes",
+            format!(
+                "all config entries together would have more than {CONFIG_BYTES_MAX} bytes, the most a cluster holds: delete those no longer needed"
+            ),
+        ));
+    }
     let create_index = before.map_or(change.index, |before| before.create_index);
     let entry = Arc::new(entry.at(create_index, change.index));
     View {
@@ -90,6 +103,7 @@ fn set(change: &mut Change<'_>, row: &v1::ConfigEntry) -> Verdict {
         kind: entry.kind,
         name: &name,
         entry: Some(&entry),
+        steps: Cell::default(),
     }
     .check()?;
     change.put_config(Arc::unwrap_or_clone(entry));

@@ -5,6 +5,7 @@
 //! Never: changes anything, or knows where an instance is; a datacenter is a name here.
 //! Source: CONSUL.md E.2, E.3.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -20,6 +21,9 @@ use crate::state::State;
 /// Redirects, or splitters under each other, that lead from one service to the last. Every write walks
 /// the chains it can affect on every replica, so their length is bounded.
 const LINKS_MAX: usize = 32;
+/// Routes, splits and redirects followed for one change, over all chains it can affect. Applying waits for
+/// them on every replica: this many are some tenths of a second.
+const STEPS_MAX: u32 = 500_000;
 /// Services a refusal for a circle names.
 const CIRCLE_SHOWN_MAX: usize = 16;
 
@@ -31,6 +35,8 @@ pub(crate) struct View<'a> {
     pub(crate) name: &'a Name,
     /// `None`: deleted.
     pub(crate) entry: Option<&'a Arc<Entry>>,
+    /// Followed so far, at most [`STEPS_MAX`].
+    pub(crate) steps: Cell<u32>,
 }
 
 /// Whom an entry speaks of, folded: if one of them changes, the entry may be wrong.
@@ -149,6 +155,22 @@ impl<'a> View<'a> {
         }
     }
 
+    /// One more of what a change may cost.
+    fn step(&self) -> Checked {
+        self.steps.set(self.steps.get() + 1);
+        if self.steps.get() <= STEPS_MAX {
+            return Ok(());
+        }
+        Err(internal(
+            "config.chain.too_wide",
+            format!(
+                "{} {:?} affects chains of more than {STEPS_MAX} routes, splits and redirects together: lead fewer services through it",
+                self.kind.as_str(),
+                &**self.name
+            ),
+        ))
+    }
+
     /// The services whose chains lead to the changed one, itself included.
     fn affected(&self) -> BTreeSet<Name> {
         let mut found = BTreeSet::from([self.name.clone()]);
@@ -178,6 +200,7 @@ impl<'a> View<'a> {
     fn check_services(&self, services: &BTreeSet<Name>) -> Result<(), v1::Refusal> {
         let mut gateways = BTreeSet::new();
         for service in services {
+            self.step()?;
             Walk::new(self, service).run()?;
             if let Some(intentions) = self.get(Kind::ServiceIntentions, service) {
                 self.check_intentions(intentions)?;
@@ -221,6 +244,7 @@ impl<'a> View<'a> {
                 .iter()
                 .filter(|service| service.name != "*")
             {
+                self.step()?;
                 let protocol = self.protocol(&service.name);
                 if protocol != listener.protocol {
                     return Err(internal(
@@ -301,7 +325,10 @@ struct Walk<'a> {
     /// Splitters above the one looked at.
     splitters: Vec<Name>,
     split: BTreeSet<Name>,
-    resolved: BTreeSet<(Name, String)>,
+    /// Services whose stand-ins were looked at.
+    failed_over: BTreeSet<(Name, String)>,
+    /// Services and subsets that were followed, and whether with what stands in for them.
+    followed: BTreeSet<(Name, String, bool)>,
 }
 
 type Checked = Result<(), v1::Refusal>;
@@ -314,7 +341,8 @@ impl<'a> Walk<'a> {
             protocol: view.protocol(start),
             splitters: Vec::new(),
             split: BTreeSet::new(),
-            resolved: BTreeSet::new(),
+            failed_over: BTreeSet::new(),
+            followed: BTreeSet::new(),
         }
     }
 
@@ -342,6 +370,7 @@ impl<'a> Walk<'a> {
                 ),
                 None => ("", ""),
             };
+            self.view.step()?;
             self.target(&named(service, self.start), subset)?;
         }
         self.target(&self.start.clone(), "")
@@ -370,6 +399,7 @@ impl<'a> Walk<'a> {
         }
         self.splitters.push(service.clone());
         for split in &splitter.splits {
+            self.view.step()?;
             let leg = named(&split.service, service);
             if leg == *service {
                 self.resolve(&leg, &split.service_subset, true)?;
@@ -383,9 +413,14 @@ impl<'a> Walk<'a> {
 
     /// Follows redirects to the service that is meant, and looks at what stands in for it.
     fn resolve(&mut self, service: &Name, subset: &str, with_failover: bool) -> Checked {
+        let asked = (service.clone(), subset.to_owned(), with_failover);
+        if !self.followed.insert(asked) {
+            return Ok(());
+        }
         let mut seen: Vec<(Name, String, String)> = Vec::new();
         let mut at = (service.clone(), subset.to_owned(), String::new());
         let resolver = loop {
+            self.view.step()?;
             self.agree(&at.0)?;
             let resolver = self.view.resolver(&at.0);
             let Some(redirect) = resolver.and_then(|resolver| resolver.redirect.as_ref()) else {
@@ -446,7 +481,10 @@ impl<'a> Walk<'a> {
     }
 
     fn fail_over(&mut self, service: &Name, subset: &str, resolver: &Resolver) -> Checked {
-        if !self.resolved.insert((service.clone(), subset.to_owned())) {
+        if !self
+            .failed_over
+            .insert((service.clone(), subset.to_owned()))
+        {
             return Ok(());
         }
         let failover = resolver

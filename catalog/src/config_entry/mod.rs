@@ -33,6 +33,8 @@ use quantity::Span;
 
 /// Entries of all kinds together.
 pub const CONFIG_ENTRIES_MAX: usize = 16_384;
+/// Bytes of canonical JSON of all config entries together, at most.
+pub const CONFIG_BYTES_MAX: u64 = 256 << 20;
 /// Bytes of one entry in its canonical form: 512 KiB.
 pub const CONFIG_ENTRY_BYTES_MAX: usize = 512 << 10;
 /// Bytes of an entry's name.
