@@ -4,12 +4,13 @@
 #   tools/setup-peers.sh                 everything
 #   tools/setup-peers.sh differential    Consul 1.8.7 only (the oracle of tests/differential and tests/clients)
 #   tools/setup-peers.sh bench           Consul, etcd and the load tools of bench/
-#   tools/setup-peers.sh clients         Consul, and dig, curl, Python's venv and npm for tests/clients
+#   tools/setup-peers.sh clients         Consul, Prometheus, and HAProxy, dig, curl, Python's venv and npm for tests/clients
 #
-# Consul is the package of Debian 11, unpacked below $PEERS (default ~/.cache/weft-peers) and never installed;
-# the rest are Debian packages of the running release, whose daemons are not started.  Which mirror is asked is
+# Consul and Prometheus are the packages of Debian 11, unpacked below $PEERS (default ~/.cache/weft-peers) and never
+# installed (that Prometheus is the last of Debian's that knows consul_sd_configs); the rest are Debian packages of the running release, whose daemons are not started.  Which mirror is asked is
 # decided by this machine's own apt configuration: nothing here names one.  Needs root only to install packages.
 set -euo pipefail
+PATH=$PATH:/usr/sbin   # Debian's daemons are there, and not every user's PATH has it
 
 PEERS=${PEERS:-$HOME/.cache/weft-peers}
 CONSUL=$PEERS/consul/usr/bin/consul
@@ -42,10 +43,14 @@ install_packages() {
   return $status
 }
 
-# Consul 1.8.7 from the previous Debian release: apt gets a private set of lists whose suites are renamed, so the
-# machine's own configuration and package state are left as they are.
-unpack_consul() {
-  [ -x "$CONSUL" ] && return 0
+# unpack PACKAGE... from Debian 11: apt gets a private set of lists whose suites are renamed, so the machine's own
+# configuration and package state are left as they are.  Each goes to $PEERS/PACKAGE, and its program is of that name.
+unpack() {
+  local package missing=()
+  for package in "$@"; do
+    [ -x "$PEERS/$package/usr/bin/$package" ] || missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] && return 0
   local work file
   work=$(mktemp -d)
   # shellcheck disable=SC2064  # the path is meant now
@@ -60,33 +65,35 @@ unpack_consul() {
     -o Dir::Etc::SourceList="$work/sources.list" -o Dir::Etc::SourceParts="$work/parts"
     -o Dir::State::Lists="$work/lists" -o Dir::Cache="$work" -o Dir::Cache::Archives="$work/archives"
     -o APT::Sandbox::User=root)
-  say "unpacking Consul into $PEERS"
   # A suite the older release lacks is a warning here; the download below decides.
   "${apt[@]}" update || true
-  (cd "$work" && "${apt[@]}" download consul)
   mkdir -p "$PEERS"
-  rm -rf "$PEERS/consul.new" "$PEERS/consul"
-  dpkg-deb -x "$work"/consul_*.deb "$PEERS/consul.new"
-  mv "$PEERS/consul.new" "$PEERS/consul"
+  for package in "${missing[@]}"; do
+    say "unpacking $package into $PEERS"
+    (cd "$work" && "${apt[@]}" download "$package")
+    rm -rf "$PEERS/$package.new" "${PEERS:?}/$package"
+    dpkg-deb -x "$work/$package"_*.deb "$PEERS/$package.new"
+    mv "$PEERS/$package.new" "$PEERS/$package"
+  done
   rm -rf "$work"
   trap - EXIT
 }
 
 bench_tools=(etcd-server:etcd etcd-client:etcdctl dnsperf:dnsperf wrk:wrk)
-client_tools=(dnsutils:dig curl:curl jq:jq python3-venv:python3 npm:npm)
+client_tools=(haproxy:haproxy dnsutils:dig curl:curl jq:jq python3-venv:python3 npm:npm)
 
 case $what in
-  differential) unpack_consul ;;
+  differential) unpack consul ;;
   bench)
-    unpack_consul
+    unpack consul
     install_packages "${bench_tools[@]}"
     ;;
   clients)
-    unpack_consul
+    unpack consul prometheus
     install_packages "${client_tools[@]}"
     ;;
   all)
-    unpack_consul
+    unpack consul prometheus
     install_packages "${bench_tools[@]}" "${client_tools[@]}"
     ;;
   *)

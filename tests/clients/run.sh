@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
-# Real clients against a server: py-consul, npm's consul, dig and curl.
+# Real clients against a server: py-consul, npm's consul, dig, curl, Prometheus and HAProxy.
 #
 #   tests/clients/run.sh BINARY              starts `BINARY agent -dev` on 127.0.0.21 and ends it afterwards
 #   tests/clients/run.sh --address 127.0.0.1 uses the server that is already there (ports 8500 and 8600)
 #
-# The clients are kept in $CLIENTS (default ~/.cache/weft-clients), outside the tree.  One line per check; exit 1 when
+# Prometheus and HAProxy listen on the server's address too, on ports 9090, 9201 and 9202, and their targets on
+# 127.0.75.0/24 and 127.0.76.0/24.  The clients are kept in $CLIENTS (default ~/.cache/weft-clients) and $PEERS, outside
+# the tree.  One line per check; exit 1 when
 # any fails, 2 when nothing could be checked.
 set -euo pipefail
 
+PATH=$PATH:/usr/sbin   # HAProxy is there, and not every user's PATH has it
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${CLIENTS:-$HOME/.cache/weft-clients}
+prometheus=${PEERS:-$HOME/.cache/weft-peers}/prometheus/usr/bin/prometheus
 address=127.0.0.21
 pid=
 work=$(mktemp -d)
@@ -134,7 +138,7 @@ case ${1:-} in
   "" | -*) fail_setup "usage: $0 BINARY | --address ADDRESS" ;;
   *) start_server "$(realpath "$1")" ;;
 esac
-for tool in dig curl npm python3 gzip tar; do
+for tool in dig curl npm python3 gzip tar haproxy "$prometheus"; do
   command -v "$tool" >/dev/null || fail_setup "$tool is missing: tools/setup-peers.sh clients"
 done
 install_clients
@@ -143,6 +147,8 @@ check_dig_and_curl
 "$cache/python/bin/python" "$here/client.py" "$address" || failed=$((failed + 1))
 # The script lies outside the folder of modules, so it is told where they are.
 CLIENTS_NODE=$cache/node node "$here/client.mjs" "$address" || failed=$((failed + 1))
+python3 -B "$here/prometheus.py" "$address" "$prometheus" || failed=$((failed + 1))
+python3 -B "$here/haproxy.py" "$address" "$(command -v haproxy)" || failed=$((failed + 1))
 
 if [ $failed -gt 0 ]; then
   printf '%s\n' "clients: $failed failed"
