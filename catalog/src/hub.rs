@@ -204,7 +204,7 @@ impl Inner {
             }
             Topic::Key(key) | Topic::Prefix(key) => fold.bytes(key),
             Topic::ConfigKind(kind) => fold.bytes(kind.as_bytes()),
-            Topic::ConfigEntry(kind, name) => {
+            Topic::ConfigEntry(kind, name) | Topic::Mesh(kind, name) => {
                 fold.bytes(kind.as_bytes());
                 fold.bytes(name.as_bytes());
             }

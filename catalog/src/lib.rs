@@ -15,6 +15,7 @@ mod digest;
 pub mod filter;
 mod hub;
 mod keys;
+pub mod mesh;
 pub mod prepared_query;
 mod read;
 pub mod record;

@@ -11,7 +11,7 @@ use weft_proto::v1;
 use crate::apply::restore::Staging;
 use crate::config_entry::Entry;
 use crate::digest::Table;
-use crate::keys::{self, Name};
+use crate::keys::{self, Name, Pair};
 use crate::rows::Change;
 use crate::state::{Scalars, State, TableIndexes};
 use crate::topics::Touched;
@@ -141,6 +141,8 @@ pub enum IndexTable {
     SourceUsed = 9,
     /// The last change of a kind of config entry.
     ConfigKind = 10,
+    /// The last change of what stands for a service in the mesh: what and whom, a NUL between.
+    MeshScope = 11,
 }
 
 /// An index by key.
@@ -329,6 +331,10 @@ impl State {
             .chain(by_name(IndexTable::NodeScope, &self.node_scopes))
             .chain(by_name(IndexTable::ServiceScope, &self.service_scopes))
             .chain(by_name(IndexTable::ConfigKind, &self.config_kinds))
+            .chain(self.mesh_scopes.iter().map(|(key, index)| {
+                let key = format!("{}\0{}", key.0, key.1);
+                index_row(IndexTable::MeshScope, key.into(), *index)
+            }))
             .chain(by_name(IndexTable::SourceHighest, &self.sources.highest))
             .chain(by_name(IndexTable::SourceUsed, &self.sources.last_used))
     }
@@ -526,7 +532,8 @@ impl Rebuild {
             | IndexTable::ExtinctService
             | IndexTable::NodeScope
             | IndexTable::ServiceScope
-            | IndexTable::ConfigKind) => {
+            | IndexTable::ConfigKind
+            | IndexTable::MeshScope) => {
                 self.scopes
                     .push((table, name().map_err(|_| not_text)?, row.index));
             }
@@ -561,6 +568,13 @@ impl Rebuild {
                     let table = &mut state.scalars.tables.config_entries;
                     *table = index.max(*table);
                     state.config_kinds.insert(name, index);
+                }
+                // Over what the rows left there: an older snapshot has none.
+                IndexTable::MeshScope => {
+                    if let Some((what, service)) = name.split_once('\0') {
+                        let key = Pair(what.into(), service.into());
+                        state.mesh_scopes.insert(key, index);
+                    }
                 }
                 _ => drop(state.extinct_services.insert(name, index)),
             }

@@ -8,12 +8,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use imbl::OrdMap;
 use weft_proto::v1;
 
 use crate::config_entry::{Entry, Kind, chain};
 use crate::keys::{self, Name, Pair, PairRef, Triple, TripleRef};
+use crate::mesh::{self, OFFERS};
 use crate::prepared_query;
-use crate::state::{InstanceRow, State};
+use crate::state::{Group, InstanceRow, State};
 use crate::topics::{TableTopic, Topic, Touched};
 
 /// One command being applied: the working state, what it touched, and the index it is given.
@@ -64,6 +66,13 @@ impl Change<'_> {
                 .insert(service.clone(), self.index);
         }
         self.touched.row(Topic::Service(service.clone()));
+    }
+
+    fn bump_mesh(&mut self, what: &str, service: Name) {
+        let key = Pair(what.into(), service);
+        self.touched
+            .row(Topic::Mesh(key.0.clone(), key.1.clone()));
+        self.state.mesh_scopes.insert(key, self.index);
     }
 
     // ---- nodes --------------------------------------------------------------------------
@@ -162,12 +171,11 @@ impl Change<'_> {
                 .remove(&(address, node.clone(), id.clone()));
         }
         let name = keys::fold(&before.name);
-        let Some(group) = self.state.groups.get_mut(name.as_ref()) else {
-            return;
-        };
-        group.remove(&PairRef(node, id));
-        if group.is_empty() {
-            self.state.groups.remove(name.as_ref());
+        let key = PairRef(node, id);
+        let row = leave(&mut self.state.groups, &name, key);
+        if let Some(offered) = row.and_then(|row| row.offers.clone()) {
+            leave(&mut self.state.offers, &offered, key);
+            self.bump_mesh(OFFERS, offered);
         }
     }
 
@@ -261,17 +269,27 @@ impl Change<'_> {
             .chain(state.instance_checks(node, id))
             .cloned()
             .collect();
+        let name = keys::name(&service.name);
+        let key = Pair(node.clone(), id.clone());
+        // Read again only when the registration is another one.
+        let known = state.groups.get(&name).and_then(|group| group.get(&key));
+        let offers = match known.filter(|row| Arc::ptr_eq(&row.service, &service)) {
+            Some(row) => row.offers.clone(),
+            None => mesh::offered(&service),
+        };
         let row = Arc::new(InstanceRow {
             node: machine,
-            service: service.clone(),
+            service,
             checks,
+            offers: offers.clone(),
         });
-        let name = keys::name(&service.name);
-        state
-            .groups
-            .entry(name)
-            .or_default()
-            .insert(Pair(node.clone(), id.clone()), row);
+        if let Some(offered) = offers {
+            let group = state.offers.entry(offered.clone()).or_default();
+            group.insert(key.clone(), row.clone());
+            self.bump_mesh(OFFERS, offered);
+        }
+        let group = self.state.groups.entry(name).or_default();
+        group.insert(key, row);
     }
 
     /// Folded ids of the services on a node.
@@ -416,12 +434,18 @@ impl Change<'_> {
             let reference = Triple(service, kind.clone(), name.clone());
             self.state.config_references.insert(reference);
         }
+        for service in mesh::linked(&entry) {
+            let link = Triple(kind.clone(), service, name.clone());
+            self.state.gateway_links.insert(link);
+        }
         let key = Pair(kind.clone(), name.clone());
         self.state.config_bytes += entry.json().len() as u64;
-        if let Some(before) = self.state.config.insert(key, entry.clone()) {
+        let before = self.state.config.insert(key, entry.clone());
+        if let Some(before) = &before {
             self.state.config_bytes -= before.json().len() as u64;
-            self.unrefer(&before, Some(&entry));
+            self.unrefer(before, Some(&entry));
         }
+        self.relink(before.as_deref(), Some(&entry));
         self.bump_config(kind, name);
     }
 
@@ -432,6 +456,7 @@ impl Change<'_> {
         };
         self.state.config_bytes -= before.json().len() as u64;
         self.unrefer(&before, None);
+        self.relink(Some(&before), None);
         self.bump_config(Name::from(kind.as_str()), name.clone());
         true
     }
@@ -442,6 +467,21 @@ impl Change<'_> {
         for service in chain::references(before).difference(&kept) {
             let reference = Triple(service.clone(), kind.clone(), name.clone());
             self.state.config_references.remove(&reference);
+        }
+    }
+
+    /// Removes the links of the entry before that are no more, and bumps those that changed.
+    fn relink(&mut self, before: Option<&Entry>, now: Option<&Entry>) {
+        let linked = |entry: Option<&Entry>| entry.map(mesh::linked).unwrap_or_default();
+        let (were, are) = (linked(before), linked(now));
+        let Some(entry) = before.or(now) else { return };
+        for service in were.difference(&are) {
+            let kind = Name::from(entry.kind.as_str());
+            let link = Triple(kind, service.clone(), keys::name(&entry.name));
+            self.state.gateway_links.remove(&link);
+        }
+        for service in were.symmetric_difference(&are) {
+            self.bump_mesh(entry.kind.as_str(), service.clone());
         }
     }
 
@@ -468,6 +508,20 @@ impl Change<'_> {
             self.state.deadlines.remove(&(deadline, key.clone()));
         }
     }
+}
+
+/// Takes an instance out of a group, and an empty group out of the groups.
+fn leave(
+    groups: &mut OrdMap<Name, Group>,
+    name: &str,
+    key: PairRef<'_>,
+) -> Option<Arc<InstanceRow>> {
+    let group = groups.get_mut(name)?;
+    let row = group.remove(&key);
+    if group.is_empty() {
+        groups.remove(name);
+    }
+    row
 }
 
 /// When a session runs out: twice its TTL after the last renewal, as Consul's leader does it.

@@ -26,6 +26,8 @@ pub(crate) struct InstanceRow {
     pub(crate) service: Arc<v1::Service>,
     /// Node-level checks, then the instance's own, each by id.
     pub(crate) checks: Vec<Arc<v1::Check>>,
+    /// Folded: what it offers to the mesh.
+    pub(crate) offers: Option<Name>,
 }
 
 /// The instances of one service name by (node, service id).
@@ -98,6 +100,14 @@ pub struct State {
     pub(crate) node_addresses: OrdSet<(IpAddr, Name)>,
     pub(crate) service_addresses: OrdSet<(IpAddr, Name, Name)>,
     pub(crate) groups: OrdMap<Name, Group>,
+    /// The instances that offer a service to the mesh, whatever their own name.
+    pub(crate) offers: OrdMap<Name, Group>,
+    /// (gateway's kind, service or `*`, gateway): the gateway's entry names the service.
+    pub(crate) gateway_links: OrdSet<Triple>,
+    /// The last change of what stands for a service: (`connect` or a gateway's kind, service). In a snapshot,
+    /// but not in the hash: a snapshot from before it existed leaves replicas with different numbers, each
+    /// high enough.
+    pub(crate) mesh_scopes: OrdMap<Pair, u64>,
     pub(crate) checks_by_instance: OrdSet<Triple>,
     pub(crate) checks_by_status: OrdSet<Triple>,
     pub(crate) sessions_by_node: OrdSet<Pair>,

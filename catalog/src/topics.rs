@@ -62,6 +62,9 @@ pub enum Topic {
     NodeId(Name),
     /// A service name's instances, their nodes and their checks, present or not.
     Service(Name),
+    /// What stands for a service in the mesh, present or not: `connect`, or a gateway's kind, and the
+    /// service; `*`: links to every service.
+    Mesh(Name, Name),
     /// One session, present or not.
     Session(Name),
     /// Every config entry of a kind.
@@ -75,20 +78,27 @@ pub enum Topic {
 }
 
 impl Topic {
-    const fn table(&self) -> [Option<TableTopic>; 3] {
+    const fn table(&self) -> [Option<TableTopic>; 4] {
         match self {
-            Self::Table(table) => [Some(*table), None, None],
+            Self::Table(table) => [Some(*table), None, None, None],
             Self::Node(_) | Self::Service(_) => [
                 Some(TableTopic::Nodes),
                 Some(TableTopic::Services),
                 Some(TableTopic::Checks),
+                None,
             ],
-            Self::NodeId(_) => [Some(TableTopic::Nodes), None, None],
-            Self::Session(_) => [Some(TableTopic::Sessions), None, None],
+            Self::Mesh(..) => [
+                Some(TableTopic::Nodes),
+                Some(TableTopic::Services),
+                Some(TableTopic::Checks),
+                Some(TableTopic::ConfigEntries),
+            ],
+            Self::NodeId(_) => [Some(TableTopic::Nodes), None, None, None],
+            Self::Session(_) => [Some(TableTopic::Sessions), None, None, None],
             Self::ConfigKind(_) | Self::ConfigEntry(..) => {
-                [Some(TableTopic::ConfigEntries), None, None]
+                [Some(TableTopic::ConfigEntries), None, None, None]
             }
-            Self::Key(_) | Self::Prefix(_) => [Some(TableTopic::Kv), None, None],
+            Self::Key(_) | Self::Prefix(_) => [Some(TableTopic::Kv), None, None, None],
         }
     }
 }

@@ -72,6 +72,17 @@ fn service(dice: &mut Dice) -> v1::Service {
         tags: vec![dice.pick(&["t1", "t2"]).into()],
         address: dice.pick(&["", "10.0.0.9"]).into(),
         modify_index: dice.roll(60),
+        kind: dice
+            .pick(&["", "", "connect-proxy", "terminating-gateway"])
+            .into(),
+        proxy_json: dice
+            .pick(&[
+                r#"{"DestinationServiceName":"web"}"#,
+                r#"{"DestinationServiceName":"DB"}"#,
+                "",
+            ])
+            .into(),
+        connect_json: dice.pick(&["", r#"{"Native":true}"#]).into(),
         ..v1::Service::default()
     }
 }
@@ -153,10 +164,20 @@ fn txn(dice: &mut Dice) -> v1::Txn {
 
 fn config_entry(dice: &mut Dice, index: u64) -> v1::ConfigEntryCommand {
     let name = dice.pick(&["web", "db"]);
-    let text = format!(
-        r#"{{"Kind":"service-defaults","Name":"{name}","Protocol":"{}"}}"#,
-        dice.pick(&["http", "tcp"])
-    );
+    let text = match dice.roll(3) {
+        0 => format!(
+            r#"{{"Kind":"terminating-gateway","Name":"{name}","Services":[{{"Name":"{}"}}]}}"#,
+            dice.pick(&["web", "db", "*"])
+        ),
+        1 => format!(
+            r#"{{"Kind":"ingress-gateway","Name":"{name}","Listeners":[{{"Port":80,"Services":[{{"Name":"{}"}}]}}]}}"#,
+            dice.pick(&["web", "db", "nothing"])
+        ),
+        _ => format!(
+            r#"{{"Kind":"service-defaults","Name":"{name}","Protocol":"{}"}}"#,
+            dice.pick(&["http", "tcp"])
+        ),
+    };
     let entry = Entry::parse(&serde_json::from_str(&text).unwrap()).unwrap();
     v1::ConfigEntryCommand {
         verb: 1 + i32::try_from(dice.roll(4)).unwrap(),
@@ -297,6 +318,15 @@ fn every_answer(state: &State) -> Answers {
             .map_rows());
         ask!(format!("checks {name}"), |r: R<'_, '_>| r
             .checks_of_service(name)
+            .map_rows());
+        ask!(format!("connect {name}"), |r: R<'_, '_>| r
+            .connect_instances(name)
+            .map_rows());
+        ask!(format!("ingress {name}"), |r: R<'_, '_>| r
+            .ingress_instances(name)
+            .map_rows());
+        ask!(format!("gateway {name}"), |r: R<'_, '_>| r
+            .gateway_services(name)
             .map_rows());
     }
     for status in ["any", "passing", "warning", "critical"] {

@@ -10,9 +10,11 @@ use weft_proto::ids::UnixMillis;
 use weft_proto::v1;
 
 use crate::digest::{Digest, Table};
-use crate::keys;
+use crate::keys::{self, Pair, TripleRef};
+use crate::mesh::OFFERS;
 use crate::refusal::{Verdict, applied, conflict, invalid, unit};
 use crate::rows::Change;
+use crate::state::State;
 use crate::topics::TableTopic;
 
 /// Forgets tombstones and extinctions up to an index, and lock-delays that have passed. Whatever
@@ -32,6 +34,7 @@ pub(crate) fn reap(
     if forgot > 0 {
         state.scalars.reaped = state.scalars.reaped.max(up_to);
     }
+    forget_mesh(state);
     let passed: Vec<Bytes> = state
         .lock_delays
         .iter()
@@ -42,6 +45,28 @@ pub(crate) fn reap(
         state.lock_delays.remove(&key[..]);
     }
     Ok(unit())
+}
+
+/// Scopes of which nothing is left, once what is missing answers as much. They are in no hash, so they
+/// decide nothing here.
+fn forget_mesh(state: &mut State) {
+    let reaped = state.scalars.reaped;
+    let is_there = |key: &Pair| {
+        let links = state.gateway_links.range(TripleRef(&key.0, &key.1, "")..);
+        let is_linked = links
+            .take(1)
+            .any(|link| link.0 == key.0 && link.1 == key.1);
+        is_linked || (*key.0 == *OFFERS && state.offers.contains_key(&key.1))
+    };
+    let gone: Vec<Pair> = state
+        .mesh_scopes
+        .iter()
+        .filter(|(key, index)| **index <= reaped && !is_there(key))
+        .map(|(key, _)| key.clone())
+        .collect();
+    for key in gone {
+        state.mesh_scopes.remove(&key);
+    }
 }
 
 fn forget<K: Ord + Clone + Digest>(table: &mut Table<K, u64>, up_to: u64) -> usize {

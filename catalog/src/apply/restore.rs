@@ -260,6 +260,7 @@ fn install(change: &mut Change<'_>, log_index: LogIndex, mut restored: State) {
     restored.tree_tombstones.clear();
     restored.extinct_nodes.clear();
     restored.extinct_services.clear();
+    restored.mesh_scopes.clear();
     restored.lock_delays.clear();
     let (now, term) = (
         UnixMillis(restored.scalars.cluster_time),

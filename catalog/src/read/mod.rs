@@ -6,6 +6,7 @@
 
 mod config_entry;
 pub(crate) mod kv;
+mod mesh;
 mod prepared_query;
 pub(crate) mod txn;
 
@@ -208,7 +209,7 @@ impl<'a> Reader<'a> {
         self.answer(index, rows.collect())
     }
 
-    fn group(&self, name: &str) -> impl Iterator<Item = &'a crate::state::InstanceRow> + use<'a> {
+    pub(crate) fn group(&self, name: &str) -> impl Iterator<Item = &'a crate::state::InstanceRow> + use<'a> {
         let group = self.state.groups.get(keys::fold(name).as_ref());
         group
             .into_iter()
@@ -222,7 +223,7 @@ impl<'a> Reader<'a> {
         self.answer(self.note_service(name), ()).index
     }
 
-    fn note_service(&self, name: &str) -> u64 {
+    pub(crate) fn note_service(&self, name: &str) -> u64 {
         self.trace.note(|| Topic::Service(keys::name(name)));
         let state = self.state;
         let name = keys::fold(name);
