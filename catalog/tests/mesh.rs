@@ -81,7 +81,8 @@ impl World {
 
 /// Ids of the instances and the index.
 fn connect(state: &State, service: &str) -> (String, u64) {
-    let answer = state.read(&Trace::off()).connect_instances(service);
+    let trace = Trace::off();
+    let answer = state.read(&trace).connect_instances(service);
     let ids: Vec<_> = answer
         .rows
         .iter()

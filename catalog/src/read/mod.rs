@@ -52,6 +52,17 @@ pub struct InstanceHealth<'a> {
     pub checks: Vec<&'a Arc<Check>>,
 }
 
+impl<'a> InstanceHealth<'a> {
+    /// The instance without its checks.
+    #[must_use]
+    pub const fn instance(&self) -> Instance<'a> {
+        Instance {
+            node: self.node,
+            service: self.service,
+        }
+    }
+}
+
 /// Queries against one snapshot.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
