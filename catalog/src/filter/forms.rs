@@ -54,35 +54,49 @@ fn addresses_kind(rest: &[&str]) -> Option<Kind> {
     }
 }
 
-/// A field kept as JSON: read only when a selector asks for it.
-fn in_json(json: &str, rest: &[&str], test: Test<'_>) -> bool {
-    let root: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
-    walk_json(&root, rest, test)
+/// A field kept as JSON: read only when a selector asks for it. What is not there has the `kind`'s zero value, as
+/// fields of records do.
+fn in_json(json: &str, rest: &[&str], kind: Option<Kind>, test: Test<'_>) -> bool {
+    let zero = match kind {
+        Some(Kind::Text) => Value::Text(""),
+        Some(Kind::Number) => Value::Number(0),
+        Some(Kind::Bool) => Value::Bool(false),
+        Some(Kind::List | Kind::Records | Kind::Map) => Value::Names(&[]),
+        None => Value::Missing,
+    };
+    let root = serde_json::from_str(json).unwrap_or_default();
+    walk_json(&root, rest, zero, test)
 }
 
-fn walk_json(value: &serde_json::Value, rest: &[&str], test: Test<'_>) -> bool {
+fn walk_json(value: &serde_json::Value, rest: &[&str], zero: Value<'_>, test: Test<'_>) -> bool {
     use serde_json::Value as Json;
     match (value, rest) {
         (Json::Array(items), []) => test(Value::Names(
-            &items.iter().filter_map(Json::as_str).collect::<Vec<_>>(),
+            &items
+                .iter()
+                .map(|item| item.as_str().unwrap_or_default())
+                .collect::<Vec<_>>(),
         )),
-        (Json::Array(items), rest) => items.iter().any(|item| walk_json(item, rest, test)),
-        (Json::Object(map), [key, rest @ ..]) => {
-            walk_json(map.get(*key).unwrap_or(&Json::Null), rest, test)
-        }
+        (Json::Array(items), rest) => items.iter().any(|item| walk_json(item, rest, zero, test)),
+        (Json::Object(map), [key, further @ ..]) => match map.get(*key) {
+            Some(inner) if !inner.is_null() => walk_json(inner, further, zero, test),
+            _ => walk_json(&Json::Null, rest, zero, test),
+        },
         (Json::Object(map), []) => test(Value::Names(
             &map.keys().map(String::as_str).collect::<Vec<_>>(),
         )),
         (Json::String(text), []) => test(Value::Text(text)),
         (Json::Bool(boolean), []) => test(Value::Bool(*boolean)),
-        (Json::Number(number), []) => test(number.as_i64().map_or(Value::Missing, Value::Number)),
-        _ => test(Value::Missing),
+        (Json::Number(number), []) => test(number.as_i64().map_or(zero, Value::Number)),
+        // Nothing is one of no upstreams.
+        (_, ["Upstreams", _, ..]) => false,
+        _ => test(zero),
     }
 }
 
 fn proxy_kind(rest: &[&str]) -> Option<Kind> {
     Some(match rest {
-        ["Upstreams"] => Kind::List,
+        ["Upstreams"] => Kind::Records,
         ["LocalServicePort"]
         | ["TransparentProxy", "OutboundListenerPort"]
         | ["Upstreams", "LocalBindPort"] => Kind::Number,
@@ -162,18 +176,11 @@ impl Selectable for Service {
             ["Weights", "Passing"] => test(Value::Number(i64::from(weights().passing))),
             ["Weights", "Warning"] => test(Value::Number(i64::from(weights().warning))),
             ["EnableTagOverride"] => test(Value::Bool(self.enable_tag_override)),
-            // Absent means false, as Consul's own zero value does.
-            ["Connect", "Native"] => in_json(&self.connect_json, &["Native"], &mut |value| {
-                test(if value == Value::Missing {
-                    Value::Bool(false)
-                } else {
-                    value
-                })
-            }),
+            ["Connect", rest @ ..] => in_json(&self.connect_json, rest, Self::kind(selector), test),
             ["Tags"] => test(Value::Texts(&self.tags)),
             ["Meta", rest @ ..] => in_map(&self.meta, rest, test),
             ["TaggedAddresses", rest @ ..] => in_addresses(&self.tagged_addresses, rest, test),
-            ["Proxy", rest @ ..] => in_json(&self.proxy_json, rest, test),
+            ["Proxy", rest @ ..] => in_json(&self.proxy_json, rest, Self::kind(selector), test),
             _ => false,
         }
     }
@@ -219,7 +226,7 @@ impl Selectable for InstanceHealth<'_> {
         match selector {
             ["Node", rest @ ..] => Node::kind(rest),
             ["Service", rest @ ..] => Service::kind(rest),
-            ["Checks"] => Some(Kind::List),
+            ["Checks"] => Some(Kind::Records),
             ["Checks", rest @ ..] => Check::kind(rest),
             _ => None,
         }
@@ -275,7 +282,9 @@ impl Selectable for Check {
             ["Timeout"] => test(Value::Text(&self.timeout)),
             ["ExposedPort"] => test(Value::Number(i64::from(self.exposed_port))),
             ["ServiceTags"] => test(Value::Texts(&self.service_tags)),
-            ["Definition", rest @ ..] => in_json(&self.definition_json, rest, test),
+            ["Definition", rest @ ..] => {
+                in_json(&self.definition_json, rest, Self::kind(selector), test)
+            }
             _ => false,
         }
     }

@@ -89,8 +89,10 @@ pub enum Kind {
     Number,
     /// True or false.
     Bool,
-    /// A list of texts, or of records.
+    /// A list of texts.
     List,
+    /// A list of records: only whether there are any can be asked.
+    Records,
     /// Something by name.
     Map,
 }
@@ -228,9 +230,8 @@ impl Match {
         })?;
         let allowed = match &self.operator {
             Operator::Equal(_) => matches!(kind, Kind::Text | Kind::Number | Kind::Bool),
-            Operator::In(_) | Operator::Empty => {
-                matches!(kind, Kind::Text | Kind::List | Kind::Map)
-            }
+            Operator::In(_) => matches!(kind, Kind::Text | Kind::List | Kind::Map),
+            Operator::Empty => !matches!(kind, Kind::Number | Kind::Bool),
             Operator::Matches(_) => kind == Kind::Text,
         };
         if !allowed {

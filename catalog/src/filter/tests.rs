@@ -92,6 +92,11 @@ fn services_match_as_written() {
         ("Proxy.DestinationServiceName == api", true),
         ("Proxy.Upstreams.DestinationName == mq", true),
         ("Proxy.Upstreams.DestinationName == xx", false),
+        ("Proxy.Upstreams is empty", false),
+        ("Proxy.Upstreams is not empty", true),
+        ("Proxy.Upstreams.LocalBindPort == 0", true),
+        ("Proxy.Mode == \"\"", true),
+        ("Proxy.MeshGateway.Mode is empty", true),
         // not binds tighter than and, and than or.
         ("Service == api and Port == 1 or Port == 8080", true),
         ("Port == 8080 or Service == api and Port == 1", true),
@@ -102,6 +107,50 @@ fn services_match_as_written() {
     ];
     for (expression, expected) in cases {
         check(&*service(), expression, expected);
+    }
+}
+
+/// A service without a proxy has one all of whose fields are zero, and no upstreams.
+#[test]
+fn what_json_does_not_say_is_zero() {
+    for proxy_json in ["", "null", "{}", r#"{"Upstreams":null}"#] {
+        let service = Service {
+            proxy_json: proxy_json.into(),
+            ..Service::default()
+        };
+        for (expression, expected) in [
+            ("Proxy.DestinationServiceName != api", true),
+            ("Proxy.DestinationServiceName == \"\"", true),
+            ("Proxy.LocalServicePort == 0", true),
+            ("Proxy.LocalServicePort != 0", false),
+            ("Proxy.Upstreams is empty", true),
+            ("Proxy.Upstreams.DestinationName == db", false),
+            ("Proxy.Upstreams.DestinationName != db", false),
+            ("Connect.Native != true", true),
+        ] {
+            check(&service, expression, expected);
+        }
+    }
+    let unset = Check::default();
+    check(&unset, "Definition.TLSSkipVerify == false", true);
+    check(&unset, "Definition.HTTP == \"\"", true);
+}
+
+#[test]
+fn of_a_list_of_records_only_emptiness_is_asked() {
+    for expression in [
+        "Checks contains alive",
+        "alive in Checks",
+        "Checks == alive",
+    ] {
+        let error = parse(expression)
+            .unwrap()
+            .check::<InstanceHealth<'_>>()
+            .unwrap_err();
+        assert!(
+            matches!(error, FilterError::Operator { .. }),
+            "{expression}: {error}"
+        );
     }
 }
 

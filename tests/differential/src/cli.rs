@@ -140,6 +140,7 @@ fn run(arguments: &Arguments) -> Result<Report> {
     let (known, mut report) = book.into_inner().expect("no worker panics");
     report.sort();
     if arguments.filter.is_none() {
+        report.too_few = report.shortfall();
         report.unused = known
             .iter()
             .filter(|d| d.used == 0)
@@ -257,6 +258,7 @@ pub(crate) fn judge(
 ) {
     for (step, (ours, theirs)) in story.steps.iter().zip(consul.iter().zip(weft)) {
         counts.steps += 1;
+        report.distinct.count(step);
         let mut deltas = compare(ours, theirs);
         // A step neither side could play proves nothing.
         if deltas.is_empty() && (ours.get("failed").is_some() || ours.get("until").is_some()) {

@@ -7,6 +7,7 @@
 mod cli;
 mod compare;
 mod differences;
+mod distinct;
 mod dns;
 mod http;
 mod normal;

@@ -7,6 +7,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::compare::Delta;
+use crate::distinct::{Distinct, LEAST_REQUESTS, LEAST_STORIES};
 
 /// Places shown of one mismatch; the JSON form has all.
 const DELTAS_SHOWN: usize = 12;
@@ -40,11 +41,33 @@ pub(crate) struct Report {
     pub(crate) broken: Vec<(String, String)>,
     /// Known differences nothing needed: each is an error of a full run.
     pub(crate) unused: Vec<String>,
+    /// What was asked.
+    pub(crate) distinct: Distinct,
+    /// What a full run should have asked and did not.
+    pub(crate) too_few: Option<String>,
 }
 
 impl Report {
     pub(crate) fn is_clean(&self) -> bool {
-        self.mismatches.is_empty() && self.broken.is_empty() && self.unused.is_empty()
+        self.mismatches.is_empty()
+            && self.broken.is_empty()
+            && self.unused.is_empty()
+            && self.too_few.is_none()
+    }
+
+    fn stories(&self) -> usize {
+        self.counts.iter().map(|counts| counts.stories).sum()
+    }
+
+    /// Why this is no full run, if it is none.
+    pub(crate) fn shortfall(&self) -> Option<String> {
+        let (requests, stories) = (self.distinct.requests(), self.stories());
+        (requests < LEAST_REQUESTS || stories < LEAST_STORIES).then(|| {
+            format!(
+                "{requests} distinct requests and {stories} stories; a full run has at least \
+                 {LEAST_REQUESTS} and {LEAST_STORIES}"
+            )
+        })
     }
 
     /// Brings everything into the order of the files, whoever was done first.
@@ -84,6 +107,17 @@ impl Report {
             total.seconds += counts.seconds;
         }
         out.push_str(&total.to_text());
+        let _ = writeln!(
+            out,
+            "distinct: {} requests, {} DNS questions, {} commands, in {} stories",
+            self.distinct.requests(),
+            self.distinct.questions(),
+            self.distinct.commands(),
+            self.stories()
+        );
+        if let Some(why) = &self.too_few {
+            let _ = writeln!(out, "✗ too few: {why}");
+        }
         out
     }
 
@@ -102,6 +136,9 @@ impl Report {
             "mismatches": self.mismatches.iter().map(mismatch).collect::<Vec<_>>(),
             "broken": self.broken.iter().map(|(family, why)| json!({"family": family, "why": why})).collect::<Vec<_>>(),
             "unused_differences": self.unused,
+            "distinct": {"requests": self.distinct.requests(), "dns": self.distinct.questions(),
+                         "commands": self.distinct.commands()},
+            "too_few": self.too_few,
         })
     }
 }

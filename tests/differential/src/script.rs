@@ -168,11 +168,26 @@ fn parse_line(family: &mut Family, number: usize, line: &str) -> Result<()> {
     let verb = parse_verb(line)?;
     story.steps.push(Step {
         line: number,
-        text: line.to_owned(),
+        text: shown(line),
         verb,
         with: Qualifiers::default(),
     });
     Ok(())
+}
+
+/// How reports and the list of differences call a step: the line, a `FILTER` as the request it is.
+fn shown(line: &str) -> String {
+    match line.strip_prefix("FILTER ").and_then(|l| l.split_once(' ')) {
+        Some((target, expression)) => {
+            format!("GET {target}{}filter={expression}", joint(target))
+        }
+        None => line.to_owned(),
+    }
+}
+
+/// What stands before one more parameter.
+fn joint(target: &str) -> char {
+    if target.contains('?') { '&' } else { '?' }
 }
 
 fn parse_verb(line: &str) -> Result<Verb> {
@@ -187,6 +202,11 @@ fn parse_verb(line: &str) -> Result<Verb> {
                 .parse()?,
         )),
         "WATCH" => Verb::Watch(parse_request(rest)?),
+        "FILTER" => {
+            let (target, expression) = rest.split_once(' ').context("FILTER /path EXPRESSION")?;
+            let target = format!("{target}{}filter={}", joint(target), encoded(expression));
+            Verb::Http(parse_request(&format!("GET {target}"))?)
+        }
         "DIG" => parse_dig(rest)?,
         "PACKET" => Verb::Packet(unhex(rest).context("PACKET takes pairs of hex digits")?),
         "CLI" => Verb::Cli(words(rest)?),
@@ -212,6 +232,28 @@ fn parse_request(line: &str) -> Result<Request> {
         target: target.to_owned(),
         body: parse_body(body)?,
     })
+}
+
+/// Percent-encoded, but for the variables in it.
+fn encoded(text: &str) -> String {
+    let mut out = String::new();
+    for (at, c) in text.char_indices() {
+        let variable = match c {
+            '{' => text[at + 1..].split_once('}').map(|(name, _)| name),
+            '}' => text[..at].rsplit_once('{').map(|(_, name)| name),
+            _ => None,
+        };
+        let is_variable = variable
+            .is_some_and(|name| !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase()));
+        if c.is_ascii_alphanumeric() || "-._~".contains(c) || is_variable {
+            out.push(c);
+        } else {
+            for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                out.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+    out
 }
 
 fn parse_body(text: &str) -> Result<Body> {
@@ -387,6 +429,13 @@ mod tests {
             }
         );
         assert_eq!(verb("PAUSE 20ms"), Verb::Pause(Duration::from_millis(20)));
+        let Verb::Http(request) = verb("FILTER /v1/x?stale Meta.a{1} == \"{node}\"") else {
+            panic!("a request")
+        };
+        assert_eq!(
+            request.target,
+            "/v1/x?stale&filter=Meta.a%7B1%7D%20%3D%3D%20%22{node}%22"
+        );
         let Verb::Http(request) = verb("PUT /v1/kv/b @hex 00fF") else {
             panic!("a request")
         };

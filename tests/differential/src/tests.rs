@@ -203,3 +203,12 @@ fn a_server_that_does_not_answer_is_no_match() {
         "two failures alike prove nothing"
     );
 }
+
+#[test]
+fn a_run_that_lost_its_cases_is_not_clean() {
+    let mut report = Report::default();
+    assert!(report.is_clean());
+    report.too_few = report.shortfall();
+    assert!(!report.is_clean());
+    assert!(report.to_text().contains("✗ too few: 0 distinct requests"));
+}
