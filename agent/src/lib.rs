@@ -7,3 +7,4 @@ pub mod config;
 pub mod dns;
 pub mod http;
 pub mod local;
+pub mod watch;

@@ -29,7 +29,7 @@ pub(crate) fn go_booleans(command: Command) -> Command {
     command.mut_subcommands(go_booleans)
 }
 
-fn go_bool(text: &str) -> Result<bool, String> {
+pub(crate) fn go_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),

@@ -59,6 +59,12 @@ pub(crate) struct Failure {
     hint: Option<String>,
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 /// What a command answers.
 pub(crate) type Done = Result<(), Failure>;
 

@@ -1,7 +1,10 @@
 //! `weft force-leave`.
 
+use serde_json::json;
+
 use super::client::{Client, ClientArgs};
 use super::failure::Done;
+use super::output::{self, Format};
 
 /// Declare a failed node to have left
 #[derive(clap::Args)]
@@ -31,6 +34,10 @@ async fn force_leave(client: Client, args: &ForceLeaveArgs) -> Done {
     client
         .put(&format!("/v1/agent/force-leave/{node}"), &query, "")
         .await
-        .map(|_| ())
-        .map_err(|failure| failure.context("Error force leaving"))
+        .map_err(|failure| failure.context("Error force leaving"))?;
+    // Consul says nothing.
+    if client.format() == Format::Json {
+        output::json(&json!({"node": node, "pruned": args.prune, "done": "left"}))?;
+    }
+    Ok(())
 }

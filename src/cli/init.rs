@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use serde_json::{Value, json};
 use weft_identity::cluster::{self, InitRequest, InitSummary, Seat};
 use weft_proto::clock::{Clock, SystemClock};
 
 use super::failure::{Done, Exit, Failure};
-use super::output;
+use super::output::{self, Format, FormatArgs};
 
 /// Make keys, certificates and configuration for a new cluster
 #[derive(clap::Args)]
@@ -42,6 +43,8 @@ pub(crate) struct InitArgs {
     /// Replace the files of an earlier run
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 pub(crate) fn run(args: InitArgs) -> Done {
@@ -65,7 +68,20 @@ pub(crate) fn run(args: InitArgs) -> Done {
     };
     let summary = cluster::init(&request, SystemClock::new().wall())
         .map_err(|error| Failure::new(Exit::Negative, format!("weft init: {error}")))?;
+    if args.format.output == Format::Json {
+        return output::json(&object(&summary));
+    }
     tell(&request, &summary)
+}
+
+fn object(summary: &InitSummary) -> Value {
+    let servers = summary.servers.iter();
+    let servers = servers.map(|one| json!({"name": one.name, "directory": one.directory}));
+    json!({
+        "files": summary.files.len(), "days": summary.days, "ca_key": summary.ca_key_file,
+        "cli": summary.cli.0, "servers": servers.collect::<Vec<_>>(),
+        "without_address": summary.without_address,
+    })
 }
 
 fn seats(servers: &[String]) -> Result<Vec<Seat>, Failure> {

@@ -1,5 +1,7 @@
 //! `weft join`.
 
+use serde_json::json;
+
 use super::client::{Client, ClientArgs};
 use super::failure::{Done, Exit, Failure};
 use super::output;
@@ -41,9 +43,11 @@ async fn join(client: Client, args: &JoinArgs) -> Done {
         for reason in reasons {
             reason.report(client.format());
         }
-        return output::line(format!(
-            "Successfully joined cluster by contacting {joined} nodes."
-        ));
+        return output::done(
+            client.format(),
+            format!("Successfully joined cluster by contacting {joined} nodes."),
+            json!({"contacted": joined, "done": "joined"}),
+        );
     }
     Err(reasons
         .pop()

@@ -4,9 +4,10 @@ use std::io::Read;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
 
 use super::failure::{Done, Exit, Failure};
-use super::output;
+use super::output::{self, FormatArgs};
 
 /// Bytes of a key: AES-256.
 const KEY_BYTES: usize = 32;
@@ -16,9 +17,12 @@ const KEY_BYTES: usize = 32;
 #[command(
     after_help = "Examples:\n  weft keygen\n  weft agent -encrypt=\"$(weft keygen)\" -data-dir=/var/lib/weft"
 )]
-pub(crate) struct KeygenArgs {}
+pub(crate) struct KeygenArgs {
+    #[command(flatten)]
+    format: FormatArgs,
+}
 
-pub(crate) fn run(_args: KeygenArgs) -> Done {
+pub(crate) fn run(args: KeygenArgs) -> Done {
     let mut key = [0_u8; KEY_BYTES];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut key))
@@ -28,5 +32,6 @@ pub(crate) fn run(_args: KeygenArgs) -> Done {
                 format!("the system gives no randomness: {error}"),
             )
         })?;
-    output::line(STANDARD.encode(key))
+    let key = STANDARD.encode(key);
+    output::done(args.format.output, &key, json!({"key": key}))
 }

@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::client::{Client, ClientArgs};
 use super::failure::{Done, Exit, Failure};
@@ -317,7 +317,12 @@ async fn put(client: Client, args: &PutArgs) -> Done {
         (false, ..) => format!("Error! Did not write to {key}"),
     };
     if done {
-        output::line(said)
+        let done = match (args.acquire, args.release) {
+            (true, _) => "lock acquired",
+            (_, true) => "lock released",
+            _ => "written",
+        };
+        output::done(client.format(), said, json!({"key": key, "done": done}))
     } else {
         Err(Failure::new(Exit::Negative, said))
     }
@@ -394,5 +399,9 @@ async fn delete(client: Client, args: &DeleteArgs) -> Done {
     } else {
         "Deleted key"
     };
-    output::line(format!("Success! {what}: {key}"))
+    output::done(
+        client.format(),
+        format!("Success! {what}: {key}"),
+        json!({"key": key, "recurse": args.recurse, "done": "deleted"}),
+    )
 }

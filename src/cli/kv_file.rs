@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::client::{Client, ClientArgs};
 use super::failure::{Done, Exit, Failure};
 use super::kv::{bare, data};
-use super::output::{self, field};
+use super::output::{self, Format, field};
 
 #[derive(clap::Args)]
 pub(super) struct ExportArgs {
@@ -79,6 +79,7 @@ fn entry_text(pair: &Value) -> String {
 
 pub(super) async fn import(client: Client, args: &ImportArgs) -> Done {
     let entries = entries(&data(&args.data)?)?;
+    let mut imported = Vec::new();
     for entry in entries {
         let key = format!("{}{}", args.prefix, entry.key);
         let (key, flags) = (bare(&key), entry.flags.to_string());
@@ -93,7 +94,13 @@ pub(super) async fn import(client: Client, args: &ImportArgs) -> Done {
                 format!("Error! Did not write to {key}"),
             ));
         }
-        output::line(format!("Imported: {key}"))?;
+        if client.format() == Format::Table {
+            output::line(format!("Imported: {key}"))?;
+        }
+        imported.push(json!(key));
+    }
+    if client.format() == Format::Json {
+        output::json(&json!({"keys": imported, "done": "imported"}))?;
     }
     Ok(())
 }

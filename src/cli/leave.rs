@@ -1,5 +1,7 @@
 //! `weft leave`.
 
+use serde_json::json;
+
 use super::client::{Client, ClientArgs};
 use super::failure::Done;
 use super::output;
@@ -18,5 +20,9 @@ pub(crate) fn run(args: LeaveArgs) -> Done {
 
 async fn leave(client: Client) -> Done {
     client.put("/v1/agent/leave", &[], "").await?;
-    output::line("Graceful leave complete")
+    output::done(
+        client.format(),
+        "Graceful leave complete",
+        json!({"done": "left"}),
+    )
 }

@@ -5,7 +5,6 @@
 //! Source: Consul docs, "lock" and "Semaphore"; the key names and flags are theirs, so that both
 //! programs keep each other out.
 
-mod child;
 mod contest;
 
 use std::time::Duration;
@@ -14,10 +13,10 @@ use serde_json::json;
 use tokio::time::Instant;
 use weft_proto::duration;
 
+use super::child::{Child, Input, Job, Signals};
 use super::client::{Client, ClientArgs};
 use super::failure::{Done, Exit, Failure};
 use super::output::{self, field};
-use child::Child;
 use contest::Contest;
 
 /// Consul's code for a failed child with `-child-exit-code`.
@@ -166,16 +165,27 @@ async fn hold(
         },
     )?;
     say(args, "Attempting lock acquisition")?;
+    let mut signals = Signals::new();
     tokio::select! {
         won = contest.win(patience) => won?,
         failure = keep_alive(client, session) => return Err(failure.hint("the session was lost before the lock was won")),
-        name = child::asked_to_stop() => {
+        name = signals.asked_to_stop() => {
             contest.give_back().await;
             return Err(Failure::new(Exit::Negative, format!("Shutdown triggered by {name} before the lock was won")));
         }
     }
     say(args, "Starting handler")?;
-    let mut child = match Child::start(args.command(), args.shell, args.pass_stdin) {
+    let job = Job {
+        words: args.command(),
+        shell: args.shell,
+        input: if args.pass_stdin {
+            Input::Ours
+        } else {
+            Input::Nothing
+        },
+        env: &[("CONSUL_LOCK_HELD", "true"), ("WEFT_LOCK_HELD", "true")],
+    };
+    let mut child = match Child::start(job) {
         Ok(child) => child,
         Err(failure) => {
             contest.give_back().await;
@@ -183,7 +193,7 @@ async fn hold(
         }
     };
     let done = tokio::select! {
-        done = child.run() => done,
+        done = child.run(&mut signals) => done.map(|(code, _)| code),
         () = contest.lost() => lost(&mut child).await,
         _ = keep_alive(client, session) => lost(&mut child).await,
     };

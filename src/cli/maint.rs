@@ -1,6 +1,6 @@
 //! `weft maint`: takes this host, or one of its services, out of service and back.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::client::{Client, ClientArgs};
 use super::failure::{Done, Failure};
@@ -61,7 +61,8 @@ async fn maint(client: Client, args: &MaintArgs) -> Done {
         None => "node maintenance".to_owned(),
     };
     let now = if args.enable { "enabled" } else { "disabled" };
-    output::line(format!("{what} is now {now}"))
+    let shown = json!({"service": args.service, "reason": args.reason, "maintenance": args.enable});
+    output::done(client.format(), format!("{what} is now {now}"), shown)
 }
 
 async fn show(client: Client) -> Done {

@@ -7,8 +7,11 @@
 pub(crate) mod agent;
 mod argv;
 mod catalog;
+mod child;
 mod client;
+mod completion;
 mod config;
+mod debug;
 mod failure;
 mod force_leave;
 mod info;
@@ -34,6 +37,7 @@ mod tests;
 mod tls;
 mod validate;
 mod version;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -63,7 +67,9 @@ struct Cli {
 enum Verb {
     Agent(agent::AgentArgs),
     Catalog(catalog::CatalogArgs),
+    Completion(completion::CompletionArgs),
     Config(config::ConfigArgs),
+    Debug(debug::DebugArgs),
     ForceLeave(force_leave::ForceLeaveArgs),
     Info(info::InfoArgs),
     Init(init::InitArgs),
@@ -83,10 +89,15 @@ enum Verb {
     Tls(tls::TlsArgs),
     Validate(validate::ValidateArgs),
     Version(version::VersionArgs),
+    Watch(watch::WatchArgs),
 }
 
 fn command() -> clap::Command {
-    argv::go_booleans(Cli::command())
+    // The path of the bundle is -output in Consul, so the form of what is printed has its other names.
+    let own_format = |debug: clap::Command| {
+        debug.mut_arg("output", |form| form.visible_alias(None).long("format"))
+    };
+    argv::go_booleans(Cli::command().mut_subcommand("debug", own_format))
 }
 
 /// Reads argv and does what it asks for, but for running an agent.
@@ -107,6 +118,9 @@ pub(crate) fn main(argv: impl Iterator<Item = std::ffi::OsString>) -> Asked {
     } else {
         Format::Table
     };
+    if let Some(autocomplete) = completion::Autocomplete::asked(&argv) {
+        return Asked::Done(finish(autocomplete.perform(), format));
+    }
     match parse(argv) {
         Ok(Verb::Agent(args)) => match agent::start(args) {
             Ok(start) => Asked::Agent(Box::new(start)),
@@ -146,7 +160,9 @@ fn perform(verb: Verb) -> Done {
     match verb {
         Verb::Agent(_) => Ok(()),
         Verb::Catalog(args) => catalog::run(args),
+        Verb::Completion(args) => completion::run(args),
         Verb::Config(args) => config::run(args),
+        Verb::Debug(args) => debug::run(args),
         Verb::ForceLeave(args) => force_leave::run(args),
         Verb::Info(args) => info::run(args),
         Verb::Init(args) => init::run(args),
@@ -166,6 +182,7 @@ fn perform(verb: Verb) -> Done {
         Verb::Tls(args) => tls::run(args),
         Verb::Validate(args) => validate::run(args),
         Verb::Version(args) => version::run(args),
+        Verb::Watch(args) => watch::run(args),
     }
 }
 

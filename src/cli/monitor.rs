@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use http::Method;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::BodyExt;
 
-use super::client::{self, Body, Client, ClientArgs};
+use super::client::{self, Client, ClientArgs};
 use super::failure::{Done, Exit, Failure};
 use super::output;
 
@@ -31,22 +31,14 @@ async fn monitor(client: Client, args: &MonitorArgs) -> Done {
     if args.log_json {
         query.push(("logjson", "true"));
     }
-    let nothing: Body = Empty::<Bytes>::new()
-        .map_err(|never| match never {})
-        .boxed_unsync();
-    let response = client
-        .stream(Method::GET, "/v1/agent/monitor", &query, nothing)
+    let mut body = client
+        .open(
+            Method::GET,
+            "/v1/agent/monitor",
+            &query,
+            client::whole(Bytes::new()),
+        )
         .await?;
-    let (parts, mut body) = response.into_parts();
-    if !parts.status.is_success() {
-        let text = body
-            .collect()
-            .await
-            .map(|all| all.to_bytes())
-            .unwrap_or_default();
-        let text = String::from_utf8_lossy(&text).trim().to_owned();
-        return Err(client::failure(parts.status, &text));
-    }
     while let Some(frame) = body.frame().await {
         let frame = frame
             .map_err(|error| Failure::new(Exit::Unreachable, format!("the log ended: {error}")))?;

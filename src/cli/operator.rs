@@ -123,7 +123,7 @@ struct GetConfigArgs {
 #[derive(clap::Args)]
 struct SetConfigArgs {
     /// Remove dead servers when new ones have come
-    #[arg(long, value_name = "BOOL")]
+    #[arg(long, value_name = "BOOL", value_parser = super::argv::go_bool)]
     cleanup_dead_servers: Option<bool>,
     /// Silence after which a server is unhealthy
     #[arg(long, value_name = "DURATION")]
@@ -137,6 +137,15 @@ struct SetConfigArgs {
     /// How long a new server must be healthy before it votes
     #[arg(long, value_name = "DURATION")]
     server_stabilization_time: Option<String>,
+    /// Accepted for scripts when empty
+    #[arg(long, hide = true)]
+    redundancy_zone_tag: Option<String>,
+    /// Accepted for scripts when false
+    #[arg(long, hide = true, value_parser = super::argv::go_bool)]
+    disable_upgrade_migration: Option<bool>,
+    /// Accepted for scripts when empty
+    #[arg(long, hide = true)]
+    upgrade_version_tag: Option<String>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -295,7 +304,11 @@ async fn remove_peer(client: Client, args: &RemovePeerArgs) -> Done {
             Bytes::new(),
         )
         .await?;
-    output::line(format!("Removed peer with {name} \"{value}\""))
+    output::done(
+        client.format(),
+        format!("Removed peer with {name} \"{value}\""),
+        json!({name: value, "done": "removed"}),
+    )
 }
 
 async fn transfer(client: Client, args: &TransferLeaderArgs) -> Done {
@@ -315,7 +328,7 @@ async fn transfer(client: Client, args: &TransferLeaderArgs) -> Done {
             "Leadership was not transferred",
         ));
     }
-    output::line("Success")
+    output::done(client.format(), "Success", answer)
 }
 
 const AUTOPILOT: &str = "/v1/operator/autopilot/configuration";
@@ -349,7 +362,27 @@ async fn get_config(client: Client) -> Done {
     Ok(())
 }
 
+/// Consul's enterprise edition has them; here they can only be as they are.
+fn refuse_enterprise(args: &SetConfigArgs) -> Done {
+    let text = |given: &Option<String>| given.as_ref().is_some_and(|text| !text.is_empty());
+    let refused = [
+        ("-redundancy-zone-tag", text(&args.redundancy_zone_tag)),
+        ("-upgrade-version-tag", text(&args.upgrade_version_tag)),
+        (
+            "-disable-upgrade-migration",
+            args.disable_upgrade_migration == Some(true),
+        ),
+    ];
+    match refused.into_iter().find(|(_, given)| *given) {
+        Some((name, _)) => Err(Failure::usage(format!(
+            "{name} has no effect in weft; leave it out"
+        ))),
+        None => Ok(()),
+    }
+}
+
 async fn set_config(client: Client, args: &SetConfigArgs) -> Done {
+    refuse_enterprise(args)?;
     let mut config = client.get(AUTOPILOT, &[]).await?;
     let index = field(&config, "ModifyIndex");
     let changes = [
@@ -377,7 +410,7 @@ async fn set_config(client: Client, args: &SetConfigArgs) -> Done {
         .put(AUTOPILOT, &[("cas", &index)], config.to_string())
         .await?;
     if answer.text() == "true" {
-        output::line("Configuration updated!")
+        output::done(client.format(), "Configuration updated!", config)
     } else {
         Err(Failure::new(
             Exit::Negative,

@@ -19,6 +19,28 @@ pub(crate) enum Format {
     Json,
 }
 
+/// The flag of commands that ask no agent; the others have it among the agent's flags.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub(crate) struct FormatArgs {
+    /// Output form
+    #[arg(
+        short = 'o',
+        long = "output",
+        visible_alias = "format",
+        value_enum,
+        default_value_t
+    )]
+    pub(crate) output: Format,
+}
+
+/// Says what was done: a sentence for people, an object for programs.
+pub(crate) fn done(format: Format, text: impl AsRef<str>, object: Value) -> Done {
+    match format {
+        Format::Json => json(&object),
+        Format::Table => line(text),
+    }
+}
+
 /// Writes bytes as they are.
 pub(crate) fn bytes(data: &[u8]) -> Done {
     bytes_while_read(data).map(drop)

@@ -78,3 +78,51 @@ fn bar(what: &'static str, total: Option<u64>) -> ProgressBar {
     bar.with_style(style.progress_chars("=> "))
         .with_message(what)
 }
+
+/// How much of a time span is over.
+pub(crate) struct Countdown {
+    what: &'static str,
+    total: Duration,
+    bar: Option<ProgressBar>,
+    next_line: Duration,
+}
+
+impl Countdown {
+    pub(crate) fn new(what: &'static str, total: Duration) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let template = "{msg} [{bar:30}] {pos}/{len} s, {prefix}";
+            let style = ProgressStyle::with_template(template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(total.as_secs())
+                .with_style(style.progress_chars("=> "))
+                .with_message(what)
+        });
+        Self {
+            what,
+            total,
+            bar,
+            next_line: LINE_EVERY,
+        }
+    }
+
+    /// So much is over; `done` says what there is to show for it.
+    pub(crate) fn at(&mut self, elapsed: Duration, done: impl FnOnce() -> String) {
+        if let Some(bar) = &self.bar {
+            bar.set_prefix(done());
+            bar.set_position(elapsed.as_secs());
+            return;
+        }
+        if elapsed >= self.next_line {
+            self.next_line = elapsed + LINE_EVERY;
+            let (elapsed, total) = (elapsed.as_secs(), self.total.as_secs());
+            eprintln!("{}: {elapsed} of {total} s, {}", self.what, done());
+        }
+    }
+
+    /// It is over; the bar goes away.
+    pub(crate) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

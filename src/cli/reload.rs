@@ -1,5 +1,7 @@
 //! `weft reload`.
 
+use serde_json::json;
+
 use super::client::{Client, ClientArgs};
 use super::failure::Done;
 use super::output;
@@ -20,5 +22,9 @@ pub(crate) fn run(args: ReloadArgs) -> Done {
 
 async fn reload(client: Client) -> Done {
     client.put("/v1/agent/reload", &[], "").await?;
-    output::line("Configuration reload triggered")
+    output::done(
+        client.format(),
+        "Configuration reload triggered",
+        json!({"done": "reloaded"}),
+    )
 }

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use weft_agent::config::hcl::{self, Format, tree::Source};
+use weft_agent::config::hcl::{self, Format as Notation, tree::Source};
 
 use super::client::{Client, ClientArgs};
 use super::failure::{Done, Exit, Failure};
-use super::output::{self, field};
+use super::output::{self, Format, field};
 
 /// Register and deregister services of this agent
 #[derive(clap::Args)]
@@ -97,13 +97,17 @@ async fn register(client: Client, args: &RegisterArgs) -> Done {
         (true, Some(name)) => vec![from_flags(name, args)?],
         (false, _) => from_files(&args.files)?,
     };
+    let mut ids = Vec::new();
     for service in services {
         client
             .put("/v1/agent/service/register", &[], service.to_string())
             .await?;
-        output::line(format!("Registered service: {}", name_of(&service)))?;
+        if client.format() == Format::Table {
+            output::line(format!("Registered service: {}", name_of(&service)))?;
+        }
+        ids.push(json!(id_of(&service)));
     }
-    Ok(())
+    told(&client, ids, "registered")
 }
 
 async fn deregister(client: Client, args: &DeregisterArgs) -> Done {
@@ -123,6 +127,7 @@ async fn deregister(client: Client, args: &DeregisterArgs) -> Done {
         (Some(id), true) => vec![id.clone()],
         (None, false) => from_files(&args.files)?.iter().map(id_of).collect(),
     };
+    let mut gone = Vec::new();
     for id in ids {
         client
             .put(
@@ -131,9 +136,20 @@ async fn deregister(client: Client, args: &DeregisterArgs) -> Done {
                 "",
             )
             .await?;
-        output::line(format!("Deregistered service: {id}"))?;
+        if client.format() == Format::Table {
+            output::line(format!("Deregistered service: {id}"))?;
+        }
+        gone.push(json!(id));
     }
-    Ok(())
+    told(&client, gone, "deregistered")
+}
+
+/// For programs, once all is done; people were told on the way.
+fn told(client: &Client, ids: Vec<Value>, done: &str) -> Done {
+    match client.format() {
+        Format::Json => output::json(&json!({"services": ids, "done": done})),
+        Format::Table => Ok(()),
+    }
 }
 
 /// The value of `name` in any spelling: `Name`, `name`.
@@ -207,11 +223,12 @@ fn from_files(files: &[PathBuf]) -> Result<Vec<Value>, Failure> {
         })?;
         let json = path.extension().is_some_and(|suffix| suffix == "json");
         let source: Arc<Source> = Source::text(shown.to_string(), text);
-        let tree =
-            hcl::read(&source, if json { Format::Json } else { Format::Hcl }).map_err(|error| {
+        let tree = hcl::read(&source, if json { Notation::Json } else { Notation::Hcl }).map_err(
+            |error| {
                 let (line, column) = error.span.line_column();
                 Failure::new(Exit::Negative, format!("{shown}:{line}:{column} {error}"))
-            })?;
+            },
+        )?;
         let tree = tree.to_json();
         let before = out.len();
         for value in ["service", "services"]

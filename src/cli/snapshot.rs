@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use http::Method;
-use http_body_util::{BodyExt, Empty, StreamBody};
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
@@ -12,7 +12,7 @@ use weft_server::{ArchiveMeta, inspect_archive};
 
 use super::client::{self, Body, Client, ClientArgs};
 use super::failure::{Done, Exit, Failure};
-use super::output::{self, Format};
+use super::output::{self, Format, FormatArgs};
 use super::progress::Progress;
 
 /// Bytes read from a file at once.
@@ -59,15 +59,8 @@ struct FileArgs {
 struct InspectArgs {
     /// The archive
     file: PathBuf,
-    /// Output form
-    #[arg(
-        short = 'o',
-        long = "output",
-        visible_alias = "format",
-        value_enum,
-        default_value_t
-    )]
-    output: Format,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 pub(crate) fn run(args: SnapshotArgs) -> Done {
@@ -89,22 +82,10 @@ fn failed(what: &str, path: &Path, error: &dyn std::fmt::Display) -> Failure {
 
 /// Streams to `<file>.unverified`, checks it, and only then gives it its name.
 async fn save(client: Client, file: &Path) -> Done {
-    let body: Body = Empty::new().map_err(|never| match never {}).boxed_unsync();
-    let response = client
-        .stream(Method::GET, "/v1/snapshot", &[], body)
+    let nothing = client::whole(Bytes::new());
+    let mut body = client
+        .open(Method::GET, "/v1/snapshot", &[], nothing)
         .await?;
-    let (parts, mut body) = response.into_parts();
-    if !parts.status.is_success() {
-        let text = body
-            .collect()
-            .await
-            .map(|all| all.to_bytes())
-            .unwrap_or_default();
-        return Err(client::failure(
-            parts.status,
-            String::from_utf8_lossy(&text).trim(),
-        ));
-    }
     let aside = file.with_extension("unverified");
     let result = receive(&aside, &mut body).await.and_then(|()| {
         let meta = verified(&aside)?;
@@ -112,10 +93,11 @@ async fn save(client: Client, file: &Path) -> Done {
         Ok(meta)
     });
     match result {
-        Ok(meta) => output::line(format!(
-            "Saved and verified snapshot to index {}",
-            meta.index
-        )),
+        Ok(meta) => output::done(
+            client.format(),
+            format!("Saved and verified snapshot to index {}", meta.index),
+            json!({"file": file, "index": meta.index, "done": "saved"}),
+        ),
         Err(failure) => {
             let _ = std::fs::remove_file(&aside);
             Err(failure)
@@ -176,22 +158,13 @@ async fn restore(client: Client, file: &Path) -> Done {
             }
         });
     let body: Body = StreamBody::new(chunks).boxed_unsync();
-    let response = client
-        .stream(Method::PUT, "/v1/snapshot", &[], body)
-        .await?;
-    let (parts, body) = response.into_parts();
-    if !parts.status.is_success() {
-        let text = body
-            .collect()
-            .await
-            .map(|all| all.to_bytes())
-            .unwrap_or_default();
-        return Err(client::failure(
-            parts.status,
-            String::from_utf8_lossy(&text).trim(),
-        ));
-    }
-    output::line("Restored snapshot")
+    // The answer says no more than its status.
+    drop(client.open(Method::PUT, "/v1/snapshot", &[], body).await?);
+    output::done(
+        client.format(),
+        "Restored snapshot",
+        json!({"file": file, "done": "restored"}),
+    )
 }
 
 /// Reads the whole archive, and answers what it says about itself once its checksums hold.
@@ -208,7 +181,7 @@ fn inspect(args: &InspectArgs) -> Done {
         ("Term", json!(meta.term)),
         ("Version", json!(meta.version)),
     ];
-    if args.output == Format::Json {
+    if args.format.output == Format::Json {
         let pairs = shown.map(|(name, value)| (name.to_owned(), value));
         return output::json(&Value::Object(pairs.into_iter().collect()));
     }

@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
 use weft_identity::pki::{self, CaRequest, CertKind, CertRequest};
 use weft_proto::clock::{Clock, SystemClock};
 
 use super::failure::{Done, Exit, Failure};
-use super::output;
+use super::output::{self, Format, FormatArgs};
 
 /// Make CAs and certificates for RPC and HTTPS
 #[derive(clap::Args)]
@@ -59,6 +60,8 @@ struct CaArgs {
     /// Let it sign only for names under the domain
     #[arg(long)]
     name_constraint: bool,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 #[derive(clap::Subcommand)]
@@ -105,6 +108,8 @@ struct CertArgs {
     /// Name of the server's node
     #[arg(long)]
     node: Option<String>,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 pub(crate) fn run(args: TlsArgs) -> Done {
@@ -118,7 +123,10 @@ fn refused(error: pki::PkiError) -> Failure {
     Failure::new(Exit::Negative, format!("==> {error}"))
 }
 
-fn saved((certificate, key): &(PathBuf, PathBuf)) -> Done {
+fn saved(format: FormatArgs, (certificate, key): &(PathBuf, PathBuf)) -> Done {
+    if format.output == Format::Json {
+        return output::json(&json!({"certificate": certificate, "key": key}));
+    }
     output::line(format!("==> Saved {}", certificate.display()))?;
     output::line(format!("==> Saved {}", key.display()))
 }
@@ -131,7 +139,8 @@ fn create_ca(args: CaArgs) -> Done {
         additional_name_constraints: args.additional_name_constraint,
         ..CaRequest::new(&args.domain)
     };
-    saved(&pki::write_ca(Path::new(""), &request, SystemClock::new().wall()).map_err(refused)?)
+    let written = pki::write_ca(Path::new(""), &request, SystemClock::new().wall());
+    saved(args.format, &written.map_err(refused)?)
 }
 
 fn create_cert(args: CertArgs) -> Done {
@@ -163,13 +172,7 @@ fn create_cert(args: CertArgs) -> Done {
         );
     }
     eprintln!("==> Using {} and {}", ca.display(), key.display());
-    saved(
-        &pki::write_cert(
-            Path::new(""),
-            &request,
-            (&ca, &key),
-            SystemClock::new().wall(),
-        )
-        .map_err(refused)?,
-    )
+    let now = SystemClock::new().wall();
+    let written = pki::write_cert(Path::new(""), &request, (&ca, &key), now);
+    saved(args.format, &written.map_err(refused)?)
 }

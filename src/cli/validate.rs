@@ -7,7 +7,7 @@ use weft_agent::config::{self, Request};
 
 use super::agent::{FileFormat, machine};
 use super::failure::{Done, Exit, Failure};
-use super::output::{self, Format};
+use super::output::{self, Format, FormatArgs};
 
 /// Check configuration files and directories
 #[derive(clap::Args)]
@@ -21,15 +21,8 @@ pub(crate) struct ValidateArgs {
     /// Say nothing when all is well
     #[arg(long)]
     quiet: bool,
-    /// Output form
-    #[arg(
-        short = 'o',
-        long = "output",
-        visible_alias = "format",
-        value_enum,
-        default_value_t
-    )]
-    output: Format,
+    #[command(flatten)]
+    format: FormatArgs,
     /// Files and directories, read together as an agent would
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
@@ -48,7 +41,7 @@ pub(crate) fn run(args: ValidateArgs) -> Done {
         )
     })?;
     let refusals = config::exposure(&config);
-    if args.output == Format::Json {
+    if args.format.output == Format::Json {
         let exposed: Vec<_> = refusals
             .iter()
             .map(|r| json!({"reason": r.reason, "message": r.message, "fix": r.fix}))

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::failure::Done;
-use super::output::{self, Format};
+use super::output::{self, Format, FormatArgs};
 
 /// weft's own version.
 pub(crate) const SHORT: &str = env!("CARGO_PKG_VERSION");
@@ -12,13 +12,12 @@ pub(crate) const SHORT: &str = env!("CARGO_PKG_VERSION");
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  weft version\n  weft version -format=json")]
 pub(crate) struct VersionArgs {
-    /// Output form
-    #[arg(long, alias = "output", value_enum, default_value_t)]
-    format: Format,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 pub(crate) fn run(args: VersionArgs) -> Done {
-    match args.format {
+    match args.format.output {
         Format::Json => {
             output::json(&json!({"Version": SHORT, "Revision": "", "Prerelease": "", "FIPS": ""}))
         }

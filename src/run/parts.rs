@@ -16,6 +16,7 @@ use weft_agent::dns::{
 };
 use weft_agent::http::{AgentInfo, Deps, HttpConfig, HttpLimits, HttpServer, Listen};
 use weft_agent::local::{Local, LocalConfig, Running};
+use weft_agent::watch::{WatchMetrics, Watches};
 use weft_gossip::{CoreConfig, Gossip, GossipConfig, Keyring, LanTiming};
 use weft_proto::clock::Clock;
 use weft_server::{Bootstrap, LogBackend, Server, ServerConfig};
@@ -44,6 +45,7 @@ pub(crate) struct Parts {
     running: Mutex<Option<Running>>,
     http: Mutex<Option<HttpServer>>,
     dns: Vec<DnsServer>,
+    watches: Watches,
     tls: Tls,
     stop: CancellationToken,
     /// Why the process must end, should joining give up.
@@ -100,11 +102,13 @@ impl Parts {
 
         let stop = CancellationToken::new();
         let dns_metrics = DnsMetrics::default();
+        let watch_metrics = WatchMetrics::default();
         {
             let mut registry = registry.lock();
             server.register_metrics(&mut registry);
             local.metrics().register(&mut registry, &local);
             dns_metrics.register(&mut registry);
+            watch_metrics.register(&mut registry);
         }
         let dns = start_dns(&config, &glue, &dns_metrics, &clock, seed, &stop).await?;
         let deps = Deps {
@@ -119,6 +123,8 @@ impl Parts {
             info: Arc::new(agent_info(&config, &id)),
         };
         let http = HttpServer::start(http_config(&config, &tls, seed)?, deps, stop.clone()).await?;
+        let watches = Watches::new(http.inside(), watch_metrics, seed);
+        watches.replace(&config.watches);
         join::at_start(&gossip, &config.join.start_join).await?;
         let (give_up, given_up) = tokio::sync::mpsc::channel(1);
         tokio::spawn({
@@ -138,6 +144,7 @@ impl Parts {
             running: Mutex::new(Some(running)),
             http: Mutex::new(Some(http)),
             dns,
+            watches,
             tls,
             stop,
             given_up: tokio::sync::Mutex::new(given_up),
@@ -189,6 +196,7 @@ impl Parts {
         for dns in &self.dns {
             dns.reload(dns_options(&new));
         }
+        self.watches.replace(&new.watches);
         if !changes.needs_restart.is_empty() {
             tracing::warn!(keys = ?changes.needs_restart, "these settings changed but need a restart");
         }
@@ -217,6 +225,7 @@ impl Parts {
     }
 
     async fn stop_all(&self) {
+        self.watches.stop().await;
         self.stop.cancel();
         let http = self.http.lock().take();
         if let Some(http) = http {

@@ -38,15 +38,15 @@ def commands(weft):
         nonlocal shared
         text = help_of(weft, verb)
         agent = section(text, "Agent")
-        if agent:
-            shared = shared or agent
-            note = "(and the [flags to reach the agent](#flags-to-reach-the-agent))"
+        shared = shared or agent
+        note = "(and the [flags to reach the agent](#flags-to-reach-the-agent))"
+        # One with flags of its own among them (debug) is shown whole.
+        if agent == shared:
             text = re.sub(r"^Agent:\n.*?(?=^\S|\Z)", "", text, flags=re.M | re.S).rstrip()
         children = re.findall(r"^  ([a-z][a-z-]*) ", section(text, "Commands"), re.M)
         if verb:
-            if agent and agent != shared:
-                sys.exit(f"weft {' '.join(verb)} has other agent flags than the verbs before it")
-            pages.append(f"## weft {' '.join(verb)}\n\n```text\n{text}\n```" + (f"\n\n{note}" if agent else ""))
+            folded = agent and agent == shared
+            pages.append(f"## weft {' '.join(verb)}\n\n```text\n{text}\n```" + (f"\n\n{note}" if folded else ""))
         else:
             pages.append(f"```text\n{text}\n```")
         for child in children:

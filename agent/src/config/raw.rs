@@ -94,6 +94,7 @@ raw! {
         ui: bool,
         ui_config: RawUi,
         unix_sockets: RawUnixSockets,
+        watches: Vec<Value>,
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::problem::Problem;
 use crate::local::{CheckDefinition, ScriptChecks, ServiceDefinition};
+use crate::watch::WatchDefinition;
 
 /// Everything an agent needs to know before it starts. Made by [`super::load`] only.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +62,8 @@ pub struct RuntimeConfig {
     pub services: Vec<ServiceDefinition>,
     /// Checks of the node, or of a service by id, from files, in order.
     pub node_checks: Vec<CheckDefinition>,
+    /// Watches with their handlers, from files, in order.
+    pub watches: Vec<WatchDefinition>,
     /// What a signal means.
     pub leave: LeaveConfig,
     /// Shortest TTL a session may have (10 s).

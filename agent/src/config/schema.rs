@@ -246,7 +246,7 @@ pub(super) const TOP: &[Key] = &[
         Section(&[inert("user", Text), inert("group", Text), key("mode", Text)]),
     ),
     inert("use_streaming_backend", Bool),
-    inert("watches", Free),
+    key("watches", Definitions(WATCH)).live(),
     // Names Consul has retired; still common.
     inert("acl_agent_master_token", Text),
     inert("acl_agent_token", Text),
@@ -581,6 +581,35 @@ pub(super) const CHECK: &[Key] = &[
     key("token", Text),
     key("ttl", Duration),
     key("udp", Text),
+];
+
+/// A watch in a file (CONSUL D.8).
+const WATCH: &[Key] = &[
+    key("type", Text),
+    key("key", Text),
+    key("prefix", Text),
+    key("service", Text),
+    key("tag", Texts),
+    key("passingonly", Bool),
+    key("state", Text),
+    key("name", Text),
+    key("filter", Text),
+    key("token", Text),
+    key("datacenter", Text),
+    key("stale", Bool),
+    key("handler_type", Text),
+    key("handler", Text),
+    key("args", Texts),
+    key(
+        "http_handler_config",
+        Definition(&[
+            key("path", Text),
+            key("method", Text),
+            key("timeout", Duration),
+            key("header", Free),
+            key("tls_skip_verify", Bool),
+        ]),
+    ),
 ];
 
 /// The key of `name` in `table`; `folded` ignores underscores, dashes and case.

@@ -393,7 +393,7 @@ fn values_are_checked() {
 #[test]
 fn known_keys_without_effect_warn_once_each() {
     let config = ok(
-        "bind_addr = \"127.0.0.1\" watches = [] translate_wan_addrs = true\nacl { default_policy = \"deny\" }\n\
+        "bind_addr = \"127.0.0.1\" audit = {} translate_wan_addrs = true\nacl { default_policy = \"deny\" }\n\
                      auto_encrypt { tls = true }\nsegments = null\ndisable_update_check = true\nca_file = \"/ca\"\n\
                      raft_logstore { backend = \"boltdb\" }",
     );
@@ -401,7 +401,7 @@ fn known_keys_without_effect_warn_once_each() {
     assert_eq!(
         text,
         [
-            "key \"watches\" has no effect in this version",
+            "key \"audit\" has no effect in this version",
             "key \"translate_wan_addrs\" has no effect in this version",
             "key \"acl.default_policy\" has no effect in this version",
             "key \"auto_encrypt\" has no effect in this version",
@@ -703,4 +703,39 @@ fn recursors_are_taken_with_their_order_and_never_ourselves() {
     }
     let elsewhere = ok("client_addr = \"127.0.0.1\"\nrecursors = [\"127.0.0.2:8600\"]");
     assert_eq!(elsewhere.dns.recursors.len(), 1);
+}
+
+#[test]
+fn watches_append_and_commands_need_permission() {
+    let one = "bind_addr = \"127.0.0.1\"\nenable_local_script_checks = true\n\
+               watches = [{ type = \"key\" key = \"a\" args = [\"/bin/x\"] }]";
+    let two = r#"{"watches": [{"type": "service", "service": "web", "tag": "v1", "passingonly": "true",
+        "handler_type": "http", "http_handler_config": {"path": "http://h/"}}]}"#;
+    let (result, _) = load_files(&[("a.hcl", one), ("b.json", two)], &[("data_dir", "/d")]);
+    let kinds: Vec<_> = result
+        .unwrap()
+        .watches
+        .iter()
+        .map(|w| w.plan.kind())
+        .collect();
+    assert_eq!(kinds, ["key", "service"]);
+
+    let watch = |rest: &str| format!("bind_addr = \"127.0.0.1\"\nwatches = [{{ {rest} }}]");
+    check_error(
+        &watch("type = \"nodes\" args = [\"a\"]"),
+        "enable_local_script_checks",
+    );
+    check_error(
+        &watch("type = \"nodes\" agrs = [\"a\"]"),
+        "did you mean \"args\"",
+    );
+    check_error(&watch("type = \"key\" handler = \"a\""), "needs key");
+    check_error(
+        &watch("type = \"nodes\" key = \"a\" args = [\"a\"]"),
+        "does not belong",
+    );
+    check_error(
+        &watch("type = \"connect_leaf\" args = [\"a\"]"),
+        "belong to the mesh",
+    );
 }

@@ -51,8 +51,9 @@ mod txn;
 pub use config::{
     AgentInfo, Control, Deps, HttpConfig, HttpLimits, Listen, LogLevel, LogLines, TlsSource,
 };
+pub use query::percent_encode;
 pub use route::{Need, Route};
-pub use serve::{HttpServer, StartError};
+pub use serve::{HttpServer, InProcess, StartError};
 
 /// Every route, for the reference documentation.
 #[must_use]

@@ -73,17 +73,7 @@ impl Query {
 
 /// A component of a query string, written as Go does.
 fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                out.push(char::from(byte))
-            }
-            b' ' => out.push('+'),
-            other => out.push_str(&format!("%{other:02X}")),
-        }
-    }
-    out
+    percent_encode(text, false).replace("%20", "+")
 }
 
 /// A component of a query string: `%xx`, and `+` for a space. What is not UTF-8 is replaced.
@@ -96,6 +86,22 @@ fn unescape(text: &str) -> Option<String> {
         String::from_utf8(bytes)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
     )
+}
+
+/// RFC 3986: everything but unreserved characters is escaped, and slashes stay when `path`.
+#[must_use]
+pub fn percent_encode(text: &str, path: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(char::from(byte))
+            }
+            b'/' if path => out.push('/'),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
 }
 
 /// Decodes `%xx` once. `None` when an escape is broken.
@@ -129,6 +135,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn paths_and_values_are_escaped_byte_by_byte() {
+        assert_eq!(
+            percent_encode("/v1/kv/a b/é//", true),
+            "/v1/kv/a%20b/%C3%A9//"
+        );
+        assert_eq!(percent_encode("a/b&c=d+e", false), "a%2Fb%26c%3Dd%2Be");
+    }
 
     #[test]
     fn names_repeat_and_stand_alone() {

@@ -25,6 +25,8 @@ use super::metrics::Flight;
 
 /// hyper's least buffer.
 const BUFFER_MIN_BYTES: usize = 8 * 1024;
+/// What a connection inside the process holds on its way, each direction.
+const IN_PROCESS_BYTES: usize = 64 * 1024;
 /// How long connections may finish what they do when the server stops.
 const DRAIN: Duration = Duration::from_secs(5);
 /// An HTTP/2 connection is asked for a sign of life after this time, and ended without one.
@@ -60,6 +62,29 @@ pub enum StartError {
 pub struct HttpServer {
     bound: Vec<SocketAddr>,
     tasks: TaskTracker,
+    inside: InProcess,
+}
+
+/// The API for this process itself, whatever it listens at: connections that leave no memory of it.
+#[derive(Clone)]
+pub struct InProcess(Arc<Door>);
+
+impl InProcess {
+    /// A connection for HTTP/1.1, served as one over a unix socket is.
+    ///
+    /// Errors: the bound on connections, in words.
+    pub fn connect(&self) -> Result<tokio::io::DuplexStream, String> {
+        let place = self.0.enter(None)?;
+        let (ours, theirs) = tokio::io::duplex(IN_PROCESS_BYTES);
+        self.0.serve(place, theirs, false);
+        Ok(ours)
+    }
+}
+
+impl std::fmt::Debug for InProcess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("InProcess")
+    }
 }
 
 impl HttpServer {
@@ -92,7 +117,18 @@ impl HttpServer {
             tasks.spawn(Arc::clone(&door).accept_all(listener));
         }
         tasks.close();
-        Ok(Self { bound, tasks })
+        let inside = InProcess(door);
+        Ok(Self {
+            bound,
+            tasks,
+            inside,
+        })
+    }
+
+    /// The way to this API from inside the process.
+    #[must_use]
+    pub fn inside(&self) -> InProcess {
+        self.inside.clone()
     }
 
     /// The TCP addresses listened at, in the order of the configuration; ports are the real ones.

@@ -24,7 +24,7 @@ pub enum UnknownKeys {
 }
 
 /// One object being read; every field asked for is remembered as known.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     path: String,
     values: BTreeMap<String, (&'a str, &'a Value)>,
     known: Vec<&'static str>,
@@ -34,7 +34,7 @@ pub(super) struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// Opens `value` as an object; `null` reads as an empty one. In configuration files, where HCL
     /// makes lists of blocks, a list of objects reads as their union.
-    pub(super) fn open(
+    pub(crate) fn open(
         path: &str,
         value: &'a Value,
         unknown: UnknownKeys,
@@ -61,7 +61,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Takes the value of the first of `names` that is there and not `null`.
-    pub(super) fn take(&mut self, names: &[&'static str]) -> Option<&'a Value> {
+    pub(crate) fn take(&mut self, names: &[&'static str]) -> Option<&'a Value> {
         self.known.extend_from_slice(names);
         let mut found = None;
         for name in names {
@@ -74,7 +74,7 @@ impl<'a> Fields<'a> {
     }
 
     /// `Port` of `service.check` is `service.check.Port`.
-    pub(super) fn path_of(&self, name: &str) -> String {
+    pub(crate) fn path_of(&self, name: &str) -> String {
         if self.path.is_empty() {
             name.to_owned()
         } else {
@@ -82,7 +82,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn text(&mut self, names: &[&'static str]) -> Result<String, DefinitionError> {
+    pub(crate) fn text(&mut self, names: &[&'static str]) -> Result<String, DefinitionError> {
         match self.take(names) {
             None => Ok(String::new()),
             Some(Value::String(text)) => Ok(text.clone()),
@@ -90,11 +90,11 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn flag(&mut self, names: &[&'static str]) -> Result<bool, DefinitionError> {
+    pub(crate) fn flag(&mut self, names: &[&'static str]) -> Result<bool, DefinitionError> {
         Ok(self.flag_or_absent(names)?.unwrap_or(false))
     }
 
-    pub(super) fn flag_or_absent(
+    pub(crate) fn flag_or_absent(
         &mut self,
         names: &[&'static str],
     ) -> Result<Option<bool>, DefinitionError> {
@@ -105,7 +105,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn integer(
+    pub(crate) fn integer(
         &mut self,
         names: &[&'static str],
     ) -> Result<Option<i64>, DefinitionError> {
@@ -119,7 +119,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A duration as Go text (`"1m30s"`) or whole nanoseconds; zero when absent.
-    pub(super) fn duration(&mut self, names: &[&'static str]) -> Result<Duration, DefinitionError> {
+    pub(crate) fn duration(&mut self, names: &[&'static str]) -> Result<Duration, DefinitionError> {
         let Some(value) = self.take(names) else {
             return Ok(Duration::ZERO);
         };
@@ -139,7 +139,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    pub(super) fn texts(&mut self, names: &[&'static str]) -> Result<Vec<String>, DefinitionError> {
+    pub(crate) fn texts(&mut self, names: &[&'static str]) -> Result<Vec<String>, DefinitionError> {
         match self.take(names) {
             None => Ok(Vec::new()),
             // Only configuration files may leave out the brackets, as in Consul.
@@ -152,7 +152,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn text_map(
+    pub(crate) fn text_map(
         &mut self,
         names: &[&'static str],
     ) -> Result<BTreeMap<String, String>, DefinitionError> {
@@ -172,7 +172,7 @@ impl<'a> Fields<'a> {
     }
 
     /// `{"K":["a","b"]}`; a single string counts as a list of one.
-    pub(super) fn header_map(
+    pub(crate) fn header_map(
         &mut self,
         names: &[&'static str],
     ) -> Result<BTreeMap<String, Vec<String>>, DefinitionError> {
@@ -191,7 +191,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A list of objects; a single object counts as a list of one.
-    pub(super) fn list(
+    pub(crate) fn list(
         &mut self,
         names: &[&'static str],
     ) -> Result<Vec<&'a Value>, DefinitionError> {
@@ -211,7 +211,7 @@ impl<'a> Fields<'a> {
     }
 
     /// After every field was taken: what is left is unknown.
-    pub(super) fn finish(self) -> Result<(), DefinitionError> {
+    pub(crate) fn finish(self) -> Result<(), DefinitionError> {
         if self.unknown == UnknownKeys::Ignore {
             return Ok(());
         }
@@ -236,7 +236,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    pub(super) fn wrong(&self, name: &str, expected: &'static str, got: &Value) -> DefinitionError {
+    pub(crate) fn wrong(&self, name: &str, expected: &'static str, got: &Value) -> DefinitionError {
         DefinitionError::WrongType {
             path: self.path_of(name),
             expected,

@@ -37,7 +37,7 @@ const SECRET_HEADERS: [HeaderName; 4] = [
 
 /// Sends the request and judges the answer. `output_max`: bytes of body kept. Cancelled by its
 /// caller's time-out.
-pub(super) async fn run(check: &HttpCheck, output_max: usize) -> (Status, String) {
+pub(crate) async fn run(check: &HttpCheck, output_max: usize) -> (Status, String) {
     let method = if check.method.is_empty() {
         "GET"
     } else {

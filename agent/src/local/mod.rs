@@ -57,9 +57,12 @@ pub use check_definition::{
 pub use definition::{DefinitionError, ServiceDefinition};
 pub use driver::Running;
 pub use error::{LocalError, LocalErrorKind};
+pub(crate) use fields::Fields;
 pub use fields::UnknownKeys;
 pub use handle::Local;
+pub(crate) use http_check::run as http_exchange;
 pub use metrics::{LocalMetrics, SyncKind};
+pub(crate) use process::{Ended, Job, run_job};
 pub use saved::node_id;
 pub use scripts::ScriptChecks;
 pub use status::{Aggregate, Status};

@@ -1,4 +1,4 @@
-//! One process on behalf of a check, from its start to the end of everything it started.
+//! One process on behalf of a check or a watch, from its start to the end of everything it started.
 //!
 //! Owns: its process group, its pipe, and the time and output it may take.
 //! Never: decides whether it may be started, or what its exit means.
@@ -9,10 +9,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::tail::Tail;
 
@@ -23,7 +25,7 @@ const REAP_WAIT: Duration = Duration::from_secs(1);
 
 /// How a process ended.
 #[derive(Debug)]
-pub(super) enum Ended {
+pub(crate) enum Ended {
     /// By itself; `None`: by a signal.
     Exited(Option<i32>, Tail),
     /// Killed with all it started: its time was over.
@@ -39,12 +41,46 @@ pub(super) enum Ended {
 ///
 /// `output_max`: bytes of output kept.
 pub(super) async fn run(args: &[String], limit: Duration, output_max: usize) -> Ended {
-    let mut tail = Tail::new(output_max);
-    let (mut child, mut output, group) = match start(args) {
+    run_job(Job {
+        args,
+        stdin: None,
+        env: &[],
+        limit,
+        output_max,
+    })
+    .await
+}
+
+/// A process to be run.
+pub(crate) struct Job<'a> {
+    /// The program and its arguments.
+    pub(crate) args: &'a [String],
+    /// What it reads; nothing unless given. It need not read it.
+    pub(crate) stdin: Option<Bytes>,
+    /// Added to this process's environment.
+    pub(crate) env: &'a [(&'a str, &'a str)],
+    /// Time it may take.
+    pub(crate) limit: Duration,
+    /// Bytes of output kept.
+    pub(crate) output_max: usize,
+}
+
+/// As [`run`], with something to read and more of an environment.
+pub(crate) async fn run_job(job: Job<'_>) -> Ended {
+    let mut tail = Tail::new(job.output_max);
+    let (mut child, mut output, group) = match start(&job) {
         Ok(started) => started,
         Err(error) => return Ended::NotStarted(error),
     };
-    let end = tokio::time::timeout(limit, follow(&mut child, &mut output, &mut tail)).await;
+    let feeding = child.stdin.take().map(|mut stdin| {
+        let data = job.stdin.unwrap_or_default();
+        // A process that does not read to the end closes the pipe: that is its right.
+        AbortOnDropHandle::new(tokio::spawn(
+            async move { drop(stdin.write_all(&data).await) },
+        ))
+    });
+    let end = tokio::time::timeout(job.limit, follow(&mut child, &mut output, &mut tail)).await;
+    drop(feeding);
     match end {
         Ok(Ok(Some(status))) => {
             group.keep();
@@ -69,15 +105,21 @@ pub(super) async fn run(args: &[String], limit: Duration, output_max: usize) -> 
     }
 }
 
-fn start(args: &[String]) -> io::Result<(Child, pipe::Receiver, Group)> {
-    let (program, rest) = args
+fn start(job: &Job<'_>) -> io::Result<(Child, pipe::Receiver, Group)> {
+    let (program, rest) = job
+        .args
         .split_first()
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
     let (reader, writer) = io::pipe()?;
     let reader = pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?;
     let child = Command::new(program)
         .args(rest)
-        .stdin(Stdio::null())
+        .envs(job.env.iter().copied())
+        .stdin(if job.stdin.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
         .stdout(writer.try_clone()?)
         .stderr(writer)
         // A group of its own: what it starts can be ended with it.

@@ -10,7 +10,7 @@ pub(super) const FLOOD_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Keeps the newest `max` bytes.
 #[derive(Debug)]
-pub(super) struct Tail {
+pub(crate) struct Tail {
     kept: VecDeque<u8>,
     max: usize,
     total: u64,
@@ -38,7 +38,7 @@ impl Tail {
     }
 
     /// As text of about `max` bytes, saying first how much is missing, as Consul does.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let (front, back) = self.kept.as_slices();
         let bytes = [front, back].concat();
         let cut = self.total > bytes.len() as u64;

@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
+use weft_agent::http::percent_encode;
 
 pub(crate) use settings::ClientArgs;
 use settings::{Settings, Target};
@@ -30,6 +31,8 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// Largest answer kept in memory; snapshots are streamed.
 const ANSWER_MAX_BYTES: usize = 1 << 30;
+/// Largest text of a refusal that is read.
+const REFUSAL_MAX_BYTES: usize = 1 << 20;
 /// How long an agent may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -57,6 +60,11 @@ impl Client {
 
     pub(crate) fn format(&self) -> Format {
         self.settings.format
+    }
+
+    /// The token requests are made with.
+    pub(crate) fn token(&self) -> Option<&str> {
+        self.settings.token.as_deref()
     }
 
     /// GET as JSON; anything but success is a failure.
@@ -100,10 +108,7 @@ impl Client {
         query: Query<'_>,
         body: Bytes,
     ) -> Result<Answer, Failure> {
-        let body = Full::new(body)
-            .map_err(|never| match never {})
-            .boxed_unsync();
-        let response = self.stream(method, path, query, body).await?;
+        let response = self.stream(method, path, query, whole(body)).await?;
         let (parts, body) = response.into_parts();
         let collected = http_body_util::Limited::new(body, ANSWER_MAX_BYTES)
             .collect()
@@ -118,8 +123,30 @@ impl Client {
         })
     }
 
+    /// Any method, bodies as they come; anything but success is a failure.
+    pub(crate) async fn open(
+        &self,
+        method: Method,
+        path: &str,
+        query: Query<'_>,
+        body: Body,
+    ) -> Result<Incoming, Failure> {
+        let response = self.stream(method, path, query, body).await?;
+        let (parts, body) = response.into_parts();
+        if parts.status.is_success() {
+            return Ok(body);
+        }
+        let text = http_body_util::Limited::new(body, REFUSAL_MAX_BYTES);
+        // A refusal that breaks off is still one.
+        let text = text.collect().await.map(|all| all.to_bytes());
+        let text = String::from_utf8_lossy(&text.unwrap_or_default())
+            .trim()
+            .to_owned();
+        Err(failure(parts.status, &text))
+    }
+
     /// Any method, bodies as they come.
-    pub(crate) async fn stream(
+    async fn stream(
         &self,
         method: Method,
         path: &str,
@@ -161,17 +188,17 @@ impl Client {
         body: Body,
     ) -> Result<Request<Body>, Failure> {
         let common = self.settings.query();
-        let mut uri = escape(path, true);
+        let mut uri = percent_encode(path, true);
         let all = query
             .iter()
             .copied()
             .chain(common.iter().map(|(name, value)| (*name, value.as_str())));
         for (nth, (name, value)) in all.enumerate() {
             uri.push(if nth == 0 { '?' } else { '&' });
-            uri.push_str(&escape(name, false));
+            uri.push_str(&percent_encode(name, false));
             if !value.is_empty() {
                 uri.push('=');
-                uri.push_str(&escape(value, false));
+                uri.push_str(&percent_encode(value, false));
             }
         }
         let mut request = Request::builder()
@@ -223,6 +250,13 @@ impl Client {
     }
 }
 
+/// A body that is there already.
+pub(crate) fn whole(body: Bytes) -> Body {
+    Full::new(body)
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
 /// An error with its causes, each said once.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -271,7 +305,7 @@ impl Answer {
 }
 
 /// What a status other than success means.
-pub(crate) fn failure(status: StatusCode, text: &str) -> Failure {
+fn failure(status: StatusCode, text: &str) -> Failure {
     let leaderless = text.contains("No cluster leader");
     let exit = match status {
         _ if leaderless => Exit::Unreachable,
@@ -299,30 +333,9 @@ pub(crate) fn failure(status: StatusCode, text: &str) -> Failure {
     }
 }
 
-/// RFC 3986: everything but unreserved characters, and `/` in paths.
-fn escape(text: &str, path: bool) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                out.push(char::from(byte))
-            }
-            b'/' if path => out.push('/'),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_and_values_are_escaped_byte_by_byte() {
-        assert_eq!(escape("/v1/kv/a b/é//", true), "/v1/kv/a%20b/%C3%A9//");
-        assert_eq!(escape("a/b&c=d+e", false), "a%2Fb%26c%3Dd%2Be");
-    }
 
     #[test]
     fn statuses_choose_the_exit_code() {

@@ -17,6 +17,7 @@ use super::raw::RawConfig;
 use super::runtime::{Bootstrap, LeaveConfig, RuntimeConfig, UiConfig, UnixSocketsConfig};
 use super::sockaddr::Interface;
 use crate::local::{CheckDefinition, ScriptChecks, ServiceDefinition, UnknownKeys};
+use crate::watch::WatchDefinition;
 use values::Values;
 
 /// What the configuration asks of the machine.
@@ -126,6 +127,12 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
         "5m",
     );
     let max_query_time = values.duration("max_query_time", raw.max_query_time.as_deref(), "10m");
+    // The wider permission includes the narrower, as in Consul.
+    let scripts = match (raw.enable_script_checks, raw.enable_local_script_checks) {
+        (Some(true), _) => ScriptChecks::Everybody,
+        (_, Some(true)) => ScriptChecks::Files,
+        _ => ScriptChecks::Nobody,
+    };
     let config = RuntimeConfig {
         dev: values.dev,
         server,
@@ -170,15 +177,11 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
             raw.check_update_interval.as_deref(),
             raw.discard_check_output,
             raw.check_output_max_size,
-            // The wider permission includes the narrower, as in Consul.
-            match (raw.enable_script_checks, raw.enable_local_script_checks) {
-                (Some(true), _) => ScriptChecks::Everybody,
-                (_, Some(true)) => ScriptChecks::Files,
-                _ => ScriptChecks::Nobody,
-            },
+            scripts,
         ),
         services: values.services(&[("service", raw.service), ("services", raw.services)]),
         node_checks: values.node_checks(&[("check", raw.check), ("checks", raw.checks)]),
+        watches: values.watches(raw.watches, scripts),
         leave: LeaveConfig {
             on_terminate: raw.leave_on_terminate.unwrap_or(!server),
             skip_on_interrupt: raw.skip_leave_on_interrupt.unwrap_or(server),
@@ -321,6 +324,26 @@ impl Values<'_> {
         self.definitions(lists, |value| {
             CheckDefinition::parse(value, UnknownKeys::Ignore).map_err(|e| e.to_string())
         })
+    }
+
+    fn watches(
+        &mut self,
+        list: Option<Vec<serde_json::Value>>,
+        scripts: ScriptChecks,
+    ) -> Vec<WatchDefinition> {
+        let watches = self.definitions(&[("watches", list)], |value| {
+            WatchDefinition::parse(value).map_err(|e| e.to_string())
+        });
+        let runs_commands = watches.iter().any(WatchDefinition::runs_commands);
+        if runs_commands && scripts == ScriptChecks::Nobody {
+            self.problem(
+                Code::Conflict,
+                "watches",
+                "a watch runs a command, and commands are disabled on this agent",
+                Some("set enable_local_script_checks = true, or use handler_type = \"http\""),
+            );
+        }
+        watches
     }
 
     fn definitions<T>(
