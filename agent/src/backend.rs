@@ -170,6 +170,20 @@ pub struct Member {
     pub status: MemberStatus,
 }
 
+/// Why a user event was not fired. Nobody has heard it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FireError {
+    /// It needs more bytes than the pool carries.
+    #[error("{0}")]
+    TooLarge(String),
+    /// Too many wait to be sent; retry later.
+    #[error("{0}")]
+    Waiting(String),
+    /// The pool has stopped.
+    #[error("{0}")]
+    Stopped(String),
+}
+
 /// The LAN pool.
 #[async_trait]
 pub trait Membership: Send + Sync + 'static {
@@ -181,4 +195,6 @@ pub trait Membership: Send + Sync + 'static {
     async fn join(&self, addresses: Vec<String>) -> Result<usize, String>;
     /// Puts a failed node into the left state; `prune` forgets it altogether.
     async fn force_leave(&self, node: &str, prune: bool) -> Result<(), String>;
+    /// Sends a user event to every member, this one included.
+    async fn fire(&self, id: [u8; 16], body: Bytes) -> Result<(), FireError>;
 }

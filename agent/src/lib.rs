@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod config;
 pub mod dns;
+pub mod events;
 pub mod http;
 pub mod local;
 pub mod watch;

@@ -147,6 +147,26 @@ pub enum GossipError {
         #[source]
         cause: std::io::Error,
     },
+    /// An event is too large to be gossiped.
+    #[error(
+        "user event needs {size} bytes, at most {max} are allowed for name, filters and payload together; send a reference to the data instead"
+    )]
+    EventTooLarge {
+        /// Encoded size in bytes.
+        size: usize,
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// Events are fired faster than they can be spread.
+    #[error(
+        "{waiting} user events wait to be sent, limit {max}: fire fewer at a time, or lower gossip_lan.gossip_interval"
+    )]
+    EventsWaiting {
+        /// How many wait.
+        waiting: usize,
+        /// How many may.
+        max: usize,
+    },
     /// The pool has been shut down.
     #[error("gossip has stopped")]
     Stopped,
@@ -173,6 +193,8 @@ impl GossipError {
             Self::UnknownMember { .. } => "gossip.unknown_member",
             Self::MemberAlive { .. } => "gossip.member_alive",
             Self::KnownFile { .. } => "gossip.known_file",
+            Self::EventTooLarge { .. } => "gossip.event_too_large",
+            Self::EventsWaiting { .. } => "gossip.events_waiting",
             Self::Stopped => "gossip.stopped",
         }
     }

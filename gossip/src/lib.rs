@@ -10,6 +10,7 @@ pub mod config;
 pub mod core;
 pub mod driver;
 pub mod error;
+pub mod events;
 pub mod keyring;
 pub mod known;
 pub mod member;
@@ -19,8 +20,9 @@ mod table;
 mod wire;
 
 pub use config::{CoreConfig, GossipConfig, LanTiming};
-pub use driver::{EventStream, Gossip, JoinOutcome};
+pub use driver::{EventStream, Gossip, JoinOutcome, UserEventStream};
 pub use error::GossipError;
+pub use events::UserEvent;
 pub use keyring::{GossipKey, Keyring};
 pub use member::{Member, MemberEvent, MemberStatus, Tags};
 pub use metrics::Metrics;

@@ -53,6 +53,18 @@ pub struct Metrics {
     pub sync_refused: Cell,
     /// Two live nodes claimed one name.
     pub name_conflicts: Cell,
+    /// User events fired here.
+    pub events_fired: Cell,
+    /// User events refused here: too large, or too many at a time.
+    pub events_refused: Cell,
+    /// User events heard, our own included.
+    pub events_heard: Cell,
+    /// User events dropped because they came too late to tell whether they had been heard.
+    pub events_late: Cell,
+    /// User events that a slow consumer on this node missed.
+    pub events_missed: Cell,
+    /// Gauge: notices that wait to be sent, events among them.
+    pub notices_waiting: Cell,
     /// Gauge: members alive.
     pub members_alive: Cell,
     /// Gauge: members leaving.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{NAME_MAX_BYTES, TAGS_MAX_BYTES};
 use crate::error::GossipError;
+use crate::events::{Events, EventsTold, UserEvent};
 use crate::member::Tags;
 
 /// A node id's 16 bytes.
@@ -74,11 +75,15 @@ pub(crate) enum Notice {
     },
     /// The sender lacks the tags of this node. Direct only.
     TagsWanted { id: NodeId },
+    /// Somebody fired an event.
+    Event(UserEvent),
 }
 
 /// Kinds of notice in [`Shared::newest`].
 pub(crate) const KIND_TAGS: u8 = 0;
 pub(crate) const KIND_LEAVE: u8 = 1;
+/// Its id is the event's, not a node's.
+const KIND_EVENT: u8 = 2;
 
 impl Notice {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -136,13 +141,17 @@ pub(crate) struct StateRow {
 pub struct SyncState {
     pub(crate) datacenter: String,
     pub(crate) rows: Vec<StateRow>,
+    /// Follows the rest on the wire: who does not know it stops reading before.
+    #[serde(skip)]
+    pub(crate) events: EventsTold,
 }
 
 impl SyncState {
     /// Encoded for the wire.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        postcard::to_stdvec(self).expect("plain data always encodes")
+        let state = postcard::to_stdvec(self).expect("plain data always encodes");
+        postcard::to_extend(&self.events, state).expect("plain data always encodes")
     }
 
     /// The datacenter the sender is of.
@@ -155,13 +164,18 @@ impl SyncState {
     #[must_use]
     pub fn introduction(mut self) -> Self {
         self.rows.truncate(1);
+        self.events = EventsTold::default();
         self
     }
 
     /// The inverse of [`Self::encode`]; `None` when the bytes are not a state.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        postcard::from_bytes(bytes).ok()
+        let (mut state, rest) = postcard::take_from_bytes::<Self>(bytes).ok()?;
+        if !rest.is_empty() {
+            state.events = postcard::from_bytes(rest).ok()?;
+        }
+        Some(state)
     }
 }
 
@@ -180,6 +194,10 @@ pub(crate) struct Shared {
     pub(crate) inbox: Vec<Notice>,
     /// News refused at the bound.
     pub(crate) refused: u64,
+    /// User events heard.
+    pub(crate) events: Events,
+    /// Whether there is anybody to pass events on to, and room for more of them.
+    pub(crate) relays: bool,
 }
 
 pub(crate) type SharedHandle = Arc<Mutex<Shared>>;
@@ -224,6 +242,14 @@ impl Shared {
         }
     }
 
+    /// Sorts a notice that came in: news go before the core, and on to others when that is of use.
+    fn receive(&mut self, notice: Notice) -> Option<NoticeKey> {
+        let key = self.is_news(&notice)?;
+        let passed_on = self.relays || !matches!(notice, Notice::Event(_));
+        self.inbox.push(notice);
+        passed_on.then_some(key)
+    }
+
     /// Whether `notice` is news; remembers it when it is.
     fn is_news(&mut self, notice: &Notice) -> Option<NoticeKey> {
         let (kind, id, rank) = match notice {
@@ -247,6 +273,12 @@ impl Shared {
                 (*incarnation, u64::from(*forced) + 2 * u64::from(*prune)),
             ),
             Notice::TagsWanted { .. } => return None,
+            Notice::Event(event) => {
+                return self.events.hear(event).then_some(NoticeKey {
+                    kind: KIND_EVENT,
+                    id: event.id,
+                });
+            }
         };
         let key = (kind, id);
         match self.newest.get(&key) {
@@ -348,12 +380,7 @@ impl BroadcastHandler<Peer> for NoticeHandler {
         _sender: Option<&Peer>,
     ) -> Result<Option<NoticeKey>, postcard::Error> {
         let notice = Notice::decode(data)?;
-        let mut shared = lock(&self.shared);
-        let key = shared.is_news(&notice);
-        if key.is_some() {
-            shared.inbox.push(notice);
-        }
-        Ok(key)
+        Ok(lock(&self.shared).receive(notice))
     }
 }
 
@@ -379,7 +406,45 @@ mod tests {
             newest: BTreeMap::new(),
             inbox: Vec::new(),
             refused: 0,
+            events: Events::default(),
+            relays: true,
         }
+    }
+
+    #[test]
+    fn a_state_without_the_later_part_is_a_state() {
+        let mut full = shared(8);
+        let event = full.events.stamp([7; 16], b"deploy".to_vec()).unwrap();
+        full.events.hear(&event);
+        let state = SyncState {
+            datacenter: "dc1".into(),
+            rows: Vec::new(),
+            events: full.events.tell(),
+        };
+        let bytes = state.encode();
+        assert_eq!(SyncState::decode(&bytes), Some(state.clone()));
+        let earlier = postcard::to_stdvec(&state).unwrap();
+        assert_eq!(
+            SyncState::decode(&earlier).map(|state| state.events),
+            Some(EventsTold::default()),
+            "as an earlier version sends it"
+        );
+        assert_eq!(SyncState::decode(&bytes[..bytes.len() - 1]), None, "cut");
+        let (_, rest) = postcard::take_from_bytes::<SyncState>(&bytes).unwrap();
+        assert!(!rest.is_empty(), "an earlier version stops before it");
+    }
+
+    #[test]
+    fn events_stay_here_while_nobody_could_be_told() {
+        let mut shared = shared(8);
+        let mut fire = |relays, n| {
+            shared.relays = relays;
+            let event = shared.events.stamp([n; 16], Vec::new()).unwrap();
+            let key = shared.receive(Notice::Event(event));
+            (key.is_some(), shared.inbox.len())
+        };
+        assert_eq!(fire(true, 1), (true, 1));
+        assert_eq!(fire(false, 2), (false, 2));
     }
 
     #[test]

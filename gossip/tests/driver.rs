@@ -269,3 +269,30 @@ async fn the_end_of_the_task_is_noticed() {
     a.shutdown().await;
     a.ended().await;
 }
+
+#[tokio::test]
+async fn events_reach_every_consumer_of_every_member() {
+    let (a, b) = (node(1, Some(KEY_ONE)).await, node(2, Some(KEY_ONE)).await);
+    assert_eq!(b.join(&at(&a)).await.contacted, 1);
+    full_pool(&[&a, &b]).await;
+    let mut streams = [a.user_events(), a.user_events(), b.user_events()];
+    let time = b.fire([7; 16], b"deploy".to_vec()).await.unwrap();
+    for stream in &mut streams {
+        let event = stream.next().await.unwrap();
+        assert_eq!((event.time, &event.body[..]), (time, &b"deploy"[..]));
+    }
+    let refused = b.fire([8; 16], vec![0; 513]).await.unwrap_err();
+    assert_eq!(refused.reason(), "gossip.event_too_large");
+    until("the figures", || {
+        let metrics = b.metrics();
+        metrics.events_fired.get() == 1
+            && metrics.events_refused.get() == 1
+            && metrics.events_heard.get() == 1
+            && a.metrics().events_heard.get() == 1
+    })
+    .await;
+    b.shutdown().await;
+    assert_eq!(streams[2].next().await, None);
+    let stopped = b.fire([9; 16], Vec::new()).await.unwrap_err();
+    assert_eq!(stopped.reason(), "gossip.stopped");
+}

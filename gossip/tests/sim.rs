@@ -12,7 +12,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use weft_gossip::core::{Action, Core};
 use weft_gossip::keyring::Framer;
-use weft_gossip::{CoreConfig, GossipKey, Keyring, Member, MemberEvent, MemberStatus, Tags};
+use weft_gossip::{
+    CoreConfig, GossipKey, Keyring, Member, MemberEvent, MemberStatus, Tags, UserEvent,
+};
 
 const KEY_ONE: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 const KEY_TWO: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
@@ -22,6 +24,7 @@ struct Node {
     framer: Framer,
     address: SocketAddr,
     events: Vec<(Duration, MemberEvent)>,
+    heard: Vec<UserEvent>,
     left: bool,
 }
 
@@ -74,6 +77,7 @@ impl World {
             address: config.advertise,
             core: Core::new(config, self.now, self.rng.random()).unwrap(),
             events: Vec::new(),
+            heard: Vec::new(),
             left: false,
         };
         self.nodes.insert(n, node);
@@ -155,6 +159,7 @@ impl World {
                     .unwrap()
                     .events
                     .push((self.now, event)),
+                Action::UserEvent(event) => self.nodes.get_mut(&n).unwrap().heard.push(event),
                 Action::LeaveDone => self.nodes.get_mut(&n).unwrap().left = true,
                 Action::NameConflict { .. } | Action::IdConflict { .. } => self.conflicts += 1,
             }
@@ -711,4 +716,111 @@ fn two_processes_with_one_node_id_are_reported_and_do_not_storm() {
     world.run(seconds(60));
     assert!(world.all_see_alive(&[1, 2, 3, 4]), "{}", world.shortfalls());
     assert_eq!(world.view(1)["node-2"].0, "10.0.0.2:8301");
+}
+
+impl World {
+    fn fire(&mut self, n: usize, text: &str) -> Result<u64, weft_gossip::GossipError> {
+        let (now, id) = (self.now, self.rng.random());
+        let core = &mut self.nodes.get_mut(&n).unwrap().core;
+        let fired = core.fire(now, id, text.as_bytes().to_vec());
+        self.perform(n);
+        fired
+    }
+
+    /// What node `n` heard, in Lamport's order.
+    fn heard(&self, n: usize) -> Vec<String> {
+        let mut heard: Vec<_> = self.nodes[&n].heard.iter().collect();
+        heard.sort_by_key(|event| event.time);
+        heard
+            .iter()
+            .map(|event| String::from_utf8(event.body.clone()).unwrap())
+            .collect()
+    }
+}
+
+#[test]
+fn everybody_hears_an_event_once_although_packets_are_lost() {
+    for (seed, count) in [(40, 3), (41, 30), (42, 100)] {
+        let mut world = World::seed(seed);
+        world.loss = 0.05;
+        world.servers(count);
+        let all: Vec<usize> = (1..=count).collect();
+        world.run_until(seconds(120), |w| w.all_see_alive(&all));
+        let first = world.fire(1, "first").unwrap();
+        let took = world.run_until(seconds(120), |w| {
+            all.iter().all(|n| w.heard(*n) == ["first"])
+        });
+        let second = world.fire(count, "second").unwrap();
+        assert!(second > first, "whoever heard the first fires a later one");
+        world.run_until(seconds(120), |w| {
+            all.iter().all(|n| w.heard(*n) == ["first", "second"])
+        });
+        world.run(seconds(90));
+        for n in &all {
+            assert_eq!(world.heard(*n), ["first", "second"], "node {n}");
+        }
+        println!("{count} nodes: all heard after {took:?}");
+        assert!(world.biggest <= 1_400);
+    }
+}
+
+#[test]
+fn who_joins_later_hears_only_what_is_fired_later() {
+    let mut world = World::seed(43);
+    world.servers(3);
+    world.run_until(seconds(15), |w| w.all_see_alive(&[1, 2, 3]));
+    world.fire(2, "before").unwrap();
+    world.run(seconds(2));
+    world.start(4, World::config(4, 4), None);
+    world.fire(4, "alone").unwrap();
+    assert_eq!(world.heard(4), ["alone"], "also where there is nobody else");
+    world.join(4, 1).unwrap();
+    world.run_until(seconds(15), |w| w.all_see_alive(&[1, 2, 3, 4]));
+    world.fire(3, "after").unwrap();
+    world.run(seconds(90));
+    assert_eq!(world.heard(4), ["alone", "after"]);
+    assert!(world.heard(1).ends_with(&["after".to_owned()]));
+}
+
+#[test]
+fn who_was_cut_off_hears_what_it_missed() {
+    let mut world = World::seed(44);
+    world.servers(5);
+    let all = [1, 2, 3, 4, 5];
+    world.run_until(seconds(15), |w| w.all_see_alive(&all));
+    world.run(seconds(60));
+    world.side.insert(5, 1);
+    world.run(seconds(1));
+    for n in 0..20 {
+        world.fire(1, &format!("missed-{n:02}")).unwrap();
+    }
+    world.run(seconds(60));
+    assert!(world.heard(5).is_empty());
+    world.side.insert(5, 0);
+    world.run_until(seconds(120), |w| w.heard(5).len() == 20);
+    assert_eq!(world.heard(5), world.heard(2));
+}
+
+#[test]
+fn a_storm_of_events_is_refused_at_its_source_and_what_was_taken_arrives() {
+    let mut world = World::seed(45);
+    world.servers(3);
+    world.run_until(seconds(15), |w| w.all_see_alive(&[1, 2, 3]));
+    world.run(seconds(30));
+    let mut taken = Vec::new();
+    let refusal = loop {
+        let text = format!("{:0>400}", taken.len());
+        match world.fire(1, &text) {
+            Ok(_) => taken.push(text),
+            Err(error) => break error,
+        }
+        assert!(taken.len() < 2_000, "never refused");
+    };
+    assert_eq!(refusal.reason(), "gossip.events_waiting");
+    assert!(refusal.to_string().contains("limit 256"), "{refusal}");
+    world.run_until(seconds(120), |w| w.heard(3).len() == taken.len());
+    assert_eq!(world.heard(2), taken);
+    world.run(seconds(90));
+    assert!(world.fire(1, "room again").is_ok());
+    assert_eq!(world.count(is_failed), 0);
 }

@@ -12,6 +12,7 @@ mod client;
 mod completion;
 mod config;
 mod debug;
+mod event;
 mod failure;
 mod force_leave;
 mod info;
@@ -70,6 +71,7 @@ enum Verb {
     Completion(completion::CompletionArgs),
     Config(config::ConfigArgs),
     Debug(debug::DebugArgs),
+    Event(event::EventArgs),
     ForceLeave(force_leave::ForceLeaveArgs),
     Info(info::InfoArgs),
     Init(init::InitArgs),
@@ -163,6 +165,7 @@ fn perform(verb: Verb) -> Done {
         Verb::Completion(args) => completion::run(args),
         Verb::Config(args) => config::run(args),
         Verb::Debug(args) => debug::run(args),
+        Verb::Event(args) => event::run(args),
         Verb::ForceLeave(args) => force_leave::run(args),
         Verb::Info(args) => info::run(args),
         Verb::Init(args) => init::run(args),

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use weft_agent::backend::{
-    Backend, Consistency, Member, MemberStatus, Membership, Operator, OperatorError, ReadError,
-    ReadMeta, SnapshotSource, SnapshotStream, WriteError,
+    Backend, Consistency, FireError, Member, MemberStatus, Membership, Operator, OperatorError,
+    ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
 };
 use weft_agent::dns::{DnsView, Viewed};
+use weft_agent::events::Events;
 use weft_catalog::{Hub, State};
-use weft_gossip::Gossip;
+use weft_gossip::{Gossip, GossipError};
 use weft_proto::v1;
 use weft_proto::v1::operate_request::Op;
 use weft_server::{ReadFailure, Server, ServerError, WriteFailure};
@@ -271,6 +273,27 @@ impl Membership for Pool {
             .force_leave(node, prune)
             .await
             .map_err(|cause| cause.to_string())
+    }
+
+    async fn fire(&self, id: [u8; 16], body: Bytes) -> Result<(), FireError> {
+        let fired = self.0.fire(id, body.into()).await;
+        fired.map(drop).map_err(|cause| {
+            let text = cause.to_string();
+            match cause {
+                GossipError::EventTooLarge { .. } => FireError::TooLarge(text),
+                GossipError::EventsWaiting { .. } => FireError::Waiting(text),
+                _ => FireError::Stopped(text),
+            }
+        })
+    }
+}
+
+/// Hands what the pool hears to the agent, until the pool ends.
+pub(crate) async fn carry_events(gossip: Arc<Gossip>, events: Events) {
+    let mut heard = gossip.user_events();
+    drop(gossip);
+    while let Some(event) = heard.next().await {
+        events.hear(event.id, event.time, &event.body);
     }
 }
 

@@ -14,6 +14,7 @@ use weft_agent::config::{self, RuntimeConfig, runtime};
 use weft_agent::dns::{
     DnsMetrics, DnsOptions, DnsServer, RecursorOptions, Soa, Strategy, TtlRules,
 };
+use weft_agent::events::Events;
 use weft_agent::http::{AgentInfo, Deps, HttpConfig, HttpLimits, HttpServer, Listen};
 use weft_agent::local::{Local, LocalConfig, Running};
 use weft_agent::watch::{WatchMetrics, Watches};
@@ -24,7 +25,7 @@ use weft_server::{Bootstrap, LogBackend, Server, ServerConfig};
 use super::control::Process;
 use super::node::{self, DataDirLock};
 use super::tls::Tls;
-use super::{glue, join, logging};
+use super::{glue, join, logging, pool_metrics};
 
 /// How long a leaving node waits for the pool to have heard it.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -99,6 +100,8 @@ impl Parts {
         };
         let backend = Arc::new(glue.clone());
         let running = local.start(backend.clone());
+        let events = Events::new(local.clone());
+        tokio::spawn(glue::carry_events(gossip.clone(), events.clone()));
 
         let stop = CancellationToken::new();
         let dns_metrics = DnsMetrics::default();
@@ -109,6 +112,8 @@ impl Parts {
             local.metrics().register(&mut registry, &local);
             dns_metrics.register(&mut registry);
             watch_metrics.register(&mut registry);
+            events.register(&mut registry);
+            pool_metrics::register(&mut registry, gossip.clone());
         }
         let dns = start_dns(&config, &glue, &dns_metrics, &clock, seed, &stop).await?;
         let deps = Deps {
@@ -116,6 +121,7 @@ impl Parts {
             operator: Arc::new(glue),
             membership: Arc::new(glue::Pool(gossip.clone())),
             local: Arc::new(local.clone()),
+            events,
             control: process,
             authorizer: Arc::new(weft_catalog::acl::AllowAll),
             clock,

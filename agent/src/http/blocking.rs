@@ -24,7 +24,7 @@ use super::options::Options;
 use super::reply::{Content, Reply, SharedBody};
 use crate::backend::{Consistency, ReadMeta};
 
-const INDEX: HeaderName = HeaderName::from_static("x-consul-index");
+pub(super) const INDEX: HeaderName = HeaderName::from_static("x-consul-index");
 pub(super) const KNOWN_LEADER: HeaderName = HeaderName::from_static("x-consul-knownleader");
 pub(super) const LAST_CONTACT: HeaderName = HeaderName::from_static("x-consul-lastcontact");
 const CONSISTENCY: HeaderName = HeaderName::from_static("x-consul-effective-consistency");

@@ -13,6 +13,7 @@ use weft_catalog::acl::Authorizer;
 use weft_proto::clock::Clock;
 
 use crate::backend::{Backend, Membership, Operator};
+use crate::events::Events;
 use crate::local::Local;
 
 /// The newest TLS configuration, asked for at each handshake so that certificates rotate.
@@ -181,6 +182,8 @@ pub struct Deps {
     pub membership: Arc<dyn Membership>,
     /// This agent's own services and checks.
     pub local: Arc<Local>,
+    /// User events this agent has heard.
+    pub events: Events,
     /// Reload and leave, which the binary performs.
     pub control: Arc<dyn Control>,
     /// Asked for every request and row.

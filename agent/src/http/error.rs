@@ -13,7 +13,8 @@ use weft_proto::json::DecodeError;
 use weft_proto::v1;
 
 use super::reply::Reply;
-use crate::backend::{OperatorError, ReadError, WriteError};
+use crate::backend::{FireError, OperatorError, ReadError, WriteError};
+use crate::events::FilterError;
 use crate::local::{DefinitionError, LocalError, LocalErrorKind};
 
 /// Why a request is not answered as asked: what the user reads, and a stable id beside it.
@@ -152,6 +153,31 @@ impl From<OperatorError> for Failure {
             OperatorError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "operator.failed"),
         };
         Self::new(status, reason, error.to_string())
+    }
+}
+
+impl From<FireError> for Failure {
+    fn from(error: FireError) -> Self {
+        let text = error.to_string();
+        match error {
+            FireError::TooLarge(_) => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "gossip.event_too_large",
+                text,
+            ),
+            FireError::Waiting(_) => Self::too_many("gossip.events_waiting", text),
+            FireError::Stopped(_) => Self::internal("gossip.stopped", text),
+        }
+    }
+}
+
+impl From<FilterError> for Failure {
+    fn from(error: FilterError) -> Self {
+        let reason = match error {
+            FilterError::TagAlone => "event.tag_alone",
+            FilterError::Pattern { .. } => "event.filter",
+        };
+        Self::bad_request(reason, error.to_string())
     }
 }
 

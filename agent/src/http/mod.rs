@@ -23,6 +23,7 @@ mod complaints;
 mod config;
 mod config_entry;
 mod error;
+mod event;
 mod head_timeout;
 mod health;
 mod internal_ui;

@@ -8,8 +8,9 @@ use weft_catalog::acl::{Access, Resource};
 
 use super::route::{Handler, Need, Route};
 use super::{
-    agent, agent_check, agent_service, autopilot, catalog, config_entry, health, internal_ui, kv,
-    monitor, openapi, operator, prepared_query, session, snapshot, status, telemetry, txn,
+    agent, agent_check, agent_service, autopilot, catalog, config_entry, event, health,
+    internal_ui, kv, monitor, openapi, operator, prepared_query, session, snapshot, status,
+    telemetry, txn,
 };
 
 /// A handler as the table holds it.
@@ -298,6 +299,11 @@ pub(super) static TABLE: &[Route] = &[
         "Replaces a prepared query.", "api-docs/query#update-prepared-query"),
     route(DELETE, "/v1/query/", QUERY_WRITE, NONE, to!(prepared_query::delete),
         "Deletes a prepared query.", "api-docs/query#delete-prepared-query"),
+    // User events
+    route(PUT, "/v1/event/fire/", Need::Tail(Resource::Event, Access::Write), &["node", "service", "tag"], to!(event::fire),
+        "Sends a user event to the agents, or to those that the patterns match.", "api-docs/event#fire-event"),
+    route(GET, "/v1/event/list", Need::Rows(&[(Resource::Event, Access::Read)]), &["index", "wait", "name", "node", "service", "tag"], to!(event::list),
+        "Lists the last user events this agent heard, if need be once there is another.", "api-docs/event#list-events"),
     // The operator
     route(GET, "/v1/operator/raft/configuration", OPERATOR_READ, &["stale"], to!(operator::raft_configuration),
         "Shows the Raft peers and their roles.", "api-docs/operator/raft#read-configuration"),

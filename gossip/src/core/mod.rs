@@ -5,6 +5,7 @@
 //! Invariants: one identity per node id; a newer incarnation replaces an older one wherever it is;
 //! `Left` and `Failed` are told apart by the leave notice, since SWIM itself knows only "down".
 
+mod fired;
 mod news;
 mod rounds;
 mod states;
@@ -20,6 +21,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::config::{CoreConfig, NAME_MAX_BYTES};
 use crate::error::GossipError;
+use crate::events::{Events, UserEvent};
 use crate::member::{Member, MemberEvent, MemberStatus, Tags};
 use crate::table::{Table, member_of};
 use crate::wire::{
@@ -61,6 +63,8 @@ pub enum Action {
     },
     /// Tell users.
     Event(MemberEvent),
+    /// A user event was heard for the first time, our own included.
+    UserEvent(UserEvent),
     /// The farewell is out: stop.
     LeaveDone,
     /// A live node claims the name another live node holds; the holder keeps it.
@@ -93,6 +97,7 @@ pub struct Core {
     seeds: BTreeSet<SocketAddr>,
     scaled_for: usize,
     overtaken_at: Option<Duration>,
+    hurried_at: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +184,8 @@ impl Core {
             newest: BTreeMap::new(),
             inbox: Vec::new(),
             refused: 0,
+            events: Events::default(),
+            relays: false,
         }));
         let mut rng = StdRng::seed_from_u64(seed);
         let swim = Foca::with_custom_broadcast(
@@ -204,6 +211,7 @@ impl Core {
             seeds: BTreeSet::new(),
             scaled_for: 1,
             overtaken_at: None,
+            hurried_at: None,
         };
         core.start();
         Ok(core)
@@ -415,7 +423,12 @@ impl Core {
     /// Carries foca's conclusions and fresh notices into the table, then the table's events out.
     fn settle(&mut self) {
         self.digest_notes();
-        let inbox = std::mem::take(&mut lock(&self.shared).inbox);
+        let relays = self.may_relay();
+        let inbox = {
+            let mut shared = lock(&self.shared);
+            shared.relays = relays;
+            std::mem::take(&mut shared.inbox)
+        };
         for notice in inbox {
             self.digest_notice(notice);
         }

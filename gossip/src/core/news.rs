@@ -126,6 +126,7 @@ impl Core {
                 }
             }
             Notice::TagsWanted { .. } => {}
+            Notice::Event(event) => self.effects.actions.push_back(Action::UserEvent(event)),
         }
     }
 

@@ -67,6 +67,7 @@ impl Core {
         SyncState {
             datacenter: self.config.datacenter.clone(),
             rows,
+            events: lock(&self.shared).events.tell(),
         }
     }
 
@@ -115,6 +116,7 @@ impl Core {
             self.merge_row(row, known, pass_on);
             self.settle();
         }
+        self.merge_events(state.events, pass_on);
         Ok(())
     }
 

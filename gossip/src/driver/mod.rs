@@ -19,6 +19,7 @@ use weft_proto::clock::Clock;
 use crate::config::GossipConfig;
 use crate::core::{Core, SyncState};
 use crate::error::GossipError;
+use crate::events::{EventId, UserEvent};
 use crate::keyring::{Framer, Keyring};
 use crate::known::Known;
 use crate::member::{Member, MemberEvent, Tags};
@@ -52,6 +53,11 @@ enum Command {
         prune: bool,
         reply: oneshot::Sender<Result<(), GossipError>>,
     },
+    Fire {
+        id: EventId,
+        body: Vec<u8>,
+        reply: oneshot::Sender<Result<u64, GossipError>>,
+    },
     Leave(oneshot::Sender<()>),
     Shutdown(oneshot::Sender<()>),
 }
@@ -62,6 +68,8 @@ struct Published {
     local: ArcSwap<Member>,
     /// Gone once the loop has ended, which ends every stream.
     events: Mutex<Option<broadcast::Sender<MemberEvent>>>,
+    /// Likewise.
+    user_events: Mutex<Option<broadcast::Sender<UserEvent>>>,
     framer: ArcSwap<Framer>,
     metrics: Metrics,
 }
@@ -124,6 +132,7 @@ impl Gossip {
             members: ArcSwap::from_pointee(core.members()),
             local: ArcSwap::from_pointee(core.local()),
             events: Mutex::new(Some(broadcast::Sender::new(EVENTS_MAX))),
+            user_events: Mutex::new(Some(broadcast::Sender::new(EVENTS_MAX))),
             framer: ArcSwap::from_pointee(Framer::new(
                 &config.core.datacenter,
                 config.keyring.take(),
@@ -228,6 +237,31 @@ impl Gossip {
             receiver,
             published: Arc::clone(&self.published),
             resync: true,
+        }
+    }
+
+    /// Fires a user event; every member that is in the pool now hears it once, this one included.
+    /// Answers its Lamport time once it is on its way.
+    ///
+    /// Errors: [`GossipError::EventTooLarge`], [`GossipError::EventsWaiting`], [`GossipError::Stopped`].
+    pub async fn fire(&self, id: EventId, body: Vec<u8>) -> Result<u64, GossipError> {
+        self.ask(|reply| Command::Fire { id, body, reply }).await?
+    }
+
+    /// User events from now on.
+    #[must_use]
+    pub fn user_events(&self) -> UserEventStream {
+        let events = self
+            .published
+            .user_events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let receiver = events
+            .as_ref()
+            .map_or_else(|| broadcast::channel(1).1, broadcast::Sender::subscribe);
+        UserEventStream {
+            receiver,
+            published: Arc::clone(&self.published),
         }
     }
 
@@ -351,6 +385,39 @@ impl std::fmt::Debug for EventStream {
         f.debug_struct("EventStream")
             .field("resync", &self.resync)
             .finish_non_exhaustive()
+    }
+}
+
+/// User events of the pool for one consumer.
+pub struct UserEventStream {
+    receiver: broadcast::Receiver<UserEvent>,
+    published: Arc<Published>,
+}
+
+impl UserEventStream {
+    /// The next event; `None` when the pool has stopped. Cancel-safe.
+    ///
+    /// A consumer that falls more than 1,024 events behind misses the oldest; that is counted.
+    pub async fn next(&mut self) -> Option<UserEvent> {
+        loop {
+            match self.receiver.recv().await {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    self.published.metrics.events_missed.add(missed);
+                    tracing::warn!(
+                        missed,
+                        "user events were missed: they come faster than they are taken"
+                    );
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for UserEventStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UserEventStream").finish_non_exhaustive()
     }
 }
 

@@ -13,6 +13,7 @@ use super::{Command, Published, exchange, resolve};
 use crate::config::{DATAGRAM_MAX_BYTES, GossipConfig};
 use crate::core::{Action, Core};
 use crate::error::GossipError;
+use crate::events::UserEvent;
 use crate::keyring::FrameError;
 use crate::known::Known;
 use crate::member::MemberStatus;
@@ -121,6 +122,11 @@ impl Run {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
+        self.published
+            .user_events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         drop((tcp, inbox, self));
         if let Some(reply) = stopped {
             // Nobody may be waiting any more.
@@ -147,6 +153,15 @@ impl Run {
             Command::SetTags { tags, reply } => drop(reply.send(self.core.set_tags(now, tags))),
             Command::ForceLeave { name, prune, reply } => {
                 drop(reply.send(self.core.force_leave(now, &name, prune)));
+            }
+            Command::Fire { id, body, reply } => {
+                let fired = self.core.fire(now, id, body);
+                let metrics = &self.published.metrics;
+                match &fired {
+                    Ok(_) => metrics.events_fired.add(1),
+                    Err(_) => metrics.events_refused.add(1),
+                }
+                drop(reply.send(fired));
             }
             Command::Leave(reply) => {
                 self.leaving = Some(reply);
@@ -317,6 +332,7 @@ impl Run {
                 Action::Send { to, body } => self.send(to, &body).await,
                 Action::Sync { peer } => self.sync(peer),
                 Action::Event(event) => events.push(event),
+                Action::UserEvent(event) => self.heard(event),
                 Action::LeaveDone => {
                     if !self.rejoin_after_leave {
                         self.known.addresses.clear();
@@ -363,6 +379,20 @@ impl Run {
         turn
     }
 
+    fn heard(&self, event: UserEvent) {
+        self.published.metrics.events_heard.add(1);
+        if let Some(sender) = self
+            .published
+            .user_events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+        {
+            // No receiver is no error.
+            let _ = sender.send(event);
+        }
+    }
+
     async fn send(&mut self, to: SocketAddr, body: &[u8]) {
         let metrics = &self.published.metrics;
         let frame = match self.published.framer.load().seal(body) {
@@ -389,7 +419,12 @@ impl Run {
 
     fn publish(&mut self) {
         let refused = self.core.members_refused();
-        self.published.metrics.members_refused.set(refused);
+        let metrics = &self.published.metrics;
+        metrics.members_refused.set(refused);
+        metrics.events_late.set(self.core.events_late());
+        metrics
+            .notices_waiting
+            .set(self.core.notices_waiting() as u64);
         if !self.core.take_changed() {
             return;
         }

@@ -5,6 +5,7 @@ mod blocking;
 mod catalog;
 mod config_entry;
 mod conventions;
+mod event;
 mod kv;
 mod serving;
 mod world;

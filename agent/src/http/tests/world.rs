@@ -20,9 +20,10 @@ use weft_proto::ids::LogIndex;
 use weft_proto::v1;
 
 use crate::backend::{
-    Backend, Consistency, Member, MemberStatus, Membership, Operator, OperatorError, ReadError,
-    ReadMeta, SnapshotSource, SnapshotStream, WriteError,
+    Backend, Consistency, FireError, Member, MemberStatus, Membership, Operator, OperatorError,
+    ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
 };
+use crate::events::Events;
 use crate::http::{
     AgentInfo, Control, Deps, HttpConfig, HttpServer, Listen, LogLevel, LogLines, StartError,
 };
@@ -115,6 +116,8 @@ impl Backend for TestBackend {
 #[derive(Default)]
 pub(super) struct TestCluster {
     pub(super) asked: Mutex<Vec<String>>,
+    /// Who hears what is fired.
+    events: Mutex<Option<Events>>,
 }
 
 impl TestCluster {
@@ -220,6 +223,17 @@ impl Membership for TestCluster {
 
     async fn force_leave(&self, node: &str, prune: bool) -> Result<(), String> {
         self.note(format!("force-leave {node} {prune}"));
+        Ok(())
+    }
+
+    async fn fire(&self, id: [u8; 16], body: Bytes) -> Result<(), FireError> {
+        if body.len() > 512 {
+            return Err(FireError::TooLarge("too large".to_owned()));
+        }
+        let time = 2 + self.asked.lock().len() as u64;
+        self.note("fire");
+        let events = self.events.lock().clone();
+        events.expect("a world").hear(id, time, &body);
         Ok(())
     }
 }
@@ -347,11 +361,14 @@ fn deps(backend: &Arc<TestBackend>, cluster: &Arc<TestCluster>) -> Deps {
     };
     let clock = Arc::new(SystemClock::new());
     let local = Local::open(LocalConfig::in_memory(node), clock.clone()).expect("nothing to open");
+    let events = Events::new(local.clone());
+    *cluster.events.lock() = Some(events.clone());
     Deps {
         backend: backend.clone(),
         operator: cluster.clone(),
         membership: cluster.clone(),
         local: Arc::new(local),
+        events,
         control: cluster.clone(),
         authorizer: Arc::new(AllowAll),
         clock,

@@ -1,0 +1,259 @@
+//! User events: small messages that reach every member once.
+//!
+//! Owns: the Lamport clock of events, which of them were heard already, and those kept for members
+//! that missed them (handed over with the full state).
+//! Never: looks inside an event, or sends one; the core and foca do.
+//! Source: Serf docs, "Custom events"; Lamport, "Time, clocks, and the ordering of events" (1978).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::GossipError;
+
+/// Bytes of an event's body at most. Two such events and a header still fit a datagram.
+pub const EVENT_MAX_BYTES: usize = 512;
+/// Own events that may wait to be sent; further ones are refused.
+pub const EVENTS_WAITING_MAX: usize = 256;
+/// Events of others that may wait to be passed on; further ones are left to the exchange of full states.
+pub(crate) const EVENTS_RELAYED_MAX: usize = 1_024;
+/// How far behind the clock an event may be and still be news.
+const WINDOW: u64 = 512;
+/// Events remembered at most, whatever their times.
+const REMEMBERED_MAX: usize = 2_048;
+/// Newest events handed over in an exchange of full states.
+const HANDED_OVER_MAX: usize = 512;
+/// Times from here on are no clock of ours.
+const TIME_MAX: u64 = 1 << 62;
+
+/// An event's 16 bytes of identity, random.
+pub type EventId = [u8; 16];
+
+/// An event as a member heard it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserEvent {
+    /// Who fires it chooses it; two events are one if it is the same.
+    pub id: EventId,
+    /// Lamport time: an event fired by somebody who had heard this one has a higher one.
+    pub time: u64,
+    /// What it says, at most [`EVENT_MAX_BYTES`]; opaque here.
+    pub body: Vec<u8>,
+}
+
+/// What a member tells of events in an exchange of full states.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EventsTold {
+    time: u64,
+    events: Vec<UserEvent>,
+}
+
+/// The events one member has heard.
+#[derive(Debug)]
+pub(crate) struct Events {
+    /// The highest time heard of.
+    time: u64,
+    /// Events before this time were forgotten or never ours to hear.
+    floor: u64,
+    heard: BTreeMap<(u64, EventId), Vec<u8>>,
+    /// Whether a state was taken in: what it held happened before we came.
+    joined: bool,
+    /// Events that came too late to tell whether they had been heard.
+    pub(crate) late: u64,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            // As Serf: the first event of a pool has the time 2.
+            time: 1,
+            floor: 0,
+            heard: BTreeMap::new(),
+            joined: false,
+            late: 0,
+        }
+    }
+}
+
+impl Events {
+    /// An event of this member, now.
+    ///
+    /// Errors: [`GossipError::EventTooLarge`].
+    pub(crate) fn stamp(&self, id: EventId, body: Vec<u8>) -> Result<UserEvent, GossipError> {
+        if body.len() > EVENT_MAX_BYTES {
+            return Err(GossipError::EventTooLarge {
+                size: body.len(),
+                max: EVENT_MAX_BYTES,
+            });
+        }
+        let time = self.time + 1;
+        Ok(UserEvent { id, time, body })
+    }
+
+    /// Whether `event` is news; remembers it when it is.
+    pub(crate) fn hear(&mut self, event: &UserEvent) -> bool {
+        if event.body.len() > EVENT_MAX_BYTES || event.time >= TIME_MAX {
+            return false;
+        }
+        self.time = self.time.max(event.time);
+        if event.time < self.floor || event.time.saturating_add(WINDOW) < self.time {
+            self.late += 1;
+            return false;
+        }
+        let known = self
+            .heard
+            .insert((event.time, event.id), event.body.clone());
+        self.forget();
+        known.is_none()
+    }
+
+    /// Forgets what is too old to be told from news, by refusing everything of its time.
+    fn forget(&mut self) {
+        self.floor = self.floor.max(self.time.saturating_sub(WINDOW));
+        while let Some(entry) = self.heard.first_entry() {
+            let (time, _) = *entry.key();
+            if time < self.floor {
+                entry.remove();
+            } else if self.heard.len() > REMEMBERED_MAX {
+                self.floor = time + 1;
+            } else {
+                break;
+            }
+        }
+    }
+
+    /// For a peer: the clock, and the newest events.
+    pub(crate) fn tell(&self) -> EventsTold {
+        let skipped = self.heard.len().saturating_sub(HANDED_OVER_MAX);
+        let events = self.heard.iter().skip(skipped);
+        EventsTold {
+            time: self.time,
+            events: events
+                .map(|((time, id), body)| UserEvent {
+                    id: *id,
+                    time: *time,
+                    body: body.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    /// What a peer told: the events to hear now. The first peer's are from before we joined, and are
+    /// only remembered, so that they are not taken for news when they come by gossip.
+    pub(crate) fn told(&mut self, told: EventsTold) -> Vec<UserEvent> {
+        let new = !std::mem::replace(&mut self.joined, true);
+        if told.time < TIME_MAX {
+            self.time = self.time.max(told.time);
+        }
+        if !new {
+            let unheard = |event: &UserEvent| !self.heard.contains_key(&(event.time, event.id));
+            return told.events.into_iter().filter(unheard).collect();
+        }
+        for event in &told.events {
+            self.hear(event);
+        }
+        Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(time: u64, n: u8) -> UserEvent {
+        UserEvent {
+            id: [n; 16],
+            time,
+            body: vec![n],
+        }
+    }
+
+    fn times(told: &EventsTold) -> Vec<u64> {
+        told.events.iter().map(|event| event.time).collect()
+    }
+
+    #[test]
+    fn an_event_is_news_once_and_moves_the_clock() {
+        let mut events = Events::default();
+        let own = events.stamp([1; 16], vec![1]).unwrap();
+        assert_eq!(own.time, 2);
+        assert!(events.hear(&own) && !events.hear(&own));
+        assert!(events.hear(&event(9, 2)), "a time far ahead");
+        assert!(events.hear(&event(3, 3)), "late, but within the window");
+        assert_eq!(events.stamp([4; 16], Vec::new()).unwrap().time, 10);
+    }
+
+    #[test]
+    fn what_is_too_old_to_tell_apart_is_dropped_and_counted() {
+        let mut events = Events::default();
+        assert!(events.hear(&event(5, 1)));
+        assert!(events.hear(&event(5 + WINDOW, 2)));
+        assert!(!events.hear(&event(5, 1)), "still remembered");
+        assert!(events.hear(&event(6 + WINDOW, 3)));
+        assert!(!events.hear(&event(5, 1)), "forgotten, and refused");
+        assert_eq!(events.late, 1);
+    }
+
+    #[test]
+    fn events_of_one_time_are_bounded_and_never_heard_twice() {
+        let mut events = Events::default();
+        let many: Vec<_> = (0..=REMEMBERED_MAX as u32)
+            .map(|n| {
+                let mut id = [0; 16];
+                id[..4].copy_from_slice(&n.to_be_bytes());
+                UserEvent {
+                    id,
+                    time: 7,
+                    body: Vec::new(),
+                }
+            })
+            .collect();
+        assert!(many.iter().all(|event| events.hear(event)));
+        assert!(events.heard.len() <= REMEMBERED_MAX);
+        assert!(!many.iter().any(|event| events.hear(event)));
+    }
+
+    #[test]
+    fn who_joins_hears_what_comes_after() {
+        let mut old = Events::default();
+        for n in 1..=3 {
+            let event = old.stamp([n; 16], vec![n]).unwrap();
+            old.hear(&event);
+        }
+        let mut new = Events::default();
+        assert!(new.told(old.tell()).is_empty());
+        assert_eq!(new.time, 4);
+        assert!(!new.hear(&event(3, 2)), "by gossip, from before the join");
+        let missed = old.stamp([9; 16], vec![9]).unwrap();
+        old.hear(&missed);
+        assert_eq!(new.told(old.tell()), [missed], "missed since the join");
+    }
+
+    #[test]
+    fn a_peer_is_told_the_newest() {
+        let mut events = Events::default();
+        for n in 0..600_u64 {
+            let mut event = event(2, 0);
+            event.id[..8].copy_from_slice(&n.to_be_bytes());
+            event.time = 2 + n / 2;
+            assert!(events.hear(&event));
+        }
+        let told = events.tell();
+        assert_eq!(told.events.len(), HANDED_OVER_MAX);
+        assert_eq!(times(&told).last(), Some(&301));
+    }
+
+    #[test]
+    fn a_size_or_a_time_out_of_bounds_is_refused() {
+        let mut events = Events::default();
+        let error = events.stamp([1; 16], vec![0; EVENT_MAX_BYTES + 1]);
+        assert_eq!(error.unwrap_err().reason(), "gossip.event_too_large");
+        assert!(events.stamp([1; 16], vec![0; EVENT_MAX_BYTES]).is_ok());
+        assert!(!events.hear(&event(u64::MAX, 1)));
+        let told = EventsTold {
+            time: u64::MAX,
+            events: vec![event(TIME_MAX, 2)],
+        };
+        assert!(events.told(told).is_empty());
+        assert_eq!(events.time, 1);
+    }
+}
