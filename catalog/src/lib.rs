@@ -33,7 +33,7 @@ pub use apply::txn::TXN_OPS_MAX;
 pub use apply::{ApplyError, CLUSTER_VERSION_MAX, Catalog, HASHES_KEPT_MAX};
 pub use hub::{Hub, HubStats, Watch};
 pub use read::txn::is_read;
-pub use read::{Answer, Instance, InstanceHealth, Reader};
+pub use read::{Answer, HealthRow, Instance, InstanceHealth, Reader};
 pub use record::{HASH_FORM, Record, RestoreError};
 pub use state::{Counts, SessionDeadline, State};
 pub use topics::{TOUCHED_ROWS_MAX, TableTopic, Topic, Topics, Touched, Trace, WATCHED_ROWS_MAX};

@@ -5,6 +5,7 @@
 //! Source: RFC 1034 §3.6.2, RFC 2782 (additional data); CONSUL.md C.1 "Hostname address".
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -35,6 +36,9 @@ pub(crate) fn here(
     asked: RecordType,
     mut look: impl FnMut(&Name) -> Option<Sections>,
 ) {
+    if sections.aliases.is_empty() {
+        return;
+    }
     let mut pending = std::mem::take(&mut sections.aliases);
     let mut seen = BTreeSet::from([owner.to_lowercase()]);
     let mut foreign = Vec::new();
@@ -62,6 +66,7 @@ pub(crate) fn here(
 pub(crate) async fn elsewhere(
     sections: &mut Sections,
     asked: RecordType,
+    client: IpAddr,
     recursion: &Recursion,
     options: &RecursorOptions,
 ) {
@@ -74,7 +79,7 @@ pub(crate) async fn elsewhere(
     let questions = aliases
         .iter()
         .flat_map(|name| kinds.iter().map(move |kind| (name, *kind)))
-        .map(|(name, kind)| recursion.addresses(options, name, kind));
+        .map(|(name, kind)| recursion.addresses(options, client, name, kind));
     for mut records in join_all(questions).await {
         if let Some(most) = sections.alias_ttl {
             cap(&mut records, most);

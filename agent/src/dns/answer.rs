@@ -3,111 +3,21 @@
 //! Owns: which records a type asks for, TTLs, order, extras, SOA and NS.
 //! Never: knows sockets or sizes; `message` trims.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use rand::seq::SliceRandom;
 use weft_proto::ids::UnixMillis;
 use weft_proto::v1::Node;
 
-use super::lookup::{Found, Serving};
+use super::lookup::{Found, Selected, Serving};
 use super::metrics::Cause;
-use super::recurse::RecursorOptions;
+use super::options::DnsOptions;
+use super::pick::{Order, Place, Said};
 
 /// Answers worth making: no message has room for more (65,535 bytes, a record of an address takes 16).
-const ANSWERS_MAX: usize = 4_096;
-
-/// Settings of the DNS port (`dns_config`, `domain`, `alt_domain`).
-#[derive(Clone, Debug)]
-pub struct DnsOptions {
-    /// Domain without dots around it, lower case: `consul`.
-    pub domain: String,
-    /// Second domain: `weft` unless set otherwise.
-    pub alt_domain: Option<String>,
-    /// The local datacenter.
-    pub datacenter: String,
-    /// TTL of node answers.
-    pub node_ttl: Duration,
-    /// TTL of service answers.
-    pub service_ttl: TtlRules,
-    /// Leave out instances with a warning.
-    pub only_passing: bool,
-    /// Most answers over UDP without EDNS.
-    pub udp_answer_limit: usize,
-    /// Most A, AAAA and ANY answers over either transport; 0: no limit.
-    pub a_record_limit: usize,
-    /// Set TC on a trimmed UDP answer.
-    pub enable_truncate: bool,
-    /// Write every name in full.
-    pub disable_compression: bool,
-    /// Add node metadata as TXT records to the additional section.
-    pub node_meta_txt: bool,
-    /// Where names of other domains are asked.
-    pub recursors: RecursorOptions,
-    /// SOA settings.
-    pub soa: Soa,
-    /// Largest age of the view that is still answered from (`max_stale`).
-    pub max_stale: Duration,
-}
-
-/// Times in the SOA record, in seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Soa {
-    /// Refresh.
-    pub refresh: i32,
-    /// Retry.
-    pub retry: i32,
-    /// Expire.
-    pub expire: i32,
-    /// Negative TTL.
-    pub min_ttl: u32,
-}
-
-impl Default for Soa {
-    fn default() -> Self {
-        Self {
-            refresh: 3600,
-            retry: 600,
-            expire: 86_400,
-            min_ttl: 0,
-        }
-    }
-}
-
-/// `service_ttl`: exact name, else longest `prefix*`, else `*`, else 0.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TtlRules(BTreeMap<String, Duration>);
-
-impl TtlRules {
-    /// From the configuration's map.
-    #[must_use]
-    pub fn new(rules: BTreeMap<String, Duration>) -> Self {
-        Self(
-            rules
-                .into_iter()
-                .map(|(name, ttl)| (name.to_ascii_lowercase(), ttl))
-                .collect(),
-        )
-    }
-
-    pub(crate) fn of(&self, service: &str) -> Duration {
-        let service = service.to_ascii_lowercase();
-        if let Some(ttl) = self.0.get(&service) {
-            return *ttl;
-        }
-        let prefixes = self
-            .0
-            .iter()
-            .filter_map(|(rule, ttl)| rule.strip_suffix('*').map(|prefix| (prefix, ttl)));
-        prefixes
-            .filter(|(prefix, _)| service.starts_with(prefix))
-            .max_by_key(|(prefix, _)| prefix.len())
-            .map_or(Duration::ZERO, |(_, ttl)| *ttl)
-    }
-}
+pub(crate) const ANSWERS_MAX: usize = 4_096;
 
 /// The sections of an answer, before trimming.
 #[derive(Debug, Default)]
@@ -134,12 +44,15 @@ pub(crate) struct Asked<'a> {
     pub(crate) qtype: RecordType,
     /// Which of our domains the name is below.
     pub(crate) domain: &'a str,
+    /// Answers of a service worth making: one more than are sent, so that it shows that there are more.
+    pub(crate) most: usize,
     pub(crate) wall: UnixMillis,
 }
 
 impl Asked<'_> {
     /// Builds the sections for what was found.
-    pub(crate) fn sections(&self, found: &Found<'_>, rng: &mut impl rand::Rng) -> Sections {
+    pub(crate) fn sections(&self, found: Found<'_>, rng: &mut impl rand::Rng) -> Sections {
+        let foreign = matches!(found, Found::Foreign);
         let mut out = Sections {
             exists: true,
             ..Sections::default()
@@ -147,30 +60,29 @@ impl Asked<'_> {
         match found {
             Found::NoName(cause) => {
                 out.exists = false;
-                out.empty = Some(*cause);
+                out.empty = Some(cause);
             }
             Found::Foreign => out.empty = Some(Cause::Foreign),
-            Found::Apex(servers) => self.apex(servers, &mut out),
+            Found::Apex(servers) => self.apex(&servers, &mut out),
             Found::Node(node) => self.node(node, &mut out),
             Found::Instances(serving) => {
-                let mut order: Vec<&Serving<'_>> = serving.iter().collect();
-                order.shuffle(rng);
-                self.service(&order, None, &mut out);
+                self.service(Order::any(serving, rng), None, &mut out);
             }
-            Found::Query(selected) => {
-                let mut order: Vec<&Serving<'_>> = selected.serving.iter().collect();
-                if !selected.ordered {
-                    order.shuffle(rng);
-                }
-                self.service(&order, selected.ttl, &mut out);
+            Found::Query(Selected {
+                serving,
+                ttl,
+                ordered,
+            }) => {
+                let dice = (!ordered).then_some(rng);
+                self.service(Order::new(serving, dice), ttl, &mut out);
             }
             Found::Address(ip) => out.answers.extend(
-                self.wants(*ip)
-                    .then(|| self.record(self.owner.clone(), self.options.node_ttl, address(*ip))),
+                self.wants(ip)
+                    .then(|| self.record(self.owner.clone(), self.options.node_ttl, address(ip))),
             ),
-            Found::Names(names) => self.pointers(names, &mut out),
+            Found::Names(names) => self.pointers(&names, &mut out),
         }
-        if out.answers.is_empty() && !matches!(found, Found::Foreign) {
+        if out.answers.is_empty() && !foreign {
             out.empty.get_or_insert(Cause::NoSuchType);
             out.authorities.extend(self.soa());
         }
@@ -209,7 +121,7 @@ impl Asked<'_> {
     fn node(&self, node: &Node, out: &mut Sections) {
         let ttl = self.options.node_ttl;
         out.answers
-            .extend(self.address_records(self.owner, &node.address, ttl));
+            .extend(self.address_record(Place::of(&node.address), ttl));
         self.follow(out);
         let meta = self.meta(self.owner, node, ttl);
         match self.qtype {
@@ -221,51 +133,82 @@ impl Asked<'_> {
         }
     }
 
-    fn service(&self, order: &[&Serving<'_>], ttl: Option<Duration>, out: &mut Sections) {
-        let by_name = |one: &&Serving<'_>| self.options.service_ttl.of(&one.service.name);
+    fn service<'s>(
+        &self,
+        order: impl Iterator<Item = Serving<'s>>,
+        ttl: Option<Duration>,
+        out: &mut Sections,
+    ) {
+        let mut order = order.peekable();
+        let by_name = |one: &Serving<'_>| self.options.service_ttl.of(&one.service.name);
         let ttl = ttl
-            .or_else(|| order.first().map(by_name))
+            .or_else(|| order.peek().map(by_name))
             .unwrap_or_default();
-        // Names compare slowly, label by label: what was said is kept by the text it came from.
-        let mut said = BTreeSet::new();
-        let mut extras = BTreeSet::new();
-        let mut alias = Vec::new();
+        if self.qtype == RecordType::SRV {
+            self.targets(order, ttl, out);
+        } else {
+            self.addresses(order, ttl, out);
+        }
+        out.alias_ttl = Some(ttl);
+    }
+
+    /// SRV records, each target's extras once.
+    fn targets<'s>(
+        &self,
+        order: impl Iterator<Item = Serving<'s>>,
+        ttl: Duration,
+        out: &mut Sections,
+    ) {
+        let (mut said, mut extras) = (Said::default(), Said::default());
         for one in order {
-            if out.answers.len() >= ANSWERS_MAX {
+            if out.answers.len() >= self.most {
                 out.more = true;
                 break;
             }
-            if self.qtype == RecordType::SRV {
-                let text = host_of(one);
-                if said.insert((text, one.port, one.weight)) {
-                    self.srv(one, ttl, extras.insert(text), out);
-                }
-                continue;
+            let text = host_of(&one);
+            if said.insert((text, one.port, one.weight)) {
+                self.srv(&one, ttl, extras.insert(text), out);
+            }
+        }
+    }
+
+    /// Records of any other type.
+    fn addresses<'s>(
+        &self,
+        order: impl Iterator<Item = Serving<'s>>,
+        ttl: Duration,
+        out: &mut Sections,
+    ) {
+        let limit = match self.options.a_record_limit {
+            0 => usize::MAX,
+            limit => limit,
+        };
+        let mut said = Said::default();
+        let mut alias = None;
+        for one in order {
+            if out.answers.len() >= limit.min(self.most) {
+                out.more = self.most < limit;
+                break;
             }
             // Two instances behind one address are one answer.
-            let text = self.address_of(one);
-            if said.insert((text, 0, 0)) {
-                let records = self.address_records(self.owner, text, ttl);
+            let place = self.place_of(&one);
+            if said.insert(place.text) {
                 // A name is either an alias or has records (RFC 1034 §3.6.2): one alias, and only
                 // where no instance has an address.
-                match records.first().map(Record::record_type) {
-                    Some(RecordType::CNAME) if alias.is_empty() => alias = records,
-                    Some(RecordType::CNAME) => {}
-                    _ => out.answers.extend(records),
+                match self.address_record(place, ttl) {
+                    Some(record) if place.ip.is_some() => out.answers.push(record),
+                    record => alias = alias.or(record),
                 }
             }
             if self.qtype == RecordType::TXT {
                 out.answers.extend(self.meta(self.owner, one.node, ttl));
             }
         }
-        if out.answers.is_empty() && !alias.is_empty() {
-            out.answers = alias;
+        if let Some(alias) = alias.filter(|_| out.answers.is_empty()) {
+            out.answers.push(alias);
             self.follow(out);
         }
-        out.alias_ttl = Some(ttl);
-        if self.options.a_record_limit > 0 && self.qtype != RecordType::SRV {
-            out.answers.truncate(self.options.a_record_limit);
-        }
+        out.answers.truncate(limit);
     }
 
     /// Notes whose addresses an alias among the answers leads to, where addresses are asked for.
@@ -288,33 +231,35 @@ impl Asked<'_> {
     }
 
     /// The address registered, or the tagged one of the family asked for where that is another.
-    fn address_of<'s>(&self, one: &'s Serving<'_>) -> &'s str {
+    fn place_of<'s>(&self, one: &Serving<'s>) -> Place<'s> {
         let (node, service) = (one.node, one.service);
+        let on_node = service.address.is_empty();
+        let own = Place::of(if on_node {
+            &node.address
+        } else {
+            &service.address
+        });
         let tag = match self.qtype {
             RecordType::A => "lan_ipv4",
             RecordType::AAAA => "lan_ipv6",
-            _ => "",
+            _ => return own,
         };
-        let (own, tagged) = if service.address.is_empty() {
-            (&node.address, node.tagged_addresses.get(tag))
+        if own.ip.is_none_or(|ip| self.wants(ip)) {
+            return own;
+        }
+        let tagged = if on_node {
+            node.tagged_addresses.get(tag)
         } else {
-            (
-                &service.address,
-                service
-                    .tagged_addresses
-                    .get(tag)
-                    .map(|tagged| &tagged.address),
-            )
+            let tagged = service.tagged_addresses.get(tag);
+            tagged.map(|tagged| &tagged.address)
         };
-        let fits = own.parse::<IpAddr>().is_ok_and(|ip| !self.wants(ip));
-        tagged.filter(|_| fits).unwrap_or(own)
+        tagged.map_or(own, |text| Place::of(text))
     }
 
     /// `extras`: the target's address and metadata are not there yet.
     fn srv(&self, one: &Serving<'_>, ttl: Duration, extras: bool, out: &mut Sections) {
         let own = !one.service.address.is_empty();
-        let text = self.address_of(one);
-        let ip = text.parse::<IpAddr>().ok();
+        let Place { text, ip } = self.place_of(one);
         // A target must not be an alias (RFC 2782): a host name is the target itself.
         let target = match (ip, own) {
             (Some(ip), true) => self.address_name(ip),
@@ -363,24 +308,15 @@ impl Asked<'_> {
     }
 
     /// A, AAAA or CNAME for an address as it was registered, as far as the question wants it.
-    fn address_records(&self, owner: &Name, text: &str, ttl: Duration) -> Vec<Record> {
-        match text.parse::<IpAddr>() {
-            Ok(ip) if self.wants(ip) => vec![self.record(owner.clone(), ttl, address(ip))],
-            Ok(_) => Vec::new(),
-            Err(_)
-                if matches!(
-                    self.qtype,
-                    RecordType::A | RecordType::AAAA | RecordType::CNAME | RecordType::ANY
-                ) =>
-            {
-                let target = wire_name(text).map(fqdn);
-                target
-                    .map(|target| self.record(owner.clone(), ttl, RData::CNAME(CNAME(target))))
-                    .into_iter()
-                    .collect()
+    fn address_record(&self, place: Place<'_>, ttl: Duration) -> Option<Record> {
+        let data = match place.ip {
+            Some(ip) => self.wants(ip).then(|| address(ip)),
+            None if self.wants_addresses() || self.qtype == RecordType::CNAME => {
+                wire_name(place.text).map(|target| RData::CNAME(CNAME(fqdn(target))))
             }
-            Err(_) => Vec::new(),
-        }
+            None => None,
+        };
+        data.map(|data| self.record(self.owner.clone(), ttl, data))
     }
 
     fn wants(&self, ip: IpAddr) -> bool {
@@ -468,7 +404,7 @@ fn strings(text: &str) -> TXT {
 }
 
 /// What an SRV target is made of: the instance's own address, else its node.
-fn host_of<'s>(one: &'s Serving<'_>) -> &'s str {
+fn host_of<'s>(one: &Serving<'s>) -> &'s str {
     if one.service.address.is_empty() {
         &one.node.name
     } else {
@@ -499,6 +435,8 @@ fn fqdn(mut name: Name) -> Name {
 
 #[cfg(test)]
 mod tests {
+    use super::super::options::{Soa, TtlRules};
+    use super::super::recurse::RecursorOptions;
     use super::*;
 
     #[test]
@@ -525,6 +463,7 @@ mod tests {
             owner: &owner,
             qtype,
             domain: "consul",
+            most: ANSWERS_MAX,
             wall: UnixMillis(0),
         };
         let node = std::sync::Arc::new(Node::default());
@@ -560,7 +499,7 @@ mod tests {
                 ),
                 (Found::Names(names), RecordType::PTR),
             ] {
-                let out = asked(qtype).sections(&found, &mut rng);
+                let out = asked(qtype).sections(found, &mut rng);
                 assert_eq!(
                     (out.answers.len(), out.more),
                     (ANSWERS_MAX, more),
@@ -583,25 +522,5 @@ mod tests {
             message.answers.push(record);
             message.to_vec().unwrap();
         }
-    }
-
-    #[test]
-    fn the_most_specific_ttl_rule_wins() {
-        let s = Duration::from_secs;
-        let rules = TtlRules::new(
-            [("*", 1), ("db-*", 10), ("db-main-*", 20), ("Web", 5)]
-                .map(|(k, v)| (k.to_owned(), s(v)))
-                .into(),
-        );
-        for (service, ttl) in [
-            ("web", 5),
-            ("WEB", 5),
-            ("db-x", 10),
-            ("db-main-1", 20),
-            ("other", 1),
-        ] {
-            assert_eq!(rules.of(service), s(ttl), "{service}");
-        }
-        assert_eq!(TtlRules::default().of("web"), s(0));
     }
 }

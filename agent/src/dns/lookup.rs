@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_catalog::prepared_query::{render, select};
-use weft_catalog::{InstanceHealth, Reader, State, Trace};
+use weft_catalog::{HealthRow, InstanceHealth, Reader, State, Trace};
 use weft_proto::duration;
-use weft_proto::v1::{Node, Service};
+use weft_proto::v1::{Check, Node, Service};
 
 use super::metrics::Cause;
 use super::name::Target;
@@ -45,6 +45,7 @@ pub(crate) struct Selected<'a> {
 }
 
 /// An instance with the weight of its present state.
+#[derive(Clone, Copy)]
 pub(crate) struct Serving<'a> {
     pub(crate) node: &'a Arc<Node>,
     pub(crate) service: &'a Arc<Service>,
@@ -89,7 +90,7 @@ pub(crate) fn find<'a>(
         Target::Service {
             name, tag, port, ..
         } => instances(
-            read.health_service(name).rows,
+            read.health_rows(name),
             tag.as_deref(),
             port.as_deref(),
             rules,
@@ -114,39 +115,35 @@ fn name_servers<'a>(state: &'a State, trace: &'a Trace) -> Vec<&'a Arc<Node>> {
 }
 
 fn instances<'a>(
-    rows: Vec<InstanceHealth<'a>>,
+    rows: impl Iterator<Item = HealthRow<'a>>,
     tag: Option<&str>,
     port: Option<&str>,
     rules: &Rules<'_>,
 ) -> Found<'a> {
-    if rows.is_empty() {
-        return Found::NoName(Cause::UnknownService);
+    let (mut known, mut tagged, mut ported) = (false, false, false);
+    let mut serving = Vec::new();
+    for row in rows {
+        known = true;
+        let mut tags = row.service.tags.iter();
+        if tag.is_some_and(|tag| !tags.any(|t| t.eq_ignore_ascii_case(tag))) {
+            continue;
+        }
+        tagged = true;
+        let Some(number) = number(row.service, port) else {
+            continue;
+        };
+        ported = true;
+        let health = Health::of(row.checks.iter());
+        if health.serves(rules.only_passing) {
+            serving.push(weighed(row.node, row.service, health, number));
+        }
     }
-    let tagged: Vec<_> = rows
-        .into_iter()
-        .filter(|row| {
-            tag.is_none_or(|tag| row.service.tags.iter().any(|t| t.eq_ignore_ascii_case(tag)))
-        })
-        .collect();
-    if tagged.is_empty() {
-        return Found::NoName(Cause::NoSuchTag);
-    }
-    if let Some(port) = port
-        && !tagged.iter().any(|row| {
-            let mut ports = row.service.ports.iter();
-            ports.any(|p| p.name.eq_ignore_ascii_case(port))
-        })
-    {
-        return Found::NoName(Cause::NoSuchPort);
-    }
-    let serving: Vec<_> = tagged
-        .iter()
-        .filter_map(|row| serving(row, port, rules.only_passing))
-        .collect();
-    if serving.is_empty() {
-        Found::NoName(Cause::NothingHealthy)
-    } else {
-        Found::Instances(serving)
+    match (known, tagged, ported) {
+        _ if !serving.is_empty() => Found::Instances(serving),
+        (false, ..) => Found::NoName(Cause::UnknownService),
+        (_, false, _) => Found::NoName(Cause::NoSuchTag),
+        (.., false) => Found::NoName(Cause::NoSuchPort),
+        _ => Found::NoName(Cause::NothingHealthy),
     }
 }
 
@@ -162,57 +159,66 @@ fn executed<'a>(read: &Reader<'a>, name: &str) -> Found<'a> {
     let ordered = !query.near.is_empty() && query.near != "_agent";
     rows.sort_by_key(|row| !row.node.name.eq_ignore_ascii_case(&query.near));
     Found::Query(Selected {
-        serving: rows.iter().filter_map(|row| weighed(row, None)).collect(),
+        serving: rows.iter().filter_map(selected).collect(),
         ttl: duration::parse(&query.dns_ttl).ok(),
         ordered,
     })
 }
 
-fn serving<'a>(
-    row: &InstanceHealth<'a>,
-    port: Option<&str>,
-    only_passing: bool,
-) -> Option<Serving<'a>> {
-    let any = |status: &str| row.checks.iter().any(|check| check.status == status);
-    if any("critical") || (only_passing && any("warning")) {
-        return None;
-    }
-    weighed(row, port)
+/// A query has judged the checks already; they still decide the weight.
+fn selected<'a>(row: &InstanceHealth<'a>) -> Option<Serving<'a>> {
+    let health = Health::of(row.checks.iter().copied());
+    let port = number(row.service, None)?;
+    Some(weighed(row.node, row.service, health, port))
 }
 
-fn weighed<'a>(row: &InstanceHealth<'a>, port: Option<&str>) -> Option<Serving<'a>> {
-    let warning = row.checks.iter().any(|check| check.status == "warning");
-    let (passing_weight, warning_weight) = row
-        .service
-        .weights
-        .as_ref()
-        .map_or((1, 1), |w| (w.passing, w.warning));
-    let weight = if warning {
-        warning_weight
-    } else {
-        passing_weight
-    };
+/// What an instance's checks come to.
+#[derive(Clone, Copy, Default)]
+struct Health {
+    critical: bool,
+    warning: bool,
+}
+
+impl Health {
+    fn of<'c>(checks: impl Iterator<Item = &'c Arc<Check>>) -> Self {
+        checks.fold(Self::default(), |so_far, check| Self {
+            critical: so_far.critical || check.status == "critical",
+            warning: so_far.warning || check.status == "warning",
+        })
+    }
+
+    fn serves(self, only_passing: bool) -> bool {
+        !(self.critical || only_passing && self.warning)
+    }
+}
+
+/// The port to answer; `None` when the one asked for by name is not there.
+fn number(service: &Service, port: Option<&str>) -> Option<u16> {
+    let mut ports = service.ports.iter();
     let number = match port {
-        None => row
-            .service
-            .ports
-            .iter()
-            .find(|p| p.default)
-            .map_or(row.service.port, |p| p.port),
-        Some(name) => {
-            row.service
-                .ports
-                .iter()
-                .find(|p| p.name.eq_ignore_ascii_case(name))?
-                .port
-        }
+        None => ports.find(|p| p.default).map_or(service.port, |p| p.port),
+        Some(name) => ports.find(|p| p.name.eq_ignore_ascii_case(name))?.port,
     };
-    Some(Serving {
-        node: row.node,
-        service: row.service,
+    Some(u16::try_from(number).unwrap_or(0))
+}
+
+fn weighed<'a>(
+    node: &'a Arc<Node>,
+    service: &'a Arc<Service>,
+    health: Health,
+    port: u16,
+) -> Serving<'a> {
+    let weights = service.weights.as_ref();
+    let weight = match health.warning {
+        true => weights.map_or(1, |w| w.warning),
+        false => weights.map_or(1, |w| w.passing),
+    };
+    Serving {
+        node,
+        service,
         weight: u16::try_from(weight).unwrap_or(u16::MAX),
-        port: u16::try_from(number).unwrap_or(0),
-    })
+        port,
+    }
 }
 
 fn names_of<'a>(ip: IpAddr, state: &'a State, rules: &Rules<'_>, trace: &'a Trace) -> Found<'a> {

@@ -11,7 +11,7 @@ use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinEncodable, BinEncoder, NameEncoding};
 
-use super::answer::Sections;
+use super::answer::{ANSWERS_MAX, Sections};
 
 /// Largest UDP answer without EDNS (RFC 1035 §2.3.4).
 const UDP_PLAIN_MAX: usize = 512;
@@ -231,6 +231,26 @@ pub(crate) struct Style {
     pub(crate) recursion: bool,
 }
 
+impl Style {
+    /// The most answers that count alone allows; none where only the size does.
+    fn limit(self, via: Via, max_bytes: usize) -> Option<usize> {
+        (via.is_udp() && max_bytes == UDP_PLAIN_MAX).then(|| self.answer_limit.max(1))
+    }
+}
+
+/// Answers worth making for a question: one more than can be sent.
+pub(crate) fn most_answers(question: &Message, via: Via, style: Style) -> usize {
+    let max_bytes = via.max_bytes(question.edns.as_ref().map(Edns::max_payload));
+    let most = match style.limit(via, max_bytes) {
+        Some(limit) => limit,
+        None => max_bytes / RECORD_MIN_BYTES,
+    };
+    most.saturating_add(1).min(ANSWERS_MAX)
+}
+
+/// A record of one byte under a name that is a pointer (RFC 1035 §4.1.3, §4.1.4).
+const RECORD_MIN_BYTES: usize = 13;
+
 /// Encodes the sections, trimmed from the end until they fit. The flag tells whether answers were
 /// left out. Extras go first, TXT before addresses: they may be asked for by their own names.
 pub(crate) fn encode(
@@ -247,23 +267,33 @@ pub(crate) fn encode(
     let mut reply = reply_to(question, code, true, style.recursion);
     let max_bytes = via.max_bytes(question.edns.as_ref().map(Edns::max_payload));
     let (whole, more) = (sections.answers.len(), sections.more);
-    let limit = if via.is_udp() && max_bytes == UDP_PLAIN_MAX {
-        style.answer_limit.max(1).min(whole)
-    } else {
-        whole
-    };
+    let limit = style
+        .limit(via, max_bytes)
+        .map_or(whole, |limit| limit.min(whole));
     reply.authorities = sections.authorities;
-    let mut all = Fitting::new(sections.answers, sections.additionals, style.compress);
-    let (bytes, kept) = all.best(&mut reply, limit, max_bytes)?;
+    let mut all = Fitting::new(
+        sections.answers,
+        sections.additionals,
+        limit,
+        style.compress,
+    );
+    let (bytes, kept) = all.best(&mut reply, max_bytes)?;
     if kept == whole && !more {
         return Some((bytes, false));
     }
     // An empty answer would deny what is there: then TC is no matter of taste.
     if via.is_udp() && (style.set_tc || kept == 0) {
-        reply.metadata.truncation = true;
-        return all.encode(&mut reply, kept).map(|bytes| (bytes, true));
+        return Some((with_tc(bytes), true));
     }
     Some((bytes, true))
+}
+
+/// The message with TC set: it was cut.
+fn with_tc(mut bytes: Vec<u8>) -> Vec<u8> {
+    if let Some(flags) = bytes.get_mut(2) {
+        *flags |= TC_BIT;
+    }
+    bytes
 }
 
 struct Fitting {
@@ -275,7 +305,13 @@ struct Fitting {
 }
 
 impl Fitting {
-    fn new(answers: Vec<Record>, additionals: Vec<Record>, compress: bool) -> Self {
+    /// Answers beyond `limit` are not sent whatever their size.
+    fn new(
+        mut answers: Vec<Record>,
+        additionals: Vec<Record>,
+        limit: usize,
+        compress: bool,
+    ) -> Self {
         let mut first = HashMap::new();
         if !additionals.is_empty() {
             for (at, answer) in answers.iter().enumerate() {
@@ -291,7 +327,11 @@ impl Fitting {
             }
             (at, extra)
         };
-        let additionals = additionals.into_iter().map(place).collect();
+        let mut additionals: Vec<_> = additionals.into_iter().map(place).collect();
+        if limit < answers.len() {
+            answers.truncate(limit);
+            additionals.retain(|(at, _)| *at < limit);
+        }
         Self {
             answers,
             additionals,
@@ -299,39 +339,41 @@ impl Fitting {
         }
     }
 
-    /// The most answers, at most `limit`, that fit into `max_bytes`, with as many extras as can be.
-    /// What was left out stays out.
-    fn best(
-        &mut self,
-        reply: &mut Message,
-        limit: usize,
-        max_bytes: usize,
-    ) -> Option<(Vec<u8>, usize)> {
-        if let Some(bytes) = self.fits(reply, limit, max_bytes) {
-            return Some((bytes, limit));
+    /// The most answers that fit into `max_bytes`, with as many extras as can be. What was left out
+    /// stays out.
+    fn best(&mut self, reply: &mut Message, max_bytes: usize) -> Option<(Vec<u8>, usize)> {
+        let all = self.answers.len();
+        if let Some(bytes) = self.whole(reply, max_bytes) {
+            return Some((bytes, all));
         }
         self.additionals
             .retain(|(_, extra)| extra.record_type() != RecordType::TXT);
-        let with_addresses = self.largest(reply, limit, max_bytes);
+        let with_addresses = self.largest(reply, max_bytes);
         if self.additionals.is_empty() || with_addresses.as_ref().is_some_and(|(_, kept)| *kept > 0)
         {
             return with_addresses;
         }
         self.additionals.clear();
-        self.largest(reply, limit, max_bytes)
+        self.largest(reply, max_bytes)
+    }
+
+    /// All of it, if it fits: most answers do, so nothing is copied for it.
+    fn whole(&mut self, reply: &mut Message, max_bytes: usize) -> Option<Vec<u8>> {
+        reply.answers = std::mem::take(&mut self.answers);
+        let (places, extras): (Vec<usize>, Vec<Record>) = self.additionals.drain(..).unzip();
+        reply.additionals = extras;
+        let bytes = self.written(reply).filter(|bytes| bytes.len() <= max_bytes);
+        if bytes.is_none() {
+            self.answers = std::mem::take(&mut reply.answers);
+            let extras = std::mem::take(&mut reply.additionals);
+            self.additionals = places.into_iter().zip(extras).collect();
+        }
+        bytes
     }
 
     /// The most answers that fit, by bisection.
-    fn largest(
-        &self,
-        reply: &mut Message,
-        limit: usize,
-        max_bytes: usize,
-    ) -> Option<(Vec<u8>, usize)> {
-        if let Some(bytes) = self.fits(reply, limit, max_bytes) {
-            return Some((bytes, limit));
-        }
-        let (mut best, mut low, mut high) = (None, 0, limit);
+    fn largest(&self, reply: &mut Message, max_bytes: usize) -> Option<(Vec<u8>, usize)> {
+        let (mut best, mut low, mut high) = (None, 0, self.answers.len() + 1);
         while low < high {
             let keep = usize::midpoint(low, high);
             match self.fits(reply, keep, max_bytes) {
@@ -345,13 +387,8 @@ impl Fitting {
         best
     }
 
-    fn fits(&self, reply: &mut Message, keep: usize, max_bytes: usize) -> Option<Vec<u8>> {
-        self.encode(reply, keep)
-            .filter(|bytes| bytes.len() <= max_bytes)
-    }
-
     /// With the first `keep` answers and those extras that still belong to them.
-    fn encode(&self, reply: &mut Message, keep: usize) -> Option<Vec<u8>> {
+    fn fits(&self, reply: &mut Message, keep: usize, max_bytes: usize) -> Option<Vec<u8>> {
         reply.answers.clear();
         reply.answers.extend_from_slice(&self.answers[..keep]);
         let all = keep == self.answers.len();
@@ -361,10 +398,13 @@ impl Fitting {
             .filter(|(first, _)| all || *first < keep)
             .map(|(_, extra)| extra.clone());
         reply.additionals = kept.collect();
+        self.written(reply).filter(|bytes| bytes.len() <= max_bytes)
+    }
+
+    fn written(&self, reply: &Message) -> Option<Vec<u8>> {
         let bytes = written(reply, self.compress)?;
         // The codec cuts what exceeds 64 KiB by itself and sets TC: that is no answer that fits.
-        let cut = bytes[2] & TC_BIT != 0 && !reply.metadata.truncation;
-        (!cut).then_some(bytes)
+        (bytes[2] & TC_BIT == 0).then_some(bytes)
     }
 }
 

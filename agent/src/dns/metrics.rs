@@ -27,6 +27,7 @@ pub(crate) enum Cause {
     NotSendable,
     RecursorsFailed,
     RecursionsMax,
+    RecursionsOfClient,
     RecursionLoop,
 }
 
@@ -48,6 +49,7 @@ impl Cause {
             Self::NotSendable => "dns.not_sendable",
             Self::RecursorsFailed => "dns.recursors_failed",
             Self::RecursionsMax => "dns.recursions_max",
+            Self::RecursionsOfClient => "dns.recursions_of_client",
             Self::RecursionLoop => "dns.recursion_loop",
         }
     }

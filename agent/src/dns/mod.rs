@@ -10,15 +10,18 @@ mod lookup;
 mod message;
 mod metrics;
 mod name;
+mod options;
+mod pick;
 mod recurse;
 mod resolve;
+mod seats;
 mod serve;
 #[cfg(test)]
 mod tests;
 mod view;
 
-pub use answer::{DnsOptions, Soa, TtlRules};
 pub use metrics::DnsMetrics;
+pub use options::{DnsOptions, Soa, TtlRules};
 pub use recurse::{RecursorOptions, Strategy};
 pub use serve::{DnsError, DnsServer};
 pub use view::{DnsView, Viewed};

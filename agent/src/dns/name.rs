@@ -6,6 +6,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use hickory_proto::rr::Name;
+
 /// What a name asks for. All text is lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -36,6 +38,27 @@ pub(crate) enum Target {
     Nothing,
     /// Not below any domain of ours.
     Foreign,
+}
+
+/// A name as text, other scripts spelled out. Most names need no more than dots between their labels.
+pub(crate) fn text(name: &Name) -> String {
+    let mut text = String::with_capacity(name.len() + 1);
+    for label in name.iter() {
+        match std::str::from_utf8(label) {
+            Ok(label) if plain(label) => {
+                text.push_str(label);
+                text.push('.');
+            }
+            _ => return name.to_utf8(),
+        }
+    }
+    text
+}
+
+/// Neither escaped nor another script in disguise (RFC 5890 §2.3.2.1).
+fn plain(label: &str) -> bool {
+    let harmless = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    label.bytes().all(harmless) && !label.starts_with("xn--")
 }
 
 /// Parses `name` (no trailing dot needed) against `domains` (see [`ordered`]).
@@ -300,6 +323,23 @@ mod tests {
             "256.0.0.127",
         ] {
             check(&format!("{foreign}.in-addr.arpa."), &Target::Foreign);
+        }
+    }
+
+    #[test]
+    fn names_as_text_are_what_the_codec_says() {
+        for labels in [
+            [&b"web"[..], b"service"],
+            [b"_web", b"_tcp"],
+            [b"a.b", b"node"],
+            [b"xn--bcher-kva", b"service"],
+            [b"b\xc3\xbccher", b"node"],
+            [b"sp ace", b"node"],
+            [b"\xff\x00", b"*"],
+        ] {
+            let mut name = Name::from_labels(labels).unwrap().to_lowercase();
+            name.set_fqdn(true);
+            assert_eq!(text(&name), name.to_utf8());
         }
     }
 

@@ -12,22 +12,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{Name, Record, RecordType};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::metrics::{Cause, DnsMetrics, Outcome};
+use super::seats::{Full, Seat, Seats};
 
 /// Questions to recursors under way at once; further ones are SERVFAIL. Each holds a socket and at most
 /// a buffer of 4 KiB, for as long as `dns_config.recursor_timeout` a recursor.
 const UNDER_WAY_MAX: usize = 1_024;
+/// Those of one client address, so that one client cannot take all places.
+const UNDER_WAY_PER_CLIENT_MAX: usize = 256;
 /// The same question under way from a recursor's own address: more is our question coming round.
 const SAME_FROM_RECURSOR_MAX: usize = 32;
+/// Aliases in one answer of a recursor; a longer chain is a mistake or a loop.
+const ALIASES_MAX: usize = 16;
 /// The payload our own questions offer (what passes every network unfragmented).
 const OWN_PAYLOAD_BYTES: u16 = 1_232;
 const DATAGRAM_MAX_BYTES: usize = 4_096;
@@ -55,7 +59,7 @@ pub struct RecursorOptions {
 
 /// Asks recursors.
 pub(crate) struct Recursion {
-    seats: Arc<Semaphore>,
+    seats: Arc<Seats>,
     metrics: DnsMetrics,
     dice: Mutex<StdRng>,
     same: Arc<Mutex<HashMap<Same, usize>>>,
@@ -65,7 +69,7 @@ type Same = (IpAddr, Vec<u8>);
 
 /// The right to ask; given back when dropped.
 pub(crate) struct Leave {
-    _seat: OwnedSemaphorePermit,
+    _seat: Seat,
     _counted: Option<Counted>,
 }
 
@@ -90,7 +94,7 @@ impl Recursion {
     /// `dice`: of ids and orders; must not be guessable, for whoever guesses an id may answer.
     pub(crate) fn new(metrics: DnsMetrics, dice: StdRng) -> Self {
         Self {
-            seats: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
+            seats: Seats::new(UNDER_WAY_MAX, UNDER_WAY_PER_CLIENT_MAX),
             metrics,
             dice: Mutex::new(dice),
             same: Arc::default(),
@@ -120,12 +124,16 @@ impl Recursion {
             true => Some(self.count(client, question)?),
             false => None,
         };
-        let seat = Arc::clone(&self.seats)
-            .try_acquire_owned()
-            .map_err(|_| Cause::RecursionsMax)?;
         Ok(Leave {
-            _seat: seat,
+            _seat: self.seat(client)?,
             _counted: counted,
+        })
+    }
+
+    fn seat(&self, client: IpAddr) -> Result<Seat, Cause> {
+        self.seats.take(client).map_err(|full| match full {
+            Full::All => Cause::RecursionsMax,
+            Full::OfClient => Cause::RecursionsOfClient,
         })
     }
 
@@ -218,40 +226,63 @@ impl Recursion {
         }
     }
 
-    /// Addresses of a name that one of our answers points to; empty when nobody knows or no seat is free.
+    /// Addresses of a name that one of our answers to `client` points to, and the aliases that lead to
+    /// them; empty when nobody knows or no seat is free.
     pub(crate) async fn addresses(
         &self,
         options: &RecursorOptions,
+        client: IpAddr,
         name: &Name,
         kind: RecordType,
     ) -> Vec<Record> {
-        let Ok(_seat) = self.seats.try_acquire() else {
-            self.metrics.empty(Cause::RecursionsMax);
-            return Vec::new();
+        let asked = async {
+            let _seat = self.seat(client)?;
+            let Ok(packet) = question(name, kind).to_vec() else {
+                return Ok(Vec::new());
+            };
+            let answer = self.ask(options, &packet, false).await?;
+            Ok(Message::from_vec(&answer)
+                .map_or_else(|_| Vec::new(), |answer| reached(answer.answers, name, kind)))
         };
-        let mut question = Message::new(0, MessageType::Query, OpCode::Query);
-        question.metadata.recursion_desired = true;
-        question.queries.push(Query::query(name.clone(), kind));
-        let mut edns = Edns::new();
-        edns.set_max_payload(OWN_PAYLOAD_BYTES);
-        question.edns = Some(edns);
-        let Ok(packet) = question.to_vec() else {
-            return Vec::new();
-        };
-        match self.ask(options, &packet, false).await {
-            Ok(answer) => Message::from_vec(&answer).map_or_else(
-                |_| Vec::new(),
-                |answer| {
-                    let wanted = |r: &Record| [kind, RecordType::CNAME].contains(&r.record_type());
-                    answer.answers.into_iter().filter(wanted).collect()
-                },
-            ),
-            Err(cause) => {
-                self.metrics.empty(cause);
-                Vec::new()
-            }
-        }
+        asked.await.unwrap_or_else(|cause| {
+            self.metrics.empty(cause);
+            Vec::new()
+        })
     }
+}
+
+/// A question of our own.
+fn question(name: &Name, kind: RecordType) -> Message {
+    let mut question = Message::new(0, MessageType::Query, OpCode::Query);
+    question.metadata.recursion_desired = true;
+    question.queries.push(Query::query(name.clone(), kind));
+    let mut edns = Edns::new();
+    edns.set_max_payload(OWN_PAYLOAD_BYTES);
+    question.edns = Some(edns);
+    question
+}
+
+/// Of an answer's records those that are about `name`: its own, and those of the names that its aliases
+/// lead to (RFC 1034 §3.6.2). What else a recursor says about anybody is not ours to pass on.
+fn reached(mut records: Vec<Record>, name: &Name, kind: RecordType) -> Vec<Record> {
+    let mut owners = vec![name.clone()];
+    while let Some(next) = owners.last().and_then(|owner| alias_of(&records, owner)) {
+        if owners.len() > ALIASES_MAX || owners.contains(&next) {
+            break;
+        }
+        owners.push(next);
+    }
+    records.retain(|record| {
+        [kind, RecordType::CNAME].contains(&record.record_type()) && owners.contains(&record.name)
+    });
+    records
+}
+
+fn alias_of(records: &[Record], owner: &Name) -> Option<Name> {
+    records.iter().find_map(|record| match &record.data {
+        RData::CNAME(alias) if record.name == *owner => Some(alias.0.clone()),
+        _ => None,
+    })
 }
 
 async fn by_tcp(address: SocketAddr, packet: &[u8]) -> io::Result<(Vec<u8>, Message)> {
@@ -300,10 +331,45 @@ fn fingerprint(message: &Message) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use hickory_proto::rr::RData;
-    use hickory_proto::rr::rdata::A;
+    use std::collections::HashSet;
+
+    use hickory_proto::rr::rdata::{A, CNAME};
 
     use super::*;
+
+    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    #[test]
+    fn of_an_answer_only_what_is_about_the_name_is_taken() {
+        let name = |text: &str| Name::from_ascii(text).unwrap();
+        let record = |line: &str| {
+            let (owner, data) = line.split_once(' ').unwrap();
+            let data = match data.parse::<Ipv4Addr>() {
+                Ok(ip) => RData::A(A(ip)),
+                Err(_) => RData::CNAME(CNAME(name(data))),
+            };
+            Record::from_rdata(name(owner), 60, data)
+        };
+        let check = |lines: &[&str], kept: &[usize]| {
+            let records: Vec<Record> = lines.iter().map(|line| record(line)).collect();
+            let expected: Vec<Record> = kept.iter().map(|at| records[*at].clone()).collect();
+            let found = reached(records, &name("a.example."), RecordType::A);
+            assert_eq!(found, expected, "{lines:?}");
+        };
+        check(&["A.example. 192.0.2.1", "b.example. 192.0.2.2"], &[0]);
+        check(&["web.service.consul. 192.0.2.6"], &[]);
+        check(
+            &[
+                "c.example. 192.0.2.1",
+                "b.example. c.example.",
+                "a.example. b.example.",
+                "x.example. c.example.",
+                "x.example. 192.0.2.6",
+            ],
+            &[0, 1, 2],
+        );
+        check(&["a.example. b.example.", "b.example. a.example."], &[0, 1]);
+    }
 
     fn question(name: &str) -> Message {
         let mut message = Message::new(7, MessageType::Query, OpCode::Query);
@@ -329,7 +395,7 @@ mod tests {
 
     /// A recursor that answers every question as `reply` says; nothing for `None`.
     async fn recursor(
-        reply: impl Fn(&Message) -> Vec<Message> + Send + 'static,
+        reply: impl Fn(&Message, SocketAddr) -> Vec<Message> + Send + 'static,
     ) -> (SocketAddr, tokio::task::JoinHandle<()>) {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
@@ -338,7 +404,7 @@ mod tests {
             loop {
                 let (length, from) = socket.recv_from(&mut bytes).await.unwrap();
                 let asked = Message::from_vec(&bytes[..length]).unwrap();
-                for one in reply(&asked) {
+                for one in reply(&asked, from) {
                     socket.send_to(&one.to_vec().unwrap(), from).await.unwrap();
                 }
             }
@@ -356,7 +422,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_an_answer_to_our_own_question_counts() {
-        let (address, _task) = recursor(|asked| {
+        let (address, _task) = recursor(|asked, _| {
             let mut other_id = answer(asked, ResponseCode::NoError, [6, 6, 6, 6]);
             other_id.metadata.id = asked.metadata.id.wrapping_add(1);
             let mut other_name = question("evil.example.");
@@ -370,7 +436,7 @@ mod tests {
         .await;
         let name = Name::from_ascii("Host.Example.").unwrap();
         let found = recursion()
-            .addresses(&options(&[address]), &name, RecordType::A)
+            .addresses(&options(&[address]), CLIENT, &name, RecordType::A)
             .await;
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].data, RData::A(A([1, 2, 3, 4].into())));
@@ -379,10 +445,10 @@ mod tests {
     #[tokio::test]
     async fn the_next_recursor_is_asked_when_one_fails_and_none_is_servfail() {
         let (failing, _a) =
-            recursor(|asked| vec![answer(asked, ResponseCode::ServFail, [6, 6, 6, 6])]).await;
-        let (silent, _b) = recursor(|_| Vec::new()).await;
+            recursor(|asked, _| vec![answer(asked, ResponseCode::ServFail, [6, 6, 6, 6])]).await;
+        let (silent, _b) = recursor(|_, _| Vec::new()).await;
         let (good, _c) =
-            recursor(|asked| vec![answer(asked, ResponseCode::NXDomain, [1, 1, 1, 1])]).await;
+            recursor(|asked, _| vec![answer(asked, ResponseCode::NXDomain, [1, 1, 1, 1])]).await;
         let packet = question("host.example.").to_vec().unwrap();
         let ask = async |addresses: &[SocketAddr]| {
             let answer = recursion().ask(&options(addresses), &packet, false).await?;
@@ -397,10 +463,12 @@ mod tests {
 
     #[tokio::test]
     async fn ids_and_ports_differ_from_question_to_question() {
-        let seen = Arc::new(Mutex::new(std::collections::HashSet::new()));
+        let seen = Arc::new(Mutex::new((HashSet::new(), HashSet::new())));
         let noted = seen.clone();
-        let (address, _task) = recursor(move |asked| {
-            noted.lock().insert(asked.metadata.id);
+        let (address, _task) = recursor(move |asked, from| {
+            let mut noted = noted.lock();
+            noted.0.insert(asked.metadata.id);
+            noted.1.insert(from.port());
             vec![answer(asked, ResponseCode::NoError, [1, 2, 3, 4])]
         })
         .await;
@@ -412,7 +480,9 @@ mod tests {
                 .await
                 .unwrap();
         }
-        assert!(seen.lock().len() > 45, "{} ids", seen.lock().len());
+        let seen = seen.lock();
+        let (ids, ports) = (seen.0.len(), seen.1.len());
+        assert!(ids > 45 && ports > 25, "{ids} ids, {ports} ports");
     }
 
     #[test]
@@ -434,9 +504,11 @@ mod tests {
         assert!(admit(other).is_ok());
         drop(held);
         assert!(admit(round).is_ok());
+        let client = |n: usize| IpAddr::from([10, 1, 0, u8::try_from(n).unwrap()]);
         let all: Vec<_> = (0..UNDER_WAY_MAX)
-            .map(|_| admit(other).ok().unwrap())
+            .map(|n| admit(client(n / UNDER_WAY_PER_CLIENT_MAX)).ok().unwrap())
             .collect();
+        assert_eq!(admit(client(0)).err(), Some(Cause::RecursionsOfClient));
         assert_eq!(admit(other).err(), Some(Cause::RecursionsMax));
         drop(all);
         assert!(recursion.same.lock().is_empty());

@@ -15,11 +15,12 @@ use weft_catalog::{State, Trace};
 use weft_proto::clock::Clock;
 
 use super::alias;
-use super::answer::{Asked, DnsOptions, Sections};
+use super::answer::{ANSWERS_MAX, Asked, Sections};
 use super::lookup::{Found, Rules, find};
 use super::message::{self, Received, Style, Via};
 use super::metrics::{Cause, DnsMetrics};
 use super::name::{self, Target};
+use super::options::DnsOptions;
 use super::recurse::{Leave, Recursion};
 use super::view::{DnsView, Viewed};
 
@@ -48,6 +49,7 @@ pub(crate) struct Later {
     question: Box<Message>,
     compiled: Arc<Compiled>,
     via: Via,
+    client: IpAddr,
     begun: Duration,
     wants: Wants,
 }
@@ -183,7 +185,7 @@ impl Resolver {
         };
         let owner = query.name().to_lowercase();
         let qtype = query.query_type();
-        let text = owner.to_utf8();
+        let text = name::text(&owner);
         let target = name::parse(&text, &compiled.domains);
         if target == Target::Foreign {
             return self.elsewhere(question, compiled, via, client, begun);
@@ -198,23 +200,28 @@ impl Resolver {
             state: &state,
             clock: self.clock.as_ref(),
         };
-        let Some(mut sections) = zone.sections(&target, &owner, qtype, rng) else {
+        let most = message::most_answers(&question, via, compiled.style());
+        let asked = zone.asked(&owner, qtype, &text, most);
+        let Some(mut sections) = zone.sections(&target, &asked, rng) else {
             // A reverse name that we do not know is below nobody's zone of ours.
             if compiled.recursive() {
                 return self.elsewhere(question, compiled, via, client, begun);
             }
-            let sections = zone.unknown_address(&owner, qtype, rng);
+            let sections = asked.sections(Found::NoName(Cause::UnknownAddress), rng);
             return self.done(&question, &compiled, sections, via);
         };
         alias::here(&mut sections, &owner, qtype, |name| {
-            let target = name::parse(&name.to_utf8(), &compiled.domains);
-            zone.sections(&target, name, alias::type_here(qtype), rng)
+            let text = name::text(&name.to_lowercase());
+            let target = name::parse(&text, &compiled.domains);
+            let asked = zone.asked(name, alias::type_here(qtype), &text, ANSWERS_MAX);
+            zone.sections(&target, &asked, rng)
         });
         if compiled.recursive() && !sections.aliases.is_empty() {
             return Step::Later(Box::new(Later {
                 question,
                 compiled,
                 via,
+                client,
                 begun,
                 wants: Wants::Aliases(sections),
             }));
@@ -243,6 +250,7 @@ impl Resolver {
                 question,
                 compiled,
                 via,
+                client,
                 begun,
                 wants: Wants::Answer(leave),
             })),
@@ -256,6 +264,7 @@ impl Resolver {
             question,
             compiled,
             via,
+            client,
             begun,
             wants,
         } = later;
@@ -270,7 +279,8 @@ impl Resolver {
                 }
             }
             Wants::Aliases(mut sections) => {
-                let asking = alias::elsewhere(&mut sections, kind, &self.recursion, recursors);
+                let asking =
+                    alias::elsewhere(&mut sections, kind, client, &self.recursion, recursors);
                 // Out of time: the aliases alone are an answer, too.
                 let _ = tokio::time::timeout(ALIASES_WAIT, asking).await;
                 self.done(&question, &compiled, sections, via)
@@ -331,18 +341,10 @@ struct Zone<'z> {
 
 impl Zone<'_> {
     /// What is known of a name; `None` when it is for others to say.
-    fn sections(
-        &self,
-        target: &Target,
-        owner: &Name,
-        qtype: RecordType,
-        rng: &mut SmallRng,
-    ) -> Option<Sections> {
+    fn sections(&self, target: &Target, asked: &Asked<'_>, rng: &mut SmallRng) -> Option<Sections> {
         let options = &self.compiled.options;
-        let text = owner.to_lowercase().to_utf8();
-        let asked = self.asked(owner, qtype, &text);
         // The zone's own records are given for every name below it.
-        let apex = matches!(qtype, RecordType::SOA | RecordType::NS)
+        let apex = matches!(asked.qtype, RecordType::SOA | RecordType::NS)
             && !matches!(target, Target::Reverse(_) | Target::Foreign);
         let target = if apex { &Target::Apex } else { target };
         let rules = Rules {
@@ -356,21 +358,23 @@ impl Zone<'_> {
             (target, &found),
             (_, Found::Foreign) | (Target::Reverse(_), Found::NoName(_))
         );
-        ours.then(|| asked.sections(&found, rng))
+        ours.then(|| asked.sections(found, rng))
     }
 
-    fn unknown_address(&self, owner: &Name, qtype: RecordType, rng: &mut SmallRng) -> Sections {
-        let text = owner.to_utf8();
-        self.asked(owner, qtype, &text)
-            .sections(&Found::NoName(Cause::UnknownAddress), rng)
-    }
-
-    fn asked<'q>(&'q self, owner: &'q Name, qtype: RecordType, text: &str) -> Asked<'q> {
+    /// `text`: the owner's, in lower case.
+    fn asked<'q>(
+        &'q self,
+        owner: &'q Name,
+        qtype: RecordType,
+        text: &str,
+        most: usize,
+    ) -> Asked<'q> {
         Asked {
             options: &self.compiled.options,
             owner,
             qtype,
             domain: self.compiled.domain_of(text),
+            most,
             wall: self.clock.wall(),
         }
     }

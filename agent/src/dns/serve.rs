@@ -3,13 +3,11 @@
 //! Owns: sockets, bounds on TCP, the loop from packet to packet.
 //! Never: blocks on anything but its own sockets.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -18,11 +16,12 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
 use weft_proto::clock::Clock;
 
-use super::answer::DnsOptions;
 use super::message::Via;
 use super::metrics::DnsMetrics;
+use super::options::DnsOptions;
 use super::recurse::Recursion;
 use super::resolve::{Resolver, Step};
+use super::seats::{Full, Seats};
 use super::view::DnsView;
 
 /// Open TCP connections; further ones are closed.
@@ -159,69 +158,13 @@ fn via_udp(from: SocketAddr) -> Via {
     }
 }
 
-/// The places for TCP connections.
-struct Seats {
-    all: usize,
-    per_client: usize,
-    taken: Mutex<Taken>,
-}
-
-#[derive(Default)]
-struct Taken {
-    all: usize,
-    by_client: HashMap<IpAddr, usize>,
-}
-
-/// A connection's place; given back when dropped.
-struct Seat {
-    seats: Arc<Seats>,
-    client: IpAddr,
-}
-
-impl Seats {
-    /// A place, or the reason why there is none.
-    fn take(self: &Arc<Self>, client: IpAddr) -> Result<Seat, &'static str> {
-        let mut taken = self.taken.lock();
-        if taken.all >= self.all {
-            return Err("dns.tcp_connections");
-        }
-        let of_client = taken.by_client.entry(client).or_default();
-        if *of_client >= self.per_client {
-            return Err("dns.tcp_connections_of_client");
-        }
-        *of_client += 1;
-        taken.all += 1;
-        Ok(Seat {
-            seats: Arc::clone(self),
-            client,
-        })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = self.seats.taken.lock();
-        taken.all -= 1;
-        if let Some(count) = taken.by_client.get_mut(&self.client) {
-            *count -= 1;
-            if *count == 0 {
-                taken.by_client.remove(&self.client);
-            }
-        }
-    }
-}
-
 async fn serve_tcp(
     listener: TcpListener,
     resolver: Arc<Resolver>,
     seed: u64,
     stop: CancellationToken,
 ) {
-    let seats = Arc::new(Seats {
-        all: TCP_CONNECTIONS_MAX,
-        per_client: TCP_CONNECTIONS_PER_CLIENT_MAX,
-        taken: Mutex::default(),
-    });
+    let seats = Seats::new(TCP_CONNECTIONS_MAX, TCP_CONNECTIONS_PER_CLIENT_MAX);
     let mut number = 0_u64;
     loop {
         let accepted = tokio::select! {
@@ -235,7 +178,11 @@ async fn serve_tcp(
         };
         let seat = match seats.take(peer.ip()) {
             Ok(seat) => seat,
-            Err(reason) => {
+            Err(full) => {
+                let reason = match full {
+                    Full::All => "dns.tcp_connections",
+                    Full::OfClient => "dns.tcp_connections_of_client",
+                };
                 // Closed at once: a resolver asks another server sooner than it gives up waiting.
                 resolver.refused_connection(reason);
                 tracing::debug!(peer.addr = %peer, reason, "connection refused");
@@ -277,29 +224,5 @@ async fn converse(
         let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
         let framed = [&length.to_be_bytes()[..], &reply].concat();
         tokio::time::timeout(TCP_IDLE, stream.write_all(&framed)).await??;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_client_cannot_take_all_places() {
-        let seats = Arc::new(Seats {
-            all: 3,
-            per_client: 2,
-            taken: Mutex::default(),
-        });
-        let ip = |last| IpAddr::from([10, 0, 0, last]);
-        let mut held = vec![seats.take(ip(1)).ok(), seats.take(ip(1)).ok()];
-        assert!(held.iter().all(Option::is_some));
-        let refused = |client| seats.take(client).err();
-        assert_eq!(refused(ip(1)), Some("dns.tcp_connections_of_client"));
-        held.push(seats.take(ip(2)).ok());
-        assert_eq!(refused(ip(3)), Some("dns.tcp_connections"));
-        held.clear();
-        assert!(seats.taken.lock().by_client.is_empty());
-        assert!(seats.take(ip(1)).is_ok());
     }
 }

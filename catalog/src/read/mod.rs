@@ -63,6 +63,17 @@ impl<'a> InstanceHealth<'a> {
     }
 }
 
+/// The same as it lies in the state, for readers that answer many times a second: nothing is copied.
+#[derive(Clone, Copy, Debug)]
+pub struct HealthRow<'a> {
+    /// Where it runs.
+    pub node: &'a Arc<Node>,
+    /// What runs.
+    pub service: &'a Arc<Service>,
+    /// The node's checks, then the instance's own, each by check id.
+    pub checks: &'a [Arc<Check>],
+}
+
 /// Queries against one snapshot.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
@@ -220,7 +231,20 @@ impl<'a> Reader<'a> {
         self.answer(index, rows.collect())
     }
 
-    pub(crate) fn group(&self, name: &str) -> impl Iterator<Item = &'a crate::state::InstanceRow> + use<'a> {
+    /// The rows of [`Reader::health_service`], one after the other and without an index. Scope: the service.
+    pub fn health_rows(&self, name: &str) -> impl Iterator<Item = HealthRow<'a>> + use<'a> {
+        self.trace.note(|| Topic::Service(keys::name(name)));
+        self.group(name).map(|row| HealthRow {
+            node: &row.node,
+            service: &row.service,
+            checks: &row.checks,
+        })
+    }
+
+    pub(crate) fn group(
+        &self,
+        name: &str,
+    ) -> impl Iterator<Item = &'a crate::state::InstanceRow> + use<'a> {
         let group = self.state.groups.get(keys::fold(name).as_ref());
         group
             .into_iter()
