@@ -1,14 +1,17 @@
 //! Prepared queries: what a valid one is, templates, and which instances one selects.
 //!
-//! Owns: validation with Consul's texts, `${...}` in templates, the rules of selection.
+//! Owns: validation with Consul's texts and the rules of selection; templates are in `template`.
 //! Never: shuffles, limits, authorizes, or looks beyond this datacenter.
 //! Source: Consul HTTP API, "Prepared queries"; CONSUL.md A.7.
 
-use regex::Regex;
-use weft_proto::v1::{PreparedQuery, QueryTemplate};
+mod template;
+
+use weft_proto::v1::PreparedQuery;
 
 use crate::keys::{self, Name};
 use crate::read::{InstanceHealth, Reader};
+
+pub use template::{Expressions, render};
 
 /// Prepared queries in a cluster.
 pub const QUERIES_MAX: usize = 16_384;
@@ -16,11 +19,8 @@ pub const QUERIES_MAX: usize = 16_384;
 pub const QUERY_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a query's name; longer names are not looked up as prefixes either.
 pub const NAME_BYTES_MAX: usize = 1_024;
-/// Memory of a compiled expression.
-const REGEXP_BYTES_MAX: usize = 1 << 20;
-
-/// The one type of template there is.
-const NAME_PREFIX_MATCH: &str = "name_prefix_match";
+/// The reason of a change that was judged under another name; nothing was changed, to be judged anew.
+pub const RENAMED: &str = "query.renamed";
 
 /// Why a query is not valid, or cannot be rendered. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,178 +80,11 @@ pub fn check(query: &PreparedQuery) -> Result<(), QueryError> {
         let text = "Targets cannot be populated with NearestN or Datacenters".to_owned();
         return Err(invalid("query.failover", text));
     }
-    Template::compile(query).map(drop)
+    template::check(query)
 }
 
 /// What stands in the place of a token that may not be seen.
 pub const REDACTED: &str = "<hidden>";
-
-/// The query as it is executed for `name`: a template with its variables filled in, any other as it is.
-///
-/// Errors: [`QueryError`] when the template cannot be compiled any more.
-pub fn render(query: &PreparedQuery, name: &str) -> Result<PreparedQuery, QueryError> {
-    let Some(template) = Template::compile(query)? else {
-        return Ok(query.clone());
-    };
-    let mut rendered = query.clone();
-    let values = template.values(&query.name, name);
-    each_text(&mut rendered, |_, text| {
-        *text = evaluate(text, &values)?;
-        Ok(())
-    })?;
-    if template.remove_empty_tags {
-        rendered.tags.retain(|tag| !tag.is_empty());
-    }
-    Ok(rendered)
-}
-
-struct Template {
-    regexp: Option<Regex>,
-    remove_empty_tags: bool,
-}
-
-/// What variables stand for.
-#[derive(Default)]
-struct Values<'v> {
-    full: &'v str,
-    prefix: &'v str,
-    suffix: &'v str,
-    matches: Vec<&'v str>,
-}
-
-impl Template {
-    fn compile(query: &PreparedQuery) -> Result<Option<Self>, QueryError> {
-        let failed = |text: String| {
-            error(
-                "query.template",
-                format!("failed compiling template: {text}"),
-            )
-        };
-        let Some(template) = query.template.as_ref().filter(|_| is_template(query)) else {
-            return Ok(None);
-        };
-        if template.r#type != NAME_PREFIX_MATCH {
-            return Err(failed(format!("Bad Template.Type '{}'", template.r#type)));
-        }
-        let compiled = Self {
-            regexp: regexp(template).map_err(|why| failed(format!("Bad Regexp: {why}")))?,
-            remove_empty_tags: template.remove_empty_tags,
-        };
-        each_text(&mut query.clone(), |field, text| {
-            evaluate(text, &Values::default())
-                .map(drop)
-                .map_err(|why| failed(format!("Bad format '{text}' in Service.{field}: {why}")))
-        })?;
-        Ok(Some(compiled))
-    }
-
-    fn values<'v>(&self, prefix: &'v str, name: &'v str) -> Values<'v> {
-        let captures = self
-            .regexp
-            .as_ref()
-            .and_then(|regexp| regexp.captures(name));
-        let matches = captures.iter().flat_map(|captures| captures.iter());
-        Values {
-            full: name,
-            prefix,
-            // Prefixes match in any case; only ASCII is folded, so lengths agree.
-            suffix: name.get(prefix.len()..).unwrap_or_default(),
-            matches: matches
-                .map(|found| found.map_or("", |found| found.as_str()))
-                .collect(),
-        }
-    }
-}
-
-fn regexp(template: &QueryTemplate) -> Result<Option<Regex>, String> {
-    if template.regexp.is_empty() {
-        return Ok(None);
-    }
-    let built = regex::RegexBuilder::new(&template.regexp)
-        .size_limit(REGEXP_BYTES_MAX)
-        .build();
-    built.map(Some).map_err(|error| error.to_string())
-}
-
-/// Every text that may hold variables, with where it stands.
-fn each_text(
-    query: &mut PreparedQuery,
-    mut visit: impl FnMut(&str, &mut String) -> Result<(), QueryError>,
-) -> Result<(), QueryError> {
-    visit("Service", &mut query.service)?;
-    visit("Near", &mut query.near)?;
-    for (field, texts) in [
-        ("IgnoreCheckIDs", &mut query.ignore_check_ids),
-        ("Tags", &mut query.tags),
-    ] {
-        for (at, text) in texts.iter_mut().enumerate() {
-            visit(&format!("{field}[{at}]"), text)?;
-        }
-    }
-    for (field, map) in [
-        ("NodeMeta", &mut query.node_meta),
-        ("ServiceMeta", &mut query.service_meta),
-    ] {
-        for (key, text) in map.iter_mut() {
-            visit(&format!("{field}[{key}]"), text)?;
-        }
-    }
-    if let Some(failover) = &mut query.failover {
-        for (at, text) in failover.datacenters.iter_mut().enumerate() {
-            visit(&format!("Failover.Datacenters[{at}]"), text)?;
-        }
-    }
-    Ok(())
-}
-
-/// `text` with its variables filled in; `$${` is `${`. What was filled in is not looked at again, so no
-/// name can make a template expand without end.
-fn evaluate(text: &str, values: &Values<'_>) -> Result<String, QueryError> {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find("${") {
-        if let Some(before) = rest[..at].strip_suffix('$') {
-            out.push_str(before);
-            out.push_str("${");
-            rest = &rest[at + 2..];
-            continue;
-        }
-        out.push_str(&rest[..at]);
-        let (inside, after) = rest[at + 2..]
-            .split_once('}')
-            .ok_or_else(|| error("query.template", "`${` without `}`"))?;
-        out.push_str(variable(inside.trim(), values)?);
-        if out.len() > QUERY_BYTES_MAX {
-            let text = format!("filled in, a text is longer than {QUERY_BYTES_MAX} bytes");
-            return Err(error("query.template", text));
-        }
-        rest = after;
-    }
-    out.push_str(rest);
-    Ok(out)
-}
-
-fn variable<'v>(name: &str, values: &Values<'v>) -> Result<&'v str, QueryError> {
-    match name {
-        "name.full" => return Ok(values.full),
-        "name.prefix" => return Ok(values.prefix),
-        "name.suffix" => return Ok(values.suffix),
-        // Enterprise; Consul's community edition has it empty.
-        "agent.segment" => return Ok(""),
-        _ => {}
-    }
-    let number = name
-        .strip_prefix("match(")
-        .and_then(|rest| rest.strip_suffix(')'))
-        .and_then(|number| number.trim().parse::<usize>().ok());
-    match number {
-        Some(number) => Ok(values.matches.get(number).copied().unwrap_or_default()),
-        None => Err(error(
-            "query.template",
-            format!("unknown variable accessed: {name}"),
-        )),
-    }
-}
 
 /// The instances that a rendered query selects here, in the catalog's order.
 ///
@@ -292,6 +125,9 @@ fn described(row: &InstanceHealth<'_>, query: &PreparedQuery) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use weft_proto::v1::QueryTemplate;
+
+    use super::template::NAME_PREFIX_MATCH;
     use super::*;
 
     fn template(name: &str, service: &str, regexp: &str) -> PreparedQuery {
@@ -305,31 +141,6 @@ mod tests {
             }),
             ..PreparedQuery::default()
         }
-    }
-
-    #[test]
-    fn variables_are_filled_in() {
-        let check = |service: &str, name: &str, expected: &str| {
-            let query = template("geo-", service, "^geo-(.*?)-([^-]+?)$");
-            assert_eq!(render(&query, name).unwrap().service, expected, "{service}");
-        };
-        check("${name.full}", "geo-db-v1", "geo-db-v1");
-        check("x-${name.prefix}${name.suffix}", "GEO-db", "x-geo-db");
-        check("${match(1)}/${match(2)}", "geo-db-v1", "db/v1");
-        check("${match(0)}${match(7)}", "geo-db-v1", "geo-db-v1");
-        check("${match(1)}", "geo-nomatch", "");
-        check("$${name.full}", "geo-a-b", "${name.full}");
-        check("${match(1)}", "geo-${name.full}-x", "${name.full}");
-        check("plain", "geo-a-b", "plain");
-    }
-
-    #[test]
-    fn empty_tags_go_only_where_that_is_asked_for() {
-        let mut query = template("", "web", "");
-        query.tags = vec!["${name.suffix}".to_owned(), "${match(1)}".to_owned()];
-        assert_eq!(render(&query, "v1").unwrap().tags, ["v1"]);
-        query.template.as_mut().unwrap().remove_empty_tags = false;
-        assert_eq!(render(&query, "v1").unwrap().tags, ["v1", ""]);
     }
 
     #[test]

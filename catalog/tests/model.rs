@@ -203,6 +203,7 @@ fn prepared_query(dice: &mut Dice) -> v1::PreparedQueryCommand {
             template,
             ..v1::PreparedQuery::default()
         }),
+        judged_name: (dice.roll(3) == 0).then(|| dice.pick(&["", "a", "A"]).into()),
     }
 }
 

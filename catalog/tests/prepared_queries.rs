@@ -4,7 +4,7 @@
     reason = "helpers of tests, outside #[test] functions"
 )]
 
-use weft_catalog::prepared_query::{QUERY_BYTES_MAX, select};
+use weft_catalog::prepared_query::{QUERY_BYTES_MAX, RENAMED, select};
 use weft_catalog::{Catalog, Trace, snapshot};
 use weft_proto::ids::LogIndex;
 use weft_proto::v1::{self, PreparedQueryVerb as Verb, outcome, stamped::Command};
@@ -33,6 +33,16 @@ impl Log {
         self.apply(Command::PreparedQuery(v1::PreparedQueryCommand {
             verb: verb.into(),
             query: Some(query),
+            judged_name: None,
+        }))
+    }
+
+    /// Changes a query as somebody who may change the one called `judged`.
+    fn judged(&mut self, verb: Verb, id: &str, judged: &str) -> Result<(), v1::Refusal> {
+        self.apply(Command::PreparedQuery(v1::PreparedQueryCommand {
+            verb: verb.into(),
+            query: Some(query(id, "other")),
+            judged_name: Some(judged.to_owned()),
         }))
     }
 
@@ -82,6 +92,24 @@ fn template(id: &str, name: &str) -> v1::PreparedQuery {
         }),
         ..query(id, name)
     }
+}
+
+#[test]
+fn who_was_judged_for_another_name_changes_nothing() {
+    let mut log = Log::default();
+    log.run(Verb::Create, query("q1", "mine")).unwrap();
+    for verb in [Verb::Update, Verb::Delete] {
+        for judged in ["", "Mine", "theirs"] {
+            let refusal = log.judged(verb, "q1", judged).unwrap_err();
+            assert_eq!(refusal.reason, RENAMED);
+            assert_eq!(log.called("mine").as_deref(), Some("q1"));
+        }
+        let refusal = log.judged(verb, "q9", "").unwrap_err();
+        assert_eq!(refusal.reason, "query.unknown");
+    }
+    log.judged(Verb::Update, "q1", "mine").unwrap();
+    log.judged(Verb::Delete, "q1", "other").unwrap();
+    assert_eq!(log.ids(), [""; 0]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weft_catalog::prepared_query::{render, select};
+use weft_catalog::prepared_query::{Expressions, render, select};
 use weft_catalog::{HealthRow, InstanceHealth, Reader, State, Trace};
 use weft_proto::duration;
 use weft_proto::v1::{Check, Node, Service};
@@ -58,6 +58,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) datacenter: &'a str,
     pub(crate) domain: &'a str,
     pub(crate) only_passing: bool,
+    /// Of the templates of prepared queries.
+    pub(crate) expressions: &'a Expressions,
 }
 
 /// Servers named in NS answers.
@@ -95,7 +97,7 @@ pub(crate) fn find<'a>(
             port.as_deref(),
             rules,
         ),
-        Target::Query { name, .. } => executed(&read, name),
+        Target::Query { name, .. } => executed(&read, name, rules),
         Target::Address(ip) => Found::Address(*ip),
         Target::Reverse(ip) => names_of(*ip, state, rules, trace),
         Target::Nothing => Found::NoName(Cause::NotAName),
@@ -147,9 +149,9 @@ fn instances<'a>(
     }
 }
 
-fn executed<'a>(read: &Reader<'a>, name: &str) -> Found<'a> {
+fn executed<'a>(read: &Reader<'a>, name: &str, rules: &Rules<'_>) -> Found<'a> {
     let query = read.prepared_query_called(name);
-    let Some(query) = query.and_then(|query| render(query, name).ok()) else {
+    let Some(query) = query.and_then(|query| render(query, name, rules.expressions).ok()) else {
         return Found::NoName(Cause::UnknownQuery);
     };
     let mut rows = select(read, &query);

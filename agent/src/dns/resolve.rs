@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use rand::rngs::SmallRng;
+use weft_catalog::prepared_query::Expressions;
 use weft_catalog::{State, Trace};
 use weft_proto::clock::Clock;
 
@@ -33,6 +34,7 @@ pub(crate) struct Resolver {
     options: ArcSwap<Compiled>,
     metrics: DnsMetrics,
     recursion: Recursion,
+    expressions: Expressions,
     clock: Arc<dyn Clock>,
 }
 
@@ -114,6 +116,7 @@ impl Resolver {
             options: ArcSwap::from_pointee(Compiled::new(options)),
             metrics,
             recursion,
+            expressions: Expressions::default(),
             clock,
         }
     }
@@ -198,6 +201,7 @@ impl Resolver {
         let zone = Zone {
             compiled: &compiled,
             state: &state,
+            expressions: &self.expressions,
             clock: self.clock.as_ref(),
         };
         let most = message::most_answers(&question, via, compiled.style());
@@ -336,6 +340,7 @@ impl Resolver {
 struct Zone<'z> {
     compiled: &'z Compiled,
     state: &'z State,
+    expressions: &'z Expressions,
     clock: &'z dyn Clock,
 }
 
@@ -351,6 +356,7 @@ impl Zone<'_> {
             datacenter: &options.datacenter,
             domain: asked.domain,
             only_passing: options.only_passing,
+            expressions: self.expressions,
         };
         let trace = Trace::off();
         let found = find(target, self.state, &rules, &trace);

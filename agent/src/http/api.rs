@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use tokio_util::sync::CancellationToken;
+use weft_catalog::prepared_query::Expressions;
 
 use super::blocking::Waiting;
 use super::cache::BodyCache;
@@ -44,6 +45,8 @@ pub(super) struct Api {
     complaints: Complaints,
     pub(super) metrics: Metrics,
     pub(super) rng: Mutex<SmallRng>,
+    /// Of the templates of prepared queries.
+    pub(super) expressions: Expressions,
     /// Monotonic time when the API was started.
     pub(super) started_at: Duration,
     /// Set when the server stops: whoever waits answers now.
@@ -60,6 +63,7 @@ impl Api {
             waiting: Waiting::new(metrics.waiting()),
             complaints: Complaints::default(),
             rng: Mutex::new(SmallRng::seed_from_u64(config.seed)),
+            expressions: Expressions::default(),
             metrics,
             started_at: deps.clock.monotonic(),
             stopping,

@@ -7,7 +7,7 @@
 use http::HeaderValue;
 use rand::seq::SliceRandom;
 use weft_catalog::acl::{Access, Resource};
-use weft_catalog::prepared_query::{self, REDACTED, render, select};
+use weft_catalog::prepared_query::{self, REDACTED, RENAMED, render, select};
 use weft_catalog::{InstanceHealth, Trace};
 use weft_proto::json::{Json, Object, records};
 use weft_proto::v1::{self, PreparedQuery, PreparedQueryVerb as Verb, stamped::Command};
@@ -17,9 +17,12 @@ use super::blocking::{Found, ReadForm, read};
 use super::call::{Call, parse_bool};
 use super::error::{Failure, WEFT_REASON};
 use super::reply::Reply;
+use crate::backend::Consistency;
 
 /// Length of an id, a UUID as text.
 const ID_BYTES: usize = 36;
+/// How often a change is judged anew because others rename the query; then it fails.
+const RENAMES_MAX: usize = 4;
 /// The agent that is asked, in `near`.
 const HERE: &str = "_agent";
 
@@ -33,7 +36,8 @@ pub(super) async fn create(mut call: Call) -> Result<Reply, Failure> {
     query.id = ids::mint();
     let id = query.id.clone();
     may_write(&call, &query.name)?;
-    write(&call, Verb::Create, query).await?;
+    valid(&query)?;
+    write(&call, Verb::Create, query, None).await?;
     Ok(Reply::written(|json| {
         json.object(|json| json.key("ID").string(&id))
     }))
@@ -46,29 +50,38 @@ pub(super) async fn update(mut call: Call) -> Result<Reply, Failure> {
         id,
         ..parse(&Object::root(&body)?)?
     };
-    may_write(&call, &present_name(&call, &query.id))?;
     may_write(&call, &query.name)?;
-    write(&call, Verb::Update, query).await?;
-    Ok(Reply::empty())
+    valid(&query)?;
+    change(&call, Verb::Update, query).await
 }
 
 pub(super) async fn delete(call: Call) -> Result<Reply, Failure> {
-    let id = id(&call)?;
-    may_write(&call, &present_name(&call, &id))?;
-    let command = Command::PreparedQuery(v1::PreparedQueryCommand {
-        verb: Verb::Delete.into(),
-        query: Some(PreparedQuery {
-            id,
-            ..PreparedQuery::default()
-        }),
-    });
-    call.write(command).await?;
-    Ok(Reply::empty())
+    let query = PreparedQuery {
+        id: id(&call)?,
+        ..PreparedQuery::default()
+    };
+    change(&call, Verb::Delete, query).await
 }
 
 fn may_write(call: &Call, name: &str) -> Result<(), Failure> {
     call.guard
         .require(Resource::Query, name.as_bytes(), Access::Write)
+}
+
+/// Changes a query if the one that is there may be changed. What it is called is read behind a barrier,
+/// and goes along: should it be renamed meanwhile, the rights are judged anew.
+async fn change(call: &Call, verb: Verb, query: PreparedQuery) -> Result<Reply, Failure> {
+    let mut tries = RENAMES_MAX;
+    loop {
+        call.api.deps.backend.barrier(Consistency::Default).await?;
+        let judged = present_name(call, &query.id);
+        may_write(call, &judged)?;
+        let written = write(call, verb, query.clone(), Some(judged)).await;
+        match written {
+            Err(failure) if failure.reason == RENAMED && tries > 0 => tries -= 1,
+            written => return written.map(|()| Reply::empty()),
+        }
+    }
 }
 
 /// What a query is called now; nothing when there is none: then only who may write all queries goes on.
@@ -79,15 +92,25 @@ fn present_name(call: &Call, id: &str) -> String {
     row.map(|query| query.name.clone()).unwrap_or_default()
 }
 
-async fn write(call: &Call, verb: Verb, query: PreparedQuery) -> Result<(), Failure> {
-    prepared_query::check(&query).map_err(|error| Failure::internal(error.reason, error.text))?;
+fn valid(query: &PreparedQuery) -> Result<(), Failure> {
+    prepared_query::check(query).map_err(|error| Failure::internal(error.reason, error.text))?;
     if !query.session.is_empty() && query.session.len() != ID_BYTES {
         let text = "invalid session: index error: UUID must be 36 characters";
         return Err(Failure::internal("query.session", text));
     }
+    Ok(())
+}
+
+async fn write(
+    call: &Call,
+    verb: Verb,
+    query: PreparedQuery,
+    judged_name: Option<String>,
+) -> Result<(), Failure> {
     let command = Command::PreparedQuery(v1::PreparedQueryCommand {
         verb: verb.into(),
         query: Some(query),
+        judged_name,
     });
     call.write(command).await.map(drop)
 }
@@ -141,7 +164,7 @@ async fn explain(call: &Call, name: &str) -> Result<Reply, Failure> {
     found(call, |reader| {
         let query = reader.prepared_query_called(name);
         let query = query.filter(|query| shows(call, query))?;
-        Some(rendered(query, name).map(|query| {
+        Some(rendered(call, query, name).map(|query| {
             Reply::written(|json| {
                 json.object(|json| write_query(json.key("Query"), &query, secrets))
             })
@@ -158,7 +181,7 @@ async fn execute(call: &Call, name: &str) -> Result<Reply, Failure> {
         .is_some_and(|text| text.is_empty() || parse_bool(text) == Some(true));
     found(call, |reader| {
         let query = reader.prepared_query_called(name)?;
-        Some(rendered(query, name).map(|mut query| {
+        Some(rendered(call, query, name).map(|mut query| {
             query.connect |= mesh;
             let mut rows = select(reader, &query);
             rows.retain(|row| may_see(call, row));
@@ -190,8 +213,9 @@ async fn found(
     failure.into_inner().map_or(Ok(reply), Err)
 }
 
-fn rendered(query: &PreparedQuery, name: &str) -> Result<PreparedQuery, Failure> {
-    render(query, name).map_err(|error| Failure::internal(error.reason, error.text))
+fn rendered(call: &Call, query: &PreparedQuery, name: &str) -> Result<PreparedQuery, Failure> {
+    render(query, name, &call.api.expressions)
+        .map_err(|error| Failure::internal(error.reason, error.text))
 }
 
 fn limit(call: &Call) -> Result<usize, Failure> {

@@ -8,8 +8,8 @@ use prost::Message as _;
 use weft_proto::v1::{self, PreparedQueryVerb};
 
 use crate::keys::{self, Name, Pair};
-use crate::prepared_query::{self, QUERIES_MAX, QUERY_BYTES_MAX};
-use crate::refusal::{Verdict, internal, invalid, unit};
+use crate::prepared_query::{self, QUERIES_MAX, QUERY_BYTES_MAX, RENAMED};
+use crate::refusal::{Verdict, conflict, internal, invalid, unit};
 use crate::rows::Change;
 
 pub(crate) fn command(change: &mut Change<'_>, command: &v1::PreparedQueryCommand) -> Verdict {
@@ -28,8 +28,12 @@ pub(crate) fn command(change: &mut Change<'_>, command: &v1::PreparedQueryComman
             "query.unknown",
             format!("Cannot modify non-existent prepared query: '{}'", query.id),
         )),
-        (PreparedQueryVerb::Update, Some(before)) => set(change, query, before.create_index),
-        (PreparedQueryVerb::Delete, Some(_)) => {
+        (PreparedQueryVerb::Update, Some(before)) => {
+            check_judged(command, &before)?;
+            set(change, query, before.create_index)
+        }
+        (PreparedQueryVerb::Delete, Some(before)) => {
+            check_judged(command, &before)?;
             change.drop_query(&id);
             Ok(unit())
         }
@@ -37,6 +41,20 @@ pub(crate) fn command(change: &mut Change<'_>, command: &v1::PreparedQueryComman
             "query.verb.unknown",
             "the command does not say what to do with the query",
         )),
+    }
+}
+
+/// Rights go by the name: who was given them for one name has none for another.
+fn check_judged(
+    command: &v1::PreparedQueryCommand,
+    present: &v1::PreparedQuery,
+) -> Result<(), v1::Refusal> {
+    match &command.judged_name {
+        Some(judged) if *judged != present.name => Err(conflict(
+            RENAMED,
+            "the prepared query was renamed meanwhile",
+        )),
+        _ => Ok(()),
     }
 }
 

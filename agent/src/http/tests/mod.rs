@@ -7,5 +7,6 @@ mod config_entry;
 mod conventions;
 mod event;
 mod kv;
+mod prepared_query;
 mod serving;
 mod world;

@@ -34,6 +34,8 @@ pub(super) struct TestBackend {
     catalog: Mutex<(Catalog, u64)>,
     state: ArcSwap<State>,
     hub: Hub,
+    /// What others write just before the next write.
+    pub(super) overtaking: Mutex<Option<v1::stamped::Command>>,
     pub(super) leaderless: AtomicBool,
     pub(super) barriers: AtomicU64,
     pub(super) last_contact_millis: AtomicU64,
@@ -47,6 +49,7 @@ impl TestBackend {
             catalog: Mutex::new((catalog, 0)),
             state: ArcSwap::new(state),
             hub: Hub::new(),
+            overtaking: Mutex::default(),
             leaderless: AtomicBool::new(false),
             barriers: AtomicU64::new(0),
             last_contact_millis: AtomicU64::new(0),
@@ -85,6 +88,8 @@ impl Backend for TestBackend {
         if self.leaderless.load(Ordering::Relaxed) {
             return Err(WriteError::NoLeader);
         }
+        let overtaking = self.overtaking.lock().take();
+        overtaking.map(|command| self.apply(command));
         Ok(self.apply(command))
     }
 
