@@ -214,7 +214,8 @@ async fn services(client: Client, args: &ServicesArgs) -> Done {
             .flatten()
             .filter_map(Value::as_str)
             .collect();
-        rows.push(if args.tags {
+        // Without a tag there is no second column to stand apart from.
+        rows.push(if args.tags && !tags.is_empty() {
             vec![name.clone(), tags.join(",")]
         } else {
             vec![name.clone()]

@@ -89,8 +89,8 @@ struct PutArgs {
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]
     flags: u64,
     /// Index for -cas
-    #[arg(long, default_value_t = 0, value_name = "INDEX")]
-    modify_index: u64,
+    #[arg(long, value_name = "INDEX")]
+    modify_index: Option<u64>,
     /// Give the lock on the key back
     #[arg(long)]
     release: bool,
@@ -288,6 +288,12 @@ async fn put(client: Client, args: &PutArgs) -> Done {
         );
         return Err(Failure::new(Exit::Negative, message));
     }
+    if args.cas && args.modify_index.is_none() {
+        return Err(Failure::new(
+            Exit::Negative,
+            "Must specify -modify-index with -cas!",
+        ));
+    }
     if (args.acquire || args.release) && args.session.is_empty() {
         return Err(Failure::new(
             Exit::Negative,
@@ -296,7 +302,8 @@ async fn put(client: Client, args: &PutArgs) -> Done {
     }
     let data = data(&args.value)?;
     let data = if args.base64 { decoded(&data)? } else { data };
-    let (flags, index) = (args.flags.to_string(), args.modify_index.to_string());
+    let index = args.modify_index.unwrap_or_default().to_string();
+    let flags = args.flags.to_string();
     let mut query: Vec<(&str, &str)> = Vec::new();
     query.extend((args.flags != 0).then_some(("flags", flags.as_str())));
     query.extend(args.cas.then_some(("cas", index.as_str())));

@@ -56,13 +56,13 @@ async fn maint(client: Client, args: &MaintArgs) -> Done {
         None => "/v1/agent/maintenance".to_owned(),
     };
     client.put(&path, &query, "").await?;
-    let what = match &args.service {
-        Some(service) => format!("maintenance for service {service:?}"),
-        None => "node maintenance".to_owned(),
-    };
     let now = if args.enable { "enabled" } else { "disabled" };
+    let said = match &args.service {
+        Some(service) => format!("Service maintenance is now {now} for {service:?}"),
+        None => format!("Node maintenance is now {now}"),
+    };
     let shown = json!({"service": args.service, "reason": args.reason, "maintenance": args.enable});
-    output::done(client.format(), format!("{what} is now {now}"), shown)
+    output::done(client.format(), said, shown)
 }
 
 async fn show(client: Client) -> Done {

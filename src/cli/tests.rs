@@ -124,24 +124,110 @@ fn every_agent_flag_sets_a_known_key() {
     }
 }
 
-#[test]
-fn each_command_has_two_examples() {
-    fn check(command: &clap::Command, path: &str) {
+/// Every command with its path, `weft` left out.
+fn each_command(visit: &mut dyn FnMut(&clap::Command, &str)) {
+    fn walk(command: &clap::Command, path: &str, visit: &mut dyn FnMut(&clap::Command, &str)) {
         for sub in command.get_subcommands() {
             let path = format!("{path} {}", sub.get_name());
-            let help = sub
-                .get_after_help()
-                .map(ToString::to_string)
-                .unwrap_or_default();
-            assert!(
-                help.lines()
-                    .filter(|line| line.trim_start().starts_with("weft "))
-                    .count()
-                    >= 2,
-                "{path}"
-            );
-            check(sub, &path);
+            visit(sub, path.trim());
+            walk(sub, &path, visit);
         }
     }
-    check(&Cli::command(), "weft");
+    walk(&command(), "", visit);
+}
+
+fn examples(command: &clap::Command) -> Vec<String> {
+    let help = command.get_after_help().map(ToString::to_string);
+    let help = help.unwrap_or_default();
+    let (_, examples) = help.split_once("Examples:\n").unwrap_or_default();
+    examples
+        .lines()
+        .map(|line| line.trim().to_owned())
+        .collect()
+}
+
+/// The commands of a line for a shell: their words, without redirections.
+fn simple_commands(line: &str) -> Vec<Vec<String>> {
+    let (mut all, mut words, mut word) = (Vec::new(), Vec::new(), None::<String>);
+    let mut rest = line.chars().peekable();
+    let mut quote = None;
+    while let Some(c) = rest.next() {
+        match c {
+            '$' if quote != Some('\'') && rest.peek() == Some(&'(') => {
+                let inner: String = rest.by_ref().skip(1).take_while(|c| *c != ')').collect();
+                all.extend(simple_commands(&inner));
+                word.get_or_insert_default().push_str("substituted");
+            }
+            c if quote == Some(c) => quote = None,
+            '\'' | '"' if quote.is_none() => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            c if quote.is_some() => word.get_or_insert_default().push(c),
+            ' ' => words.extend(word.take()),
+            '|' | '&' | ';' => {
+                words.extend(word.take());
+                all.push(std::mem::take(&mut words));
+            }
+            '<' | '>' => {
+                words.extend(word.take());
+                while rest.next_if(|c| *c == ' ').is_some() {}
+                while rest.next_if(|c| *c != ' ').is_some() {}
+            }
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    assert!(quote.is_none(), "an open quote in {line}");
+    words.extend(word);
+    all.push(words);
+    all.retain(|words| !words.is_empty());
+    all
+}
+
+#[test]
+fn lines_are_divided_as_a_shell_does() {
+    let divided = simple_commands(r#"echo 'a "b"' | weft x "$(weft y -z)" < in > out && weft w"#);
+    let expected: [&[&str]; 4] = [
+        &["echo", "a \"b\""],
+        &["weft", "y", "-z"],
+        &["weft", "x", "substituted"],
+        &["weft", "w"],
+    ];
+    assert_eq!(divided, expected);
+}
+
+#[test]
+fn each_command_has_two_examples_and_all_are_understood() {
+    each_command(&mut |command, path| {
+        let examples = examples(command);
+        assert!(
+            examples.len() >= 2,
+            "{path} has {} examples",
+            examples.len()
+        );
+        for example in examples {
+            let ours = simple_commands(&example).into_iter();
+            let ours: Vec<_> = ours.filter(|words| words[0] == "weft").collect();
+            assert!(!ours.is_empty(), "{path}: {example}");
+            for words in ours {
+                if let Err(error) = parse(words) {
+                    panic!("{path}: {example}\n{error}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn each_command_speaks_json() {
+    let mut without = Vec::new();
+    each_command(&mut |command, path| {
+        let form = command
+            .get_arguments()
+            .any(|arg| arg.get_short() == Some('o'));
+        if !command.has_subcommands() && !form {
+            without.push(path.to_owned());
+        }
+    });
+    assert_eq!(without, ["agent", "completion"]);
 }
