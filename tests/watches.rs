@@ -120,6 +120,41 @@ fn a_command_is_told_of_each_change_until_it_fails() {
 }
 
 #[test]
+fn each_event_is_told_once() {
+    let w = World::servers(1).start();
+    let fire = |name: &str, payload: &str| {
+        let fired = w.cli(1, &["event", "-name", name, payload]);
+        assert!(fired.status.success(), "{}", said(&fired));
+    };
+    fire("deploy", "one");
+    let mut child = watch(&w, &["-type=event", "-name=deploy", "cat >>told"]);
+    let payloads = |w: &World| -> Vec<String> {
+        let runs = runs(w, "told");
+        let events = runs.iter().flat_map(|run| run.as_array().unwrap());
+        events
+            .map(|event| event["Payload"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    w.until("what was there", || {
+        (payloads(&w) == ["b25l"]).then_some(())
+    });
+    fire("other", "x");
+    fire("deploy", "two");
+    w.until("the second", || {
+        (payloads(&w) == ["b25l", "dHdv"]).then_some(())
+    });
+    fire("deploy", "three");
+    w.until("the third", || {
+        (payloads(&w) == ["b25l", "dHdv", "dGhyZWU="]).then_some(())
+    });
+    send(&child, Signal::TERM);
+    assert_eq!(
+        w.until("the end", || child.try_wait().unwrap()).code(),
+        Some(0)
+    );
+}
+
+#[test]
 fn signals_reach_the_command_and_end_the_watch() {
     let w = World::servers(1).start();
     // While the command runs.

@@ -124,12 +124,8 @@ async fn write(client: Client, args: &WriteArgs) -> Done {
     } else {
         format!("{kind}/{name}")
     };
-    let index = args.modify_index.to_string();
-    let query: Vec<(&str, &str)> = args
-        .cas
-        .then_some(("cas", index.as_str()))
-        .into_iter()
-        .collect();
+    let index = args.cas.then(|| args.modify_index.to_string());
+    let query: Vec<(&str, &str)> = index.iter().map(|index| ("cas", index.as_str())).collect();
     let answer = client
         .put("/v1/config", &query, entry.to_string())
         .await
@@ -248,12 +244,8 @@ async fn delete(client: Client, args: &DeleteArgs) -> Done {
     check_cas(args.cas, args.modify_index)?;
     let what = format!("{}/{}", args.kind, args.name);
     let path = path(&args.kind, &args.name)?;
-    let index = args.modify_index.to_string();
-    let query: Vec<(&str, &str)> = args
-        .cas
-        .then_some(("cas", index.as_str()))
-        .into_iter()
-        .collect();
+    let index = args.cas.then(|| args.modify_index.to_string());
+    let query: Vec<(&str, &str)> = index.iter().map(|index| ("cas", index.as_str())).collect();
     let answer = client
         .send(Method::DELETE, &path, &query, Bytes::new())
         .await?;

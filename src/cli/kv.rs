@@ -47,6 +47,17 @@ enum What {
 }
 
 #[derive(clap::Args)]
+struct KeyOrPrefix {
+    /// Key or prefix
+    #[arg(
+        default_value = "",
+        hide_default_value = true,
+        allow_negative_numbers = true
+    )]
+    key: String,
+}
+
+#[derive(clap::Args)]
 struct GetArgs {
     /// Print values as base64
     #[arg(long)]
@@ -63,13 +74,8 @@ struct GetArgs {
     /// With -keys, list only up to this text behind the prefix
     #[arg(long, default_value = "/", hide_default_value = true)]
     separator: String,
-    /// Key or prefix
-    #[arg(
-        default_value = "",
-        hide_default_value = true,
-        allow_negative_numbers = true
-    )]
-    key: String,
+    #[command(flatten)]
+    at: KeyOrPrefix,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -122,13 +128,8 @@ struct DeleteArgs {
     /// Everything under the prefix
     #[arg(long)]
     recurse: bool,
-    /// Key or prefix
-    #[arg(
-        default_value = "",
-        hide_default_value = true,
-        allow_negative_numbers = true
-    )]
-    key: String,
+    #[command(flatten)]
+    at: KeyOrPrefix,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -162,7 +163,7 @@ fn required(key: &str) -> Result<&str, Failure> {
 }
 
 async fn get(client: Client, args: &GetArgs) -> Done {
-    let key = bare(&args.key);
+    let key = bare(&args.at.key);
     if args.keys {
         return keys(client, key, &args.separator).await;
     }
@@ -367,7 +368,7 @@ fn decoded(data: &[u8]) -> Result<Vec<u8>, Failure> {
 }
 
 async fn delete(client: Client, args: &DeleteArgs) -> Done {
-    let key = bare(&args.key);
+    let key = bare(&args.at.key);
     if args.recurse && args.cas {
         return Err(Failure::new(
             Exit::Negative,

@@ -19,7 +19,7 @@ pub(crate) enum Format {
     Json,
 }
 
-/// The flag of commands that ask no agent; the others have it among the agent's flags.
+/// The flag all commands share.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub(crate) struct FormatArgs {
     /// Output form

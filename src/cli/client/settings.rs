@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::tls::{self, Tls, TlsFiles};
 use crate::cli::failure::Failure;
-use crate::cli::output::Format;
+use crate::cli::output::{Format, FormatArgs};
 
 /// Flags every command that talks to an agent has.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -51,15 +51,8 @@ pub(crate) struct ClientArgs {
     /// Accepted for scripts; only "default" exists
     #[arg(long, hide = true)]
     pub(crate) partition: Option<String>,
-    /// Output form
-    #[arg(
-        short = 'o',
-        long = "output",
-        visible_alias = "format",
-        value_enum,
-        default_value_t
-    )]
-    pub(crate) output: Format,
+    #[command(flatten)]
+    pub(crate) format: FormatArgs,
 }
 
 /// Where requests go.
@@ -133,7 +126,7 @@ impl Settings {
             target: target(&address, ssl, files)?,
             token: token(args, &twin)?,
             basic_auth,
-            format: args.output,
+            format: args.format.output,
             datacenter: args.datacenter.clone(),
             namespace: args.namespace.clone().or_else(|| twin("NAMESPACE")),
             partition: args.partition.clone().or_else(|| twin("PARTITION")),
