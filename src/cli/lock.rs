@@ -118,7 +118,9 @@ async fn create_session(client: &Client, args: &LockArgs, prefix: &str) -> Resul
         .name
         .clone()
         .unwrap_or_else(|| format!("Lock for '{words}' at '{prefix}'"));
-    let body = json!({"Name": name, "TTL": duration::format(SESSION_TTL)});
+    // A contender's key of a semaphore means nothing without its session.
+    let behavior = if args.limit > 1 { "delete" } else { "release" };
+    let body = json!({"Name": name, "TTL": duration::format(SESSION_TTL), "Behavior": behavior});
     let answer = client
         .put("/v1/session/create", &[], body.to_string())
         .await?
