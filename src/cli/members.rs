@@ -37,10 +37,12 @@ pub(crate) fn run(args: MembersArgs) -> Done {
 
 async fn list(client: Client, args: &MembersArgs) -> Done {
     let wanted = regex::Regex::new(&args.status).map_err(|error| {
-        Failure::new(
-            Exit::Negative,
-            format!("Failed to compile status regexp: {error}"),
-        )
+        // The last line says what is wrong; those before show where, with a pointer of its own.
+        let error = error.to_string();
+        let why = error.lines().last().unwrap_or_default();
+        let why = why.trim_start_matches("error: ");
+        let message = format!("Failed to compile status regexp {:?}: {why}", args.status);
+        Failure::new(Exit::Negative, message)
     })?;
     let mut query = Vec::new();
     query.extend(args.wan.then_some(("wan", "1")));
