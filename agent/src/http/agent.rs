@@ -114,6 +114,10 @@ pub(super) async fn version(call: Call) -> Result<Reply, Failure> {
 
 pub(super) async fn members(call: Call) -> Result<Reply, Failure> {
     let selection = Selection::parse::<MemberRow<'_>>(&call)?;
+    if !matches!(call.query.get("segment"), None | Some("" | "_all")) {
+        let text = "Network segments are not supported in this version of Consul";
+        return Err(Failure::bad_request("scope.enterprise", text));
+    }
     // There is no pool across datacenters, so nobody is in it.
     let members = if wide(&call) {
         Vec::new()

@@ -26,7 +26,7 @@ use super::config::{Deps, HttpConfig};
 use super::error::Failure;
 use super::metrics::Metrics;
 use super::options::check_scope;
-use super::query::{Query, percent_decode};
+use super::query::{PARAMETERS_MAX, Query, Refused, percent_decode};
 use super::reply::{Body, Reply};
 use super::route::{Lookup, Routes};
 use super::table::TABLE;
@@ -217,12 +217,15 @@ impl Api {
             }
             return check_scope(&Query::default(), &head.headers, "").map(|()| Query::default());
         };
-        let query = Query::parse(text).map_err(|_| {
-            let text = format!(
-                "too many query parameters, max {}",
-                super::query::PARAMETERS_MAX
-            );
-            Failure::bad_request("http.query.too_many", text)
+        let query = Query::parse(text).map_err(|refused| match refused {
+            Refused::TooMany => {
+                let text = format!("too many query parameters, max {PARAMETERS_MAX}");
+                Failure::bad_request("http.query.too_many", text)
+            }
+            Refused::Broken(pair) => {
+                let text = format!("Invalid query string: {pair:?} cannot be read");
+                Failure::bad_request("http.query.broken", text)
+            }
         })?;
         // Local endpoints are about this agent whatever `dc` says (CONSUL.md 0.4).
         let datacenter = if path.starts_with("/v1/agent/") {

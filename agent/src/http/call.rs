@@ -157,7 +157,7 @@ impl Call {
     /// `enable=true|false`, which maintenance needs.
     pub(super) fn enable(&self) -> Result<bool, Failure> {
         match self.query.get("enable") {
-            None | Some("") => Err(Failure::bad_request(
+            None => Err(Failure::bad_request(
                 "http.enable.missing",
                 "Missing value for enable",
             )),

@@ -18,6 +18,7 @@ use super::error::Failure;
 use super::health::version;
 use super::reply::Reply;
 use super::rows::Selection;
+use crate::local::check_meta;
 
 pub(super) async fn register(mut call: Call) -> Result<Reply, Failure> {
     let body = call.json().await?;
@@ -46,8 +47,18 @@ pub(super) async fn register(mut call: Call) -> Result<Reply, Failure> {
                 "Must provide service name with ID",
             ));
         }
+        check_meta(&service.meta)?;
         call.guard
             .require(Resource::Service, service.name.as_bytes(), Access::Write)?;
+    }
+    let name = &register.node.get_or_insert_default().name;
+    if let Some(check) = register
+        .checks
+        .iter()
+        .find(|check| !check.node.eq_ignore_ascii_case(name))
+    {
+        let text = format!("check node {:?} does not match node {name:?}", check.node);
+        return Err(Failure::bad_request("catalog.check.node", text));
     }
     call.write(Command::Register(register)).await?;
     Ok(Reply::verdict(true))
@@ -214,7 +225,7 @@ pub(super) async fn node_services(call: Call) -> Result<Reply, Failure> {
 
 async fn one_node(call: Call, shape: Shape) -> Result<Reply, Failure> {
     let name = call.required_tail("Missing node name")?;
-    let selection = Selection::parse::<v1::Service>(&call)?;
+    let selection = Selection::parse::<v1::Service>(&call)?.of_one_node();
     let merging = shape == Shape::List && central::wanted(&call)?;
     read(&call, ReadForm::DISCOVERY, |pass| {
         let answer = pass.reader.node(&name);

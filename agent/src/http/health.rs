@@ -97,7 +97,8 @@ fn write_row(json: &mut Json, row: &InstanceHealth<'_>, service: &v1::Service) {
 
 pub(super) async fn node(call: Call) -> Result<Reply, Failure> {
     let node = call.required_tail("Missing node name")?;
-    checks(&call, ReadForm::DISCOVERY, |pass| {
+    let selection = Selection::parse::<v1::Check>(&call)?.of_one_node();
+    checks(&call, ReadForm::DISCOVERY, selection, |pass| {
         pass.reader.checks_of_node(&node)
     })
     .await
@@ -105,7 +106,8 @@ pub(super) async fn node(call: Call) -> Result<Reply, Failure> {
 
 pub(super) async fn checks_of_service(call: Call) -> Result<Reply, Failure> {
     let name = call.required_tail("Missing service name")?;
-    checks(&call, ReadForm::CACHED, |pass| {
+    let selection = Selection::parse::<v1::Check>(&call)?;
+    checks(&call, ReadForm::CACHED, selection, |pass| {
         pass.reader.checks_of_service(&name)
     })
     .await
@@ -114,8 +116,9 @@ pub(super) async fn checks_of_service(call: Call) -> Result<Reply, Failure> {
 pub(super) async fn state(call: Call) -> Result<Reply, Failure> {
     let status = call.required_tail("Missing check state")?;
     // The other scopes hold their nodes; the checks table does not.
-    let by_node = Selection::parse::<v1::Check>(&call)?.by_node();
-    checks(&call, ReadForm::DISCOVERY, |pass| {
+    let selection = Selection::parse::<v1::Check>(&call)?;
+    let by_node = selection.by_node();
+    checks(&call, ReadForm::DISCOVERY, selection, |pass| {
         let mut answer = pass.reader.checks_in_state(&status);
         if by_node {
             answer.index = answer.index.max(pass.reader.nodes().index);
@@ -130,9 +133,9 @@ type Checks<'a> = Answer<Vec<&'a Arc<v1::Check>>>;
 async fn checks(
     call: &Call,
     form: ReadForm,
+    selection: Selection,
     rows: impl for<'a> Fn(&Pass<'a>) -> Checks<'a> + Send + Sync,
 ) -> Result<Reply, Failure> {
-    let selection = Selection::parse::<v1::Check>(call)?;
     read(call, form, |pass| {
         let answer = rows(pass);
         let index = answer.index.get();

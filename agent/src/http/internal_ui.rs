@@ -16,20 +16,22 @@ use super::blocking::{Found, Pass, ReadForm, read};
 use super::call::Call;
 use super::error::Failure;
 use super::reply::Reply;
+use super::rows::Selection;
 
 /// The service metadata by which other systems mark what they registered.
 const EXTERNAL_SOURCE: &str = "external-source";
 const CONNECT_PROXY: &str = "connect-proxy";
 
 pub(super) async fn nodes(call: Call) -> Result<Reply, Failure> {
+    let selection = Selection::parse::<v1::Node>(&call)?;
     read(&call, ReadForm::PLAIN, |pass| {
         let (index, nodes) = whole(pass);
         if !pass.wants(index) {
             return Found::later(index);
         }
-        let shown = nodes
-            .iter()
-            .filter(|node| call.guard.shows(Resource::Node, node.name.as_bytes()));
+        let shown = nodes.iter().filter(|node| {
+            selection.keeps(&****node) && call.guard.shows(Resource::Node, node.name.as_bytes())
+        });
         let mut json = Json::with_capacity(nodes.len() * 1_024 + 2);
         json.list(shown, |json, node| write_node(json, &call, pass, node));
         Found::now(index, Reply::json(json.into_bytes()))
@@ -129,6 +131,7 @@ struct Summary<'a> {
 }
 
 pub(super) async fn services(call: Call) -> Result<Reply, Failure> {
+    let selection = Selection::parse::<InstanceHealth<'_>>(&call)?;
     read(&call, ReadForm::PLAIN, |pass| {
         let (index, _) = whole(pass);
         if !pass.wants(index) {
@@ -142,6 +145,9 @@ pub(super) async fn services(call: Call) -> Result<Reply, Failure> {
                 let service = row.service;
                 if service.kind == CONNECT_PROXY {
                     proxied.extend(destination(service));
+                }
+                if !selection.keeps(&row) {
+                    continue;
                 }
                 let summary = summaries.entry((&service.name, &service.kind)).or_default();
                 summary.add(row.node, service, &row.checks);

@@ -19,6 +19,7 @@ use super::reply::Reply;
 const RAFT_PROTOCOL: &str = "3";
 
 pub(super) async fn raft_configuration(call: Call) -> Result<Reply, Failure> {
+    call.options()?;
     let peers = call
         .api
         .deps

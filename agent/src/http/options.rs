@@ -127,17 +127,19 @@ pub(super) fn check_scope(
         return Err(Failure::internal("dc.unknown", "No path to datacenter"));
     }
     let wide = [
-        ("ns", "x-consul-namespace", "Namespaces are"),
-        ("partition", "x-consul-partition", "Partitions are"),
+        ("ns", "X-Consul-Namespace", "Namespaces are"),
+        ("partition", "X-Consul-Partition", "Partitions are"),
     ];
     for (name, header, what) in wide {
-        let parameter = query.get(name);
-        let header = headers.get(header).and_then(|value| value.to_str().ok());
-        for value in [parameter, header].into_iter().flatten() {
+        let sent = headers.get(header).and_then(|value| value.to_str().ok());
+        for (value, place, name) in [
+            (query.get(name), "query parameter", name),
+            (sent, "header", header),
+        ] {
+            let value = value.unwrap_or_default();
             if !value.is_empty() && !value.eq_ignore_ascii_case("default") {
-                let text = format!(
-                    "Invalid query parameter: {name:?} - {what} a Consul Enterprise feature"
-                );
+                let text =
+                    format!("Invalid {place}: {name:?} - {what} a Consul Enterprise feature");
                 return Err(Failure::bad_request("scope.enterprise", text));
             }
         }
@@ -199,6 +201,14 @@ mod tests {
         assert_eq!(
             check("ns=team").unwrap_err().text,
             "Invalid query parameter: \"ns\" - Namespaces are a Consul Enterprise feature"
+        );
+        let mut headers = HeaderMap::new();
+        headers.insert("x-consul-partition", "team".parse().unwrap());
+        assert_eq!(
+            check_scope(&Query::default(), &headers, "dc1")
+                .unwrap_err()
+                .text,
+            "Invalid header: \"X-Consul-Partition\" - Partitions are a Consul Enterprise feature"
         );
     }
 }

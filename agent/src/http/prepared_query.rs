@@ -175,10 +175,7 @@ async fn explain(call: &Call, name: &str) -> Result<Reply, Failure> {
 
 async fn execute(call: &Call, name: &str) -> Result<Reply, Failure> {
     let limit = limit(call)?;
-    let mesh = call
-        .query
-        .get("connect")
-        .is_some_and(|text| text.is_empty() || parse_bool(text) == Some(true));
+    let mesh = mesh_only(call)?;
     found(call, |reader| {
         let query = reader.prepared_query_called(name)?;
         Some(rendered(call, query, name).map(|mut query| {
@@ -216,6 +213,20 @@ async fn found(
 fn rendered(call: &Call, query: &PreparedQuery, name: &str) -> Result<PreparedQuery, Failure> {
     render(query, name, &call.api.expressions)
         .map_err(|error| Failure::internal(error.reason, error.text))
+}
+
+/// Whether `connect` asks for instances of the mesh only; the name alone does too.
+fn mesh_only(call: &Call) -> Result<bool, Failure> {
+    match call.query.get("connect") {
+        None => Ok(false),
+        Some("") => Ok(true),
+        Some(text) => parse_bool(text).ok_or_else(|| {
+            let text = format!(
+                "Error parsing 'connect' value: strconv.ParseBool: parsing {text:?}: invalid syntax"
+            );
+            Failure::internal("query.connect", text)
+        }),
+    }
 }
 
 fn limit(call: &Call) -> Result<usize, Failure> {

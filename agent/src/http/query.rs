@@ -9,30 +9,37 @@ use std::borrow::Cow;
 /// Parameters one request may carry; more are refused (no user needs a fraction of this).
 pub(super) const PARAMETERS_MAX: usize = 512;
 
+/// Letters shown of a pair that is refused.
+const PAIR_SHOWN: usize = 80;
+
 /// A parsed query string, in the order written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Query {
     pairs: Vec<(String, String)>,
 }
 
-/// More parameters than [`PARAMETERS_MAX`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TooMany;
+/// Why a query string was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// More parameters than [`PARAMETERS_MAX`].
+    TooMany,
+    /// A pair with a broken escape or a semicolon. Left out, it could be the filter that was meant.
+    Broken(String),
+}
 
 impl Query {
-    /// Parses. As in Go, a pair with a broken escape or a semicolon is left out, the rest stands.
-    pub(super) fn parse(text: &str) -> Result<Self, TooMany> {
+    /// Parses. Go's parser errs at the same pairs.
+    pub(super) fn parse(text: &str) -> Result<Self, Refused> {
         let mut pairs = Vec::new();
-        for pair in text
-            .split('&')
-            .filter(|pair| !pair.is_empty() && !pair.contains(';'))
-        {
+        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let (Some(name), Some(value)) = (unescape(name), unescape(value)) else {
-                continue;
+            let (false, Some(name), Some(value)) =
+                (pair.contains(';'), unescape(name), unescape(value))
+            else {
+                return Err(Refused::Broken(pair.chars().take(PAIR_SHOWN).collect()));
             };
             if pairs.len() == PARAMETERS_MAX {
-                return Err(TooMany);
+                return Err(Refused::TooMany);
             }
             pairs.push((name, value));
         }
@@ -147,15 +154,27 @@ mod tests {
 
     #[test]
     fn names_repeat_and_stand_alone() {
-        let query =
-            Query::parse("recurse&tag=a&tag=b%20c&x=1+2&&bad=%zz&y;z=1&separator=/").unwrap();
+        let query = Query::parse("recurse&tag=a&tag=b%20c&x=1+2&&separator=/").unwrap();
         assert!(query.has("recurse"));
         assert_eq!(query.get("recurse"), Some(""));
         assert_eq!(query.all("tag").collect::<Vec<_>>(), ["a", "b c"]);
         assert_eq!(query.get("x"), Some("1 2"));
-        assert!(!query.has("bad"));
-        assert!(!query.has("z"));
         assert_eq!(query.get("separator"), Some("/"));
+    }
+
+    #[test]
+    fn a_pair_that_cannot_be_read_is_refused_with_its_text() {
+        for (text, pair) in [
+            ("a=1&bad=%zz", "bad=%zz"),
+            ("%=1&a", "%=1"),
+            ("y;z=1", "y;z=1"),
+        ] {
+            assert_eq!(Query::parse(text), Err(Refused::Broken(pair.into())));
+        }
+        let Err(Refused::Broken(pair)) = Query::parse(&format!("{}=%z", "x".repeat(9_000))) else {
+            panic!("refused");
+        };
+        assert_eq!(pair.len(), PAIR_SHOWN);
     }
 
     #[test]
@@ -168,7 +187,10 @@ mod tests {
 
     #[test]
     fn parameters_are_bounded() {
-        assert_eq!(Query::parse(&"a&".repeat(PARAMETERS_MAX + 1)), Err(TooMany));
+        assert_eq!(
+            Query::parse(&"a&".repeat(PARAMETERS_MAX + 1)),
+            Err(Refused::TooMany)
+        );
         assert!(Query::parse(&"a&".repeat(PARAMETERS_MAX)).is_ok());
     }
 

@@ -54,6 +54,12 @@ impl Selection {
         })
     }
 
+    /// The same for a read that names its node: `node-meta` says nothing more, as in Consul.
+    pub(super) fn of_one_node(mut self) -> Self {
+        self.node_meta.clear();
+        self
+    }
+
     /// Whether some nodes are left out.
     pub(super) fn by_node(&self) -> bool {
         self.peer || !self.node_meta.is_empty()

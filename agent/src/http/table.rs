@@ -113,7 +113,7 @@ const NODE_SERVICES: &[&str] = &[
     "peer",
     "merge-central-config",
 ];
-const CONFIG_LIST: &[&str] = &[
+const FILTERED: &[&str] = &[
     "index",
     "wait",
     "stale",
@@ -284,15 +284,15 @@ pub(super) static TABLE: &[Route] = &[
     // Config entries
     route(PUT, "/v1/config", CONFIG_WRITE, &["cas"], to!(config_entry::put),
         "Writes a config entry, if need be only when it has not changed.", "api-docs/config#apply-configuration"),
-    route(GET, "/v1/config/", CONFIG_SEEN, CONFIG_LIST, to!(config_entry::get),
+    route(GET, "/v1/config/", CONFIG_SEEN, FILTERED, to!(config_entry::get),
         "Shows a config entry, or lists those of a kind.", "api-docs/config#get-configuration"),
     route(DELETE, "/v1/config/", CONFIG_WRITE, &["cas"], to!(config_entry::delete),
         "Deletes a config entry, if need be only when it has not changed.", "api-docs/config#delete-configuration"),
     // Prepared queries
-    route(POST, "/v1/query", QUERY_WRITE, NONE, to!(prepared_query::create),
-        "Makes a prepared query.", "api-docs/query#create-prepared-query"),
     route(GET, "/v1/query", QUERIES_SEEN, CONSISTENCY, to!(prepared_query::list),
         "Lists the prepared queries.", "api-docs/query#list-prepared-queries"),
+    route(POST, "/v1/query", QUERY_WRITE, NONE, to!(prepared_query::create),
+        "Makes a prepared query.", "api-docs/query#create-prepared-query"),
     route(GET, "/v1/query/", QUERIES_SEEN, &["stale", "consistent", "max_stale", "near", "limit", "connect"], to!(prepared_query::get),
         "Shows a prepared query by id; with `/execute` behind id or name its instances, with `/explain` what it is for that name.", "api-docs/query#execute-prepared-query"),
     route(PUT, "/v1/query/", QUERY_WRITE, NONE, to!(prepared_query::update),
@@ -325,11 +325,11 @@ pub(super) static TABLE: &[Route] = &[
     route(GET, "/v1/openapi.json", Need::Public("it describes this program, not what it holds"), NONE, to!(openapi::document),
         "Describes this API for machines.", "api-docs"),
     // What dashboards draw
-    route(GET, "/v1/internal/ui/nodes", INSTANCES_SEEN, READ, to!(internal_ui::nodes),
+    route(GET, "/v1/internal/ui/nodes", INSTANCES_SEEN, FILTERED, to!(internal_ui::nodes),
         "Every node with its services and checks.", INTERNAL),
     route(GET, "/v1/internal/ui/node/", INSTANCES_SEEN, READ, to!(internal_ui::node),
         "One node with its services and checks.", INTERNAL),
-    route(GET, "/v1/internal/ui/services", INSTANCES_SEEN, READ, to!(internal_ui::services),
+    route(GET, "/v1/internal/ui/services", INSTANCES_SEEN, FILTERED, to!(internal_ui::services),
         "Every service with its tags, nodes and how many checks say what.", INTERNAL),
     route(GET, "/v1/internal/ui/catalog-overview", INSTANCES_SEEN, READ, to!(internal_ui::overview),
         "How many nodes, services and checks are well.", INTERNAL),

@@ -15,6 +15,7 @@ use super::blocking::{KNOWN_LEADER, LAST_CONTACT, millis};
 use super::call::Call;
 use super::error::Failure;
 use super::reply::Reply;
+use crate::local::check_meta;
 
 pub(super) async fn put(mut call: Call) -> Result<Reply, Failure> {
     let limits = call.api.config.limits;
@@ -89,6 +90,13 @@ fn reply(outcome: &v1::TxnOutcome, read: Option<(u64, bool)>) -> Reply {
 }
 
 fn check(call: &Call, reader: &Reader<'_>, op: &v1::TxnOp, value_max: u64) -> Result<(), Failure> {
+    if let Some(Op::Service(v1::ServiceOp {
+        service: Some(service),
+        ..
+    })) = &op.op
+    {
+        check_meta(&service.meta)?;
+    }
     if let Some(Op::Kv(kv)) = &op.op {
         let (key, value) = kv
             .entry

@@ -65,6 +65,7 @@ pub use metrics::{LocalMetrics, SyncKind};
 pub(crate) use process::{Ended, Job, run_job};
 pub use saved::node_id;
 pub use scripts::ScriptChecks;
+pub(crate) use service_definition::check_meta;
 pub use status::{Aggregate, Status};
 pub use table::{NODE_MAINTENANCE, SERVICE_MAINTENANCE};
 pub use threshold::{Streak, Thresholds};

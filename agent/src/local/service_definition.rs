@@ -63,7 +63,7 @@ fn service(fields: &mut Fields<'_>, unknown: UnknownKeys) -> Result<v1::Service,
         tags: fields.texts(&["Tags"])?,
         address: address(fields.text(&["Address"])?)?,
         port: port(fields, "Port")?,
-        meta: meta(fields.text_map(&["Meta"])?)?.into_iter().collect(),
+        meta: checked_meta(fields.text_map(&["Meta"])?)?,
         tagged_addresses: tagged_addresses(fields, unknown)?.into_iter().collect(),
         weights: Some(weights(fields, unknown)?),
         enable_tag_override: fields.flag(&["EnableTagOverride"])?,
@@ -122,7 +122,15 @@ fn port(fields: &mut Fields<'_>, name: &'static str) -> Result<u32, DefinitionEr
     }
 }
 
-fn meta(meta: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, DefinitionError> {
+fn checked_meta(
+    meta: BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, DefinitionError> {
+    check_meta(&meta)?;
+    Ok(meta)
+}
+
+/// Whether a service may have this metadata, here or in the catalog.
+pub(crate) fn check_meta(meta: &BTreeMap<String, String>) -> Result<(), DefinitionError> {
     let refuse = |why: String| {
         Err(DefinitionError::invalid(
             "service.meta",
@@ -134,7 +142,7 @@ fn meta(meta: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Defi
             "Node metadata cannot contain more than {META_PAIRS_MAX} key/value pairs"
         ));
     }
-    for (key, value) in &meta {
+    for (key, value) in meta {
         let why = if key.is_empty() {
             "Key cannot be blank".to_owned()
         } else if !key
@@ -153,7 +161,7 @@ fn meta(meta: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Defi
             "Couldn't load metadata pair ('{key}', '{value}'): {why}"
         ));
     }
-    Ok(meta)
+    Ok(())
 }
 
 fn tagged_addresses(

@@ -19,6 +19,12 @@ async fn the_agent_tells_about_itself() {
         .check(&[
             ("GET /v1/agent/members?wan=1", "", 200, "[]"),
             (
+                "GET /v1/agent/members?segment=alpha",
+                "",
+                400,
+                "Network segments are not supported in this version of Consul",
+            ),
+            (
                 "GET /v1/agent/members?filter=Tags.role==node",
                 "",
                 200,

@@ -187,6 +187,8 @@ async fn dashboards_see_the_catalog_summed_up() {
             ("GET /v1/internal/ui/node/none", "", 404, ""),
             ("GET /v1/internal/ui/node/", "", 400, "Missing node name"),
             ("GET /v1/internal/ui/services", "", 200, services),
+            ("GET /v1/internal/ui/nodes?filter=Node==other", "", 200, "[]"),
+            ("GET /v1/internal/ui/services?filter=Node.Node==other", "", 200, "[]"),
             ("GET /v1/internal/ui/catalog-overview", "", 200, overview),
             (
                 "GET /v1/operator/usage",
@@ -200,6 +202,25 @@ async fn dashboards_see_the_catalog_summed_up() {
                 429,
                 r#"{"Healthy":false,"FailureTolerance":0,"Servers":[{"ID":"r1","Name":"n1","Address":"127.0.0.1:8300","SerfStatus":"none","Version":"","Leader":true,"LastContact":"never","LastTerm":0,"LastIndex":9,"Healthy":false,"Voter":true,"StableSince":"1970-01-01T00:00:00.000Z"}]}"#,
             ),
+        ])
+        .await;
+}
+
+#[tokio::test]
+async fn what_the_catalog_cannot_hold_is_refused() {
+    let world = World::start().await;
+    let meta =
+        r#"{"Node":"a","Address":"10.0.0.1","Service":{"Service":"s","Meta":{"bad key":"v"}}}"#;
+    let meta_text = "Invalid Service Meta: Couldn't load metadata pair ('bad key', 'v'): Key contains invalid characters";
+    let txn = r#"[{"Service":{"Verb":"set","Node":"a","Service":{"ID":"s","Service":"s","Meta":{"bad key":"v"}}}}]"#;
+    let check = r#"{"Node":"a","Address":"10.0.0.1","Check":{"Name":"c","Node":"b"}}"#;
+    let check_text = r#"check node "b" does not match node "a""#;
+    world
+        .check(&[
+            ("PUT /v1/catalog/register", meta, 400, meta_text),
+            ("PUT /v1/txn", txn, 400, meta_text),
+            ("PUT /v1/catalog/register", check, 400, check_text),
+            ("GET /v1/catalog/nodes", "", 200, "[]"),
         ])
         .await;
 }
