@@ -86,15 +86,15 @@ pub fn check(query: &PreparedQuery) -> Result<(), QueryError> {
 /// What stands in the place of a token that may not be seen.
 pub const REDACTED: &str = "<hidden>";
 
-/// The instances that a rendered query selects here, in the catalog's order.
-///
-/// No mesh runs yet, so nothing is capable of it: `Connect` selects nothing.
+/// The instances that a rendered query selects here, in the catalog's order: of a query with `Connect`
+/// those through which the mesh reaches the service.
 #[must_use]
 pub fn select<'a>(reader: &Reader<'a>, query: &PreparedQuery) -> Vec<InstanceHealth<'a>> {
-    if query.connect {
-        return Vec::new();
-    }
-    let mut rows = reader.health_service(&query.service).rows;
+    let answer = match query.connect {
+        true => reader.connect_instances(&query.service),
+        false => reader.health_service(&query.service),
+    };
+    let mut rows = answer.rows;
     rows.retain(|row| healthy(row, query) && tagged(row, query) && described(row, query));
     rows
 }

@@ -68,6 +68,10 @@ impl Asked<'_> {
             Found::Instances(serving) => {
                 self.service(Order::any(serving, rng), None, &mut out);
             }
+            Found::Mesh(serving, service) => {
+                let ttl = self.options.service_ttl.of(&service);
+                self.service(Order::any(serving, rng), Some(ttl), &mut out);
+            }
             Found::Query(Selected {
                 serving,
                 ttl,
@@ -435,28 +439,11 @@ fn fqdn(mut name: Name) -> Name {
 
 #[cfg(test)]
 mod tests {
-    use super::super::options::{Soa, TtlRules};
-    use super::super::recurse::RecursorOptions;
     use super::*;
 
     #[test]
     fn no_more_answers_are_made_than_a_message_holds() {
-        let options = DnsOptions {
-            domain: "consul".to_owned(),
-            alt_domain: None,
-            datacenter: "dc1".to_owned(),
-            node_ttl: Duration::ZERO,
-            service_ttl: TtlRules::default(),
-            only_passing: false,
-            udp_answer_limit: 3,
-            a_record_limit: 0,
-            enable_truncate: false,
-            disable_compression: false,
-            node_meta_txt: true,
-            recursors: RecursorOptions::default(),
-            soa: Soa::default(),
-            max_stale: Duration::MAX,
-        };
+        let options = DnsOptions::for_tests();
         let owner = Name::from_ascii("web.service.consul.").unwrap();
         let asked = |qtype| Asked {
             options: &options,

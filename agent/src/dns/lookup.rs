@@ -13,7 +13,7 @@ use weft_proto::duration;
 use weft_proto::v1::{Check, Node, Service};
 
 use super::metrics::Cause;
-use super::name::Target;
+use super::name::{Target, Way};
 
 /// Rows found for a name.
 pub(crate) enum Found<'a> {
@@ -23,6 +23,8 @@ pub(crate) enum Found<'a> {
     Node(&'a Arc<Node>),
     /// Instances that may serve.
     Instances(Vec<Serving<'a>>),
+    /// Instances through which the mesh reaches a service, and that service's name: its TTL counts.
+    Mesh(Vec<Serving<'a>>, String),
     /// Instances that a prepared query selects.
     Query(Selected<'a>),
     /// An address spelled in the name.
@@ -80,6 +82,7 @@ pub(crate) fn find<'a>(
         Target::Apex => Found::Apex(name_servers(state, trace)),
         Target::Node { datacenter, .. }
         | Target::Service { datacenter, .. }
+        | Target::Mesh { datacenter, .. }
         | Target::Query { datacenter, .. }
             if elsewhere(datacenter) =>
         {
@@ -97,6 +100,7 @@ pub(crate) fn find<'a>(
             port.as_deref(),
             rules,
         ),
+        Target::Mesh { name, way, .. } => through_mesh(&read, name, *way, rules),
         Target::Query { name, .. } => executed(&read, name, rules),
         Target::Address(ip) => Found::Address(*ip),
         Target::Reverse(ip) => names_of(*ip, state, rules, trace),
@@ -149,6 +153,29 @@ fn instances<'a>(
     }
 }
 
+fn through_mesh<'a>(read: &Reader<'a>, name: &str, way: Way, rules: &Rules<'_>) -> Found<'a> {
+    let rows = match way {
+        Way::Connect => read.connect_instances(name).rows,
+        Way::Ingress => read.ingress_instances(name).rows,
+    };
+    if rows.is_empty() {
+        let known = read.health_rows(name).next().is_some();
+        return Found::NoName(match known {
+            true => Cause::NotInMesh,
+            false => Cause::UnknownService,
+        });
+    }
+    let serving: Vec<_> = rows
+        .iter()
+        .filter(|row| Health::of(row.checks.iter().copied()).serves(rules.only_passing))
+        .filter_map(selected)
+        .collect();
+    match serving.is_empty() {
+        true => Found::NoName(Cause::NothingHealthy),
+        false => Found::Mesh(serving, name.to_owned()),
+    }
+}
+
 fn executed<'a>(read: &Reader<'a>, name: &str, rules: &Rules<'_>) -> Found<'a> {
     let query = read.prepared_query_called(name);
     let Some(query) = query.and_then(|query| render(query, name, rules.expressions).ok()) else {
@@ -167,7 +194,7 @@ fn executed<'a>(read: &Reader<'a>, name: &str, rules: &Rules<'_>) -> Found<'a> {
     })
 }
 
-/// A query has judged the checks already; they still decide the weight.
+/// Whoever selected it has judged the checks; they still decide the weight.
 fn selected<'a>(row: &InstanceHealth<'a>) -> Option<Serving<'a>> {
     let health = Health::of(row.checks.iter().copied());
     let port = number(row.service, None)?;

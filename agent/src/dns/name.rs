@@ -30,6 +30,12 @@ pub(crate) enum Target {
         name: String,
         datacenter: Option<String>,
     },
+    /// `<service>.connect[.<dc>]` and `<service>.ingress[.<dc>]`
+    Mesh {
+        name: String,
+        way: Way,
+        datacenter: Option<String>,
+    },
     /// `<hex>.addr[.<dc>]`
     Address(IpAddr),
     /// `in-addr.arpa` and `ip6.arpa`.
@@ -38,6 +44,15 @@ pub(crate) enum Target {
     Nothing,
     /// Not below any domain of ours.
     Foreign,
+}
+
+/// How the mesh reaches a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// From inside: its proxies, and instances that speak for themselves.
+    Connect,
+    /// From outside: the gateways that let requests in.
+    Ingress,
 }
 
 /// A name as text, other scripts spelled out. Most names need no more than dots between their labels.
@@ -97,7 +112,7 @@ pub(crate) fn ordered<'d>(domains: impl Iterator<Item = &'d String>) -> Vec<Stri
 
 fn below(rest: &str) -> Target {
     let labels: Vec<&str> = rest.split('.').collect();
-    let kinds = ["service", "node", "addr", "query"];
+    let kinds = ["service", "node", "addr", "query", "connect", "ingress"];
     if let Some(at) = labels.iter().rposition(|label| kinds.contains(label)) {
         let Some(datacenter) = datacenter(&labels[at + 1..]) else {
             return Target::Nothing;
@@ -111,6 +126,8 @@ fn below(rest: &str) -> Target {
             "service" => service(before, datacenter),
             "query" => query(before, datacenter),
             "addr" => address(before),
+            "connect" => mesh(before, Way::Connect, datacenter),
+            "ingress" => mesh(before, Way::Ingress, datacenter),
             _ => Target::Nothing,
         };
     }
@@ -161,6 +178,18 @@ fn service(labels: &[&str], datacenter: Option<String>) -> Target {
         [name] => of(name, None, None),
         // Tags may contain dots.
         [tag @ .., name] => of(name, Some(tag.join(".")), None),
+    }
+}
+
+/// One label, the service: proxies have tags of their own, by which nobody means the service's.
+fn mesh(labels: &[&str], way: Way, datacenter: Option<String>) -> Target {
+    match labels {
+        [name] => Target::Mesh {
+            name: (*name).to_owned(),
+            way,
+            datacenter,
+        },
+        _ => Target::Nothing,
     }
 }
 
@@ -292,6 +321,21 @@ mod tests {
         check("_geo-db._tcp.query.consul.", &query("geo-db", None));
         check("_geo-db._udp.query.consul.", &query("_geo-db._udp", None));
         check("query.consul.", &Target::Nothing);
+    }
+
+    #[test]
+    fn the_mesh() {
+        let mesh = |way, dc: Option<&str>| Target::Mesh {
+            name: "web".into(),
+            way,
+            datacenter: dc.map(Into::into),
+        };
+        check("Web.Connect.consul.", &mesh(Way::Connect, None));
+        check("web.connect.dc2.consul.", &mesh(Way::Connect, Some("dc2")));
+        check("web.ingress.dc1.dc.weft.", &mesh(Way::Ingress, Some("dc1")));
+        for none in ["connect", "v1.web.connect", "web.ingress.a.b", "ingress"] {
+            check(&format!("{none}.consul."), &Target::Nothing);
+        }
     }
 
     #[test]

@@ -41,6 +41,29 @@ pub struct DnsOptions {
     pub max_stale: Duration,
 }
 
+#[cfg(test)]
+impl DnsOptions {
+    /// What is not told otherwise by a configuration, except for TTLs that can be told apart.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            domain: "consul".to_owned(),
+            alt_domain: Some("weft".to_owned()),
+            datacenter: "dc1".to_owned(),
+            node_ttl: Duration::from_secs(7),
+            service_ttl: TtlRules::new([("*".to_owned(), Duration::from_secs(5))].into()),
+            only_passing: false,
+            udp_answer_limit: 3,
+            a_record_limit: 0,
+            enable_truncate: false,
+            disable_compression: false,
+            node_meta_txt: true,
+            recursors: RecursorOptions::default(),
+            soa: Soa::default(),
+            max_stale: Duration::MAX,
+        }
+    }
+}
+
 /// Times in the SOA record, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Soa {

@@ -19,7 +19,7 @@ use weft_proto::v1::stamped::Command;
 use super::message::Via;
 use super::recurse::{Recursion, RecursorOptions, Strategy as Order};
 use super::resolve::{Resolver, Step};
-use super::{DnsMetrics, DnsOptions, DnsView, Soa, TtlRules, Viewed};
+use super::{DnsMetrics, DnsOptions, DnsView, TtlRules, Viewed};
 
 struct Fixed(Arc<State>);
 
@@ -29,25 +29,6 @@ impl DnsView for Fixed {
             state: self.0.clone(),
             age: Duration::ZERO,
         }
-    }
-}
-
-fn options() -> DnsOptions {
-    DnsOptions {
-        domain: "consul".to_owned(),
-        alt_domain: Some("weft".to_owned()),
-        datacenter: "dc1".to_owned(),
-        node_ttl: Duration::from_secs(7),
-        service_ttl: TtlRules::new([("*".to_owned(), Duration::from_secs(5))].into()),
-        only_passing: false,
-        udp_answer_limit: 3,
-        a_record_limit: 0,
-        enable_truncate: false,
-        disable_compression: false,
-        node_meta_txt: true,
-        recursors: RecursorOptions::default(),
-        soa: Soa::default(),
-        max_stale: Duration::MAX,
     }
 }
 
@@ -68,8 +49,7 @@ fn one(node_address: &str, address: &str) -> One {
 }
 
 fn state(instances: &[One]) -> Arc<State> {
-    let mut catalog = Catalog::default();
-    for (n, one) in instances.iter().enumerate() {
+    let registrations = instances.iter().enumerate().map(|(n, one)| {
         let meta = (!one.meta.is_empty()).then(|| ("about".to_owned(), one.meta.clone()));
         let node = v1::Node {
             name: format!("node-{n}"),
@@ -84,11 +64,19 @@ fn state(instances: &[One]) -> Arc<State> {
             address: one.address.clone(),
             ..Default::default()
         };
-        let command = Command::Register(v1::Register {
+        Command::Register(v1::Register {
             node: Some(node),
             service: Some(service),
             ..Default::default()
-        });
+        })
+    });
+    after(registrations)
+}
+
+/// The state after some commands.
+fn after(commands: impl IntoIterator<Item = Command>) -> Arc<State> {
+    let mut catalog = Catalog::default();
+    for (n, command) in commands.into_iter().enumerate() {
         let stamped = v1::Stamped {
             command: Some(command),
             ..Default::default()
@@ -100,9 +88,13 @@ fn state(instances: &[One]) -> Arc<State> {
 }
 
 fn resolver(options: DnsOptions, instances: &[One]) -> Resolver {
+    resolver_of(options, state(instances))
+}
+
+fn resolver_of(options: DnsOptions, state: Arc<State>) -> Resolver {
     Resolver::new(
         options,
-        Arc::new(Fixed(state(instances))),
+        Arc::new(Fixed(state)),
         DnsMetrics::default(),
         Recursion::new(DnsMetrics::default(), StdRng::seed_from_u64(1)),
         Arc::new(SystemClock::new()),
@@ -179,7 +171,7 @@ proptest! {
         truncate: bool,
         flat: bool,
     ) {
-        let resolver = resolver(DnsOptions { enable_truncate: truncate, disable_compression: flat, ..options() }, &instances);
+        let resolver = resolver(DnsOptions { enable_truncate: truncate, disable_compression: flat, ..DnsOptions::for_tests() }, &instances);
         let packet = question(name, kind, edns).to_vec().unwrap();
         let whole = Message::from_vec(&bytes(&resolver, &packet, Via::Tcp).unwrap()).unwrap();
         let via = if tcp { Via::Tcp } else { NEAR };
@@ -207,8 +199,40 @@ proptest! {
     }
 
     #[test]
+    fn a_damaged_question_is_answered_or_not_but_always_counted_by_its_cause(
+        name in prop_oneof![Just("web.service.consul."), Just("x.query.consul."), Just("example.org.")],
+        edns in proptest::option::of(0u16..5_000),
+        damage in proptest::collection::vec((0usize..60, any::<u8>()), 0..4),
+        cut in 0usize..80,
+        tcp: bool,
+    ) {
+        let resolver = resolver(DnsOptions::for_tests(), &[one("10.0.0.1", "")]);
+        let mut packet = question(name, RecordType::A, edns).to_vec().unwrap();
+        for (at, byte) in damage {
+            if let Some(place) = packet.get_mut(at) {
+                *place = byte;
+            }
+        }
+        if cut < 40 {
+            packet.truncate(packet.len().saturating_sub(cut));
+        }
+        let reply = bytes(&resolver, &packet, if tcp { Via::Tcp } else { NEAR });
+        let counted = |metric: &str| counted(&resolver, metric);
+        prop_assert_eq!(counted("weft_dns_queries_total"), u64::from(reply.is_some()));
+        let causes = counted("weft_dns_malformed_total") + counted("weft_dns_empty_answers_total");
+        let Some(reply) = reply else {
+            prop_assert_eq!(causes, 1, "silence has a cause");
+            return Ok(());
+        };
+        let reply = Message::from_vec(&reply).unwrap();
+        let without = reply.answers.is_empty();
+        prop_assert_eq!(causes, u64::from(without), "{:?}", reply.metadata.response_code);
+        prop_assert!(without || reply.metadata.response_code == ResponseCode::NoError);
+    }
+
+    #[test]
     fn no_packet_goes_without_a_defined_end(packet in proptest::collection::vec(any::<u8>(), 0..300)) {
-        let resolver = resolver(options(), &[]);
+        let resolver = resolver(DnsOptions::for_tests(), &[]);
         if let Some(reply) = bytes(&resolver, &packet, NEAR) {
             prop_assert!(Message::from_vec(&reply).is_ok());
             prop_assert_eq!(&reply[..2], &packet[..2]);
@@ -230,7 +254,7 @@ fn leads(reply: &Message, targets: &[&Name], name: &Name) -> bool {
 #[test]
 fn host_names_are_srv_targets_and_addresses_win_over_aliases() {
     let resolver = resolver(
-        options(),
+        DnsOptions::for_tests(),
         &[
             one("10.0.0.1", "db.example.org"),
             one("www.example.org", ""),
@@ -283,7 +307,10 @@ fn host_names_are_srv_targets_and_addresses_win_over_aliases() {
 
 #[test]
 fn a_service_behind_a_name_of_ours_comes_with_its_addresses() {
-    let resolver = resolver(options(), &[one("10.0.0.1", "node-0.node.consul")]);
+    let resolver = resolver(
+        DnsOptions::for_tests(),
+        &[one("10.0.0.1", "node-0.node.consul")],
+    );
     let reply = ask(
         &resolver,
         &question("web.service.consul.", RecordType::A, None),
@@ -299,8 +326,91 @@ fn a_service_behind_a_name_of_ours_comes_with_its_addresses() {
 }
 
 #[test]
+fn the_mesh_is_reached_by_proxies_and_native_instances_with_the_services_ttl() {
+    let service = |id: &str, change: &dyn Fn(&mut v1::Service)| {
+        let mut service = v1::Service {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            port: 80,
+            ..Default::default()
+        };
+        change(&mut service);
+        service
+    };
+    let proxy_for = |name| format!(r#"{{"DestinationServiceName":"{name}"}}"#).into();
+    let services = [
+        service("web", &|_| {}),
+        service("web-proxy", &|service| {
+            service.kind = "connect-proxy".to_owned();
+            service.port = 21_000;
+            service.proxy_json = proxy_for("web");
+        }),
+        service("native", &|service| {
+            service.connect_json = r#"{"Native":true}"#.into();
+        }),
+        service("plain", &|_| {}),
+        service("sick-proxy", &|service| {
+            service.kind = "connect-proxy".to_owned();
+            service.proxy_json = proxy_for("sick");
+        }),
+    ];
+    let registrations = services.into_iter().map(|service| {
+        let critical = (service.id == "sick-proxy").then(|| v1::Check {
+            id: "c".to_owned(),
+            status: "critical".to_owned(),
+            service_id: service.id.clone(),
+            ..Default::default()
+        });
+        Command::Register(v1::Register {
+            node: Some(v1::Node {
+                name: "n1".to_owned(),
+                address: "10.0.0.1".to_owned(),
+                ..Default::default()
+            }),
+            service: Some(service),
+            checks: critical.into_iter().collect(),
+            ..Default::default()
+        })
+    });
+    let ttls =
+        [("web", 9), ("*", 5)].map(|(name, ttl)| (name.to_owned(), Duration::from_secs(ttl)));
+    let options = DnsOptions {
+        service_ttl: TtlRules::new(ttls.into()),
+        ..DnsOptions::for_tests()
+    };
+    let resolver = resolver_of(options, after(registrations));
+    let get = |name: &str, kind| ask(&resolver, &question(name, kind, None));
+    assert_eq!(
+        lines(&get("web.connect.consul.", RecordType::SRV).answers),
+        ["web.connect.consul. 9 SRV 1 1 21000 n1.node.dc1.consul."]
+    );
+    assert_eq!(
+        lines(&get("native.connect.dc1.consul.", RecordType::A).answers),
+        ["native.connect.dc1.consul. 5 A 10.0.0.1"]
+    );
+    for (name, reason) in [
+        ("plain.connect.consul.", "dns.not_in_mesh"),
+        ("plain.ingress.consul.", "dns.not_in_mesh"),
+        ("none.connect.consul.", "dns.unknown_service"),
+        ("sick.connect.consul.", "dns.nothing_healthy"),
+        ("web.connect.dc9.consul.", "dns.unknown_datacenter"),
+        ("v1.web.connect.consul.", "dns.not_a_name"),
+    ] {
+        let metric = format!("weft_dns_empty_answers_total{{reason=\"{reason}\"}}");
+        let before = counted(&resolver, &metric);
+        let reply = get(name, RecordType::A);
+        assert_eq!(
+            reply.metadata.response_code,
+            ResponseCode::NXDomain,
+            "{name}"
+        );
+        assert_eq!(counted(&resolver, &metric), before + 1, "{name} {reason}");
+    }
+}
+
+#[test]
 fn the_clients_subnet_is_echoed_for_everywhere() {
-    let resolver = resolver(options(), &[]);
+    let resolver = resolver(DnsOptions::for_tests(), &[]);
     let mut asked = question("web.service.consul.", RecordType::A, Some(1_232));
     let subnet = ClientSubnet::new([192, 0, 2, 0].into(), 24, 9);
     asked
@@ -322,7 +432,7 @@ fn the_clients_subnet_is_echoed_for_everywhere() {
 
 #[test]
 fn what_is_no_question_of_ours_is_refused_by_its_kind() {
-    let resolver = resolver(options(), &[]);
+    let resolver = resolver(DnsOptions::for_tests(), &[]);
     let good = || question("web.service.consul.", RecordType::A, Some(1_232));
     let check = |change: &dyn Fn(&mut Message), code: ResponseCode| {
         let mut asked = good();
@@ -378,6 +488,15 @@ fn what_is_no_question_of_ours_is_refused_by_its_kind() {
     }
 }
 
+/// The sum of a metric over its labels.
+fn counted(resolver: &Resolver, metric: &str) -> u64 {
+    let text = text(resolver);
+    let lines = text.lines().filter(|line| line.starts_with(metric));
+    lines
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+        .sum()
+}
+
 fn text(resolver: &Resolver) -> String {
     let mut registry = prometheus_client::registry::Registry::default();
     resolver.metrics().register(&mut registry);
@@ -394,7 +513,7 @@ fn other_names_wait_for_recursors_where_there_are_any() {
             strategy: Order::Random,
             timeout: Duration::from_secs(2),
         },
-        ..options()
+        ..DnsOptions::for_tests()
     };
     let resolver = resolver(options, &[one("10.0.0.1", "db.example.org")]);
     let waits = |name: &str, kind| {
@@ -427,7 +546,7 @@ fn names_are_written_in_full_without_compression() {
     let size = |flat| {
         let options = DnsOptions {
             disable_compression: flat,
-            ..options()
+            ..DnsOptions::for_tests()
         };
         let packet = question("web.service.consul.", RecordType::SRV, Some(4_096));
         bytes(

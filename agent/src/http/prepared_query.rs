@@ -286,14 +286,10 @@ fn executed(call: &Call, query: &PreparedQuery, rows: &[InstanceHealth<'_>]) -> 
 
 /// What a user may have hoped for and this version does not have.
 fn empty_because(query: &PreparedQuery) -> Option<&'static str> {
-    let failover = query.failover.as_ref().is_some_and(|failover| {
-        failover.nearest_n > 0 || !failover.datacenters.is_empty() || !failover.targets.is_empty()
-    });
-    match (query.connect, failover) {
-        (true, _) => Some("query.no_mesh"),
-        (false, true) => Some("query.one_datacenter"),
-        (false, false) => None,
-    }
+    let failover = query.failover.as_ref()?;
+    let elsewhere =
+        failover.nearest_n > 0 || !failover.datacenters.is_empty() || !failover.targets.is_empty();
+    elsewhere.then_some("query.one_datacenter")
 }
 
 fn shows(call: &Call, query: &PreparedQuery) -> bool {
