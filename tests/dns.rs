@@ -256,3 +256,43 @@ fn limits_and_metadata_follow_the_configuration_also_after_a_reload() {
             .all(|extra| !extra.contains("TXT"))
     );
 }
+
+#[test]
+fn the_mesh_has_names_of_its_own() {
+    let w = World::servers(1).start();
+    let (at, server) = (w.at(1), w.address(1));
+    register(&at, "n1", "10.0.0.1", r#"{"Service":"web","Port":80}"#);
+    let proxy = r#"{"Service":"web-proxy","Kind":"connect-proxy","Port":21000,"Proxy":{"DestinationServiceName":"web"}}"#;
+    register(&at, "n2", "10.0.0.2", proxy);
+    let gateway = r#"{"Service":"door","Kind":"ingress-gateway","Port":8888}"#;
+    register(&at, "n3", "10.0.0.3", gateway);
+    let entry = r#"{"Kind":"ingress-gateway","Name":"door","Listeners":[{"Port":8888,"Protocol":"tcp","Services":[{"Name":"web"}]}]}"#;
+    at.put("/v1/config", entry).unwrap().ok();
+    let query = r#"{"Name":"through","Service":{"Service":"web","Connect":true}}"#;
+    at.request("POST", "/v1/query", query.as_bytes())
+        .unwrap()
+        .ok();
+    let ask = |name: &str, kind| dns::udp(&server, name, kind, Some(1_232)).answers;
+    assert_eq!(
+        ask("web.service.consul", A),
+        ["web.service.consul. 0 A 10.0.0.1"]
+    );
+    for name in ["web.connect.consul", "through.query.consul"] {
+        assert_eq!(
+            ask(name, SRV),
+            [format!("{name}. 0 SRV 1 1 21000 n2.node.dc1.consul.")]
+        );
+    }
+    assert_eq!(
+        ask("web.ingress.consul", A),
+        ["web.ingress.consul. 0 A 10.0.0.3"]
+    );
+    let executed = at.get("/v1/query/through/execute").unwrap().ok().json();
+    assert_eq!(executed["Nodes"][0]["Service"]["Service"], "web-proxy");
+
+    let sick = r#"{"Node":"n2","Address":"10.0.0.2","Check":{"Name":"c","Status":"critical","ServiceID":"web-proxy"}}"#;
+    at.put("/v1/catalog/register", sick).unwrap().ok();
+    for name in ["web.connect.consul", "through.query.consul"] {
+        assert_eq!(dns::udp(&server, name, A, None).rcode, 3, "{name}");
+    }
+}

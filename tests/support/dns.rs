@@ -53,6 +53,26 @@ pub(crate) fn tcp(server: &str, name: &str, kind: u16) -> Answer {
     read(&take(&mut stream).expect("an answer by TCP"))
 }
 
+/// What comes back for any bytes by UDP, within `wait`.
+pub(crate) fn packet_by_udp(server: &str, packet: &[u8], wait: Duration) -> Option<Vec<u8>> {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(wait)).unwrap();
+    socket.connect(format!("{server}:8600")).unwrap();
+    socket.send(packet).unwrap();
+    let mut bytes = vec![0; 65_535];
+    let length = socket.recv(&mut bytes).ok()?;
+    bytes.truncate(length);
+    Some(bytes)
+}
+
+/// What comes back for any bytes by TCP; none when the connection is closed instead.
+pub(crate) fn packet_by_tcp(server: &str, packet: &[u8]) -> Option<Vec<u8>> {
+    let mut stream = TcpStream::connect(format!("{server}:8600")).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(&framed(packet)).unwrap();
+    take(&mut stream)
+}
+
 /// A question; id and flags as a stub resolver sets them.
 pub(crate) fn question(id: u16, name: &str, kind: u16, size: Option<u16>) -> Vec<u8> {
     let mut out = id.to_be_bytes().to_vec();
