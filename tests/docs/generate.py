@@ -5,7 +5,7 @@
     tests/docs/generate.py --check WEFT    fails when a page differs from what it would write
 
 Commands come from `weft <verb> -h`, routes from agent/src/http/table.rs, configuration keys from
-agent/src/config/schema.rs. They stand between `<!-- generated: NAME -->` and `<!-- end generated -->`.
+agent/src/config/schema.rs, the compatibility page from the routes and tests/differential/differences.conf. They stand between `<!-- generated: NAME -->` and `<!-- end generated -->`.
 """
 
 import os
@@ -13,6 +13,9 @@ import pathlib
 import re
 import subprocess
 import sys
+
+sys.dont_write_bytecode = True
+import compatibility
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs/src/reference"
@@ -57,8 +60,8 @@ def commands(weft):
     return "\n\n".join(pages)
 
 
-def routes(_weft):
-    """The table of routes, one table a family."""
+def route_table():
+    """(position, method, path, names of parameters, summary) of every route, and (position, name) of every family."""
     text = (ROOT / "agent/src/http/table.rs").read_text()
     lists = {
         name: re.findall(r'"([^"]*)"', body)
@@ -73,15 +76,23 @@ def routes(_weft):
     if len(found) != table.count("route("):
         sys.exit(f"routes: understood {len(found)} of {table.count('route(')}")
     families = [(m.start(), m[1]) for m in re.finditer(r"^    // (.*)$", table, re.M)]
+    rows = []
+    for at, m in found:
+        names = lists[m[3]] if m[3] in lists else re.findall(r'"([^"]*)"', m[3])
+        rows.append((at, m[1], m[2] + ("…" if m[2].endswith("/") else ""), names, m[4]))
+    return rows, families
+
+
+def routes(_weft):
+    """The table of routes, one table a family."""
+    rows, families = route_table()
     out = []
     for number, (start, family) in enumerate(families):
-        end = families[number + 1][0] if number + 1 < len(families) else len(table)
+        end = families[number + 1][0] if number + 1 < len(families) else float("inf")
         out += [f"### {family}", "", "| Request | What it does | Parameters |", "|---|---|---|"]
-        for at, m in found:
+        for at, method, path, names, summary in rows:
             if start < at < end:
-                names = lists[m[3]] if m[3] in lists else re.findall(r'"([^"]*)"', m[3])
-                path = m[2] + ("…" if m[2].endswith("/") else "")
-                out.append(f"| `{m[1]} {path}` | {m[4]} | {' '.join(f'`{n}`' for n in names) or '–'} |")
+                out.append(f"| `{method} {path}` | {summary} | {' '.join(f'`{n}`' for n in names) or '–'} |")
         out.append("")
     return "\n".join(out).rstrip()
 
@@ -135,6 +146,7 @@ def reloadable(_weft):
 PARTS = {
     "commands": commands,
     "routes": routes,
+    "compatibility": lambda _: compatibility.tables([(method, path) for _, method, path, _, _ in route_table()[0]]),
     "inert": lambda _: listed("inert"),
     "silent": lambda _: listed("silent"),
     "renamed": renamed,
