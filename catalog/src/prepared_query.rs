@@ -125,23 +125,8 @@ fn described(row: &InstanceHealth<'_>, query: &PreparedQuery) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use weft_proto::v1::QueryTemplate;
-
-    use super::template::NAME_PREFIX_MATCH;
+    use super::template::for_tests as template;
     use super::*;
-
-    fn template(name: &str, service: &str, regexp: &str) -> PreparedQuery {
-        PreparedQuery {
-            name: name.to_owned(),
-            service: service.to_owned(),
-            template: Some(QueryTemplate {
-                r#type: NAME_PREFIX_MATCH.to_owned(),
-                regexp: regexp.to_owned(),
-                remove_empty_tags: true,
-            }),
-            ..PreparedQuery::default()
-        }
-    }
 
     #[test]
     fn what_is_wrong_is_named() {

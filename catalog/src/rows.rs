@@ -70,8 +70,7 @@ impl Change<'_> {
 
     fn bump_mesh(&mut self, what: &str, service: Name) {
         let key = Pair(what.into(), service);
-        self.touched
-            .row(Topic::Mesh(key.0.clone(), key.1.clone()));
+        self.touched.row(Topic::Mesh(key.0.clone(), key.1.clone()));
         self.state.mesh_scopes.insert(key, self.index);
     }
 

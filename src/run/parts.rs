@@ -398,6 +398,7 @@ fn dns_options(config: &RuntimeConfig) -> DnsOptions {
         domain: config.domain.trim_matches('.').to_ascii_lowercase(),
         alt_domain: config.alt_domain.clone(),
         datacenter: config.datacenter.clone(),
+        node: config.node.name.clone(),
         node_ttl: dns.node_ttl,
         service_ttl: TtlRules::new(dns.service_ttl.clone()),
         only_passing: dns.only_passing,

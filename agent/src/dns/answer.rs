@@ -26,6 +26,8 @@ pub(crate) struct Sections {
     pub(crate) authorities: Vec<Record>,
     pub(crate) additionals: Vec<Record>,
     pub(crate) exists: bool,
+    /// It depends on where the client is.
+    pub(crate) for_client: bool,
     /// There are more answers than were made.
     pub(crate) more: bool,
     /// Names that answers point to and whose addresses are to be added, each once.
@@ -76,7 +78,9 @@ impl Asked<'_> {
                 serving,
                 ttl,
                 ordered,
+                for_client,
             }) => {
+                out.for_client = for_client;
                 let dice = (!ordered).then_some(rng);
                 self.service(Order::new(serving, dice), ttl, &mut out);
             }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::seq::SliceRandom as _;
 use weft_catalog::prepared_query::{Expressions, render, select};
 use weft_catalog::{HealthRow, InstanceHealth, Reader, State, Trace};
 use weft_proto::duration;
@@ -42,8 +43,10 @@ pub(crate) struct Selected<'a> {
     pub(crate) serving: Vec<Serving<'a>>,
     /// The query's own TTL.
     pub(crate) ttl: Option<Duration>,
-    /// The order counts: a node is to come first.
+    /// The order counts: the nearest come first.
     pub(crate) ordered: bool,
+    /// The answer depends on where the client is.
+    pub(crate) for_client: bool,
 }
 
 /// An instance with the weight of its present state.
@@ -60,9 +63,18 @@ pub(crate) struct Rules<'a> {
     pub(crate) datacenter: &'a str,
     pub(crate) domain: &'a str,
     pub(crate) only_passing: bool,
+    /// This agent's node.
+    pub(crate) node: &'a str,
+    /// Whom the answer is for: the subnet that the question names, else where it came from.
+    pub(crate) client: IpAddr,
     /// Of the templates of prepared queries.
     pub(crate) expressions: &'a Expressions,
 }
+
+/// In a query's `Near`: the agent that is asked.
+const HERE: &str = "_agent";
+/// In a query's `Near`: whoever asks.
+const CLIENT: &str = "_ip";
 
 /// Servers named in NS answers.
 const NAME_SERVERS_MAX: usize = 3;
@@ -72,6 +84,7 @@ pub(crate) fn find<'a>(
     state: &'a State,
     rules: &Rules<'_>,
     trace: &'a Trace,
+    dice: &mut impl rand::Rng,
 ) -> Found<'a> {
     let read = state.read(trace);
     let elsewhere = |dc: &Option<String>| {
@@ -101,7 +114,7 @@ pub(crate) fn find<'a>(
             rules,
         ),
         Target::Mesh { name, way, .. } => through_mesh(&read, name, *way, rules),
-        Target::Query { name, .. } => executed(&read, name, rules),
+        Target::Query { name, .. } => executed(&read, name, rules, dice),
         Target::Address(ip) => Found::Address(*ip),
         Target::Reverse(ip) => names_of(*ip, state, rules, trace),
         Target::Nothing => Found::NoName(Cause::NotAName),
@@ -176,7 +189,12 @@ fn through_mesh<'a>(read: &Reader<'a>, name: &str, way: Way, rules: &Rules<'_>) 
     }
 }
 
-fn executed<'a>(read: &Reader<'a>, name: &str, rules: &Rules<'_>) -> Found<'a> {
+fn executed<'a>(
+    read: &Reader<'a>,
+    name: &str,
+    rules: &Rules<'_>,
+    dice: &mut impl rand::Rng,
+) -> Found<'a> {
     let query = read.prepared_query_called(name);
     let Some(query) = query.and_then(|query| render(query, name, rules.expressions).ok()) else {
         return Found::NoName(Cause::UnknownQuery);
@@ -185,12 +203,26 @@ fn executed<'a>(read: &Reader<'a>, name: &str, rules: &Rules<'_>) -> Found<'a> {
     if rows.is_empty() {
         return Found::NoName(Cause::NothingHealthy);
     }
-    let ordered = !query.near.is_empty() && query.near != "_agent";
-    rows.sort_by_key(|row| !row.node.name.eq_ignore_ascii_case(&query.near));
+    let for_client = query.near == CLIENT;
+    let nearest_to = match query.near.as_str() {
+        "" => None,
+        HERE => Some(rules.node),
+        CLIENT => {
+            let nodes = read.nodes_by_address(rules.client.to_canonical()).rows;
+            nodes.first().map(|node| node.name.as_str())
+        }
+        name => Some(name),
+    };
+    if let Some(node) = nearest_to {
+        // Those equally far come in any order.
+        rows.shuffle(dice);
+        rows.sort_by_key(|row| !row.node.name.eq_ignore_ascii_case(node));
+    }
     Found::Query(Selected {
         serving: rows.iter().filter_map(selected).collect(),
         ttl: duration::parse(&query.dns_ttl).ok(),
-        ordered,
+        ordered: nearest_to.is_some(),
+        for_client,
     })
 }
 

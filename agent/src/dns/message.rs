@@ -5,6 +5,7 @@
 //! Source: RFC 1035 §4, RFC 6891; CONSUL.md C.2 "UDP limits".
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
@@ -192,14 +193,32 @@ fn reply_to(
         let mut edns = Edns::new();
         edns.set_max_payload(asked.max_payload().max(512));
         edns.set_version(0);
-        // Our answers do not depend on where the client is: scope 0 (RFC 7871 §7.2.1).
-        if let Some(EdnsOption::Subnet(subnet)) = asked.option(EdnsCode::Subnet) {
-            let everywhere = ClientSubnet::new(subnet.addr(), subnet.source_prefix(), 0);
-            edns.options_mut().insert(EdnsOption::Subnet(everywhere));
-        }
+        // Most answers do not depend on where the client is: scope 0 (RFC 7871 §7.2.1).
+        set_scope(&mut edns, asked, false);
         edns
     });
     reply
+}
+
+/// Echoes the client's subnet: the answer is for all clients, or for those of the subnet.
+fn set_scope(edns: &mut Edns, asked: &Edns, for_client: bool) {
+    if let Some(EdnsOption::Subnet(subnet)) = asked.option(EdnsCode::Subnet) {
+        let prefix = subnet.source_prefix();
+        let scope = if for_client { prefix } else { 0 };
+        let echo = ClientSubnet::new(subnet.addr(), prefix, scope);
+        edns.options_mut().remove(EdnsCode::Subnet);
+        edns.options_mut().insert(EdnsOption::Subnet(echo));
+    }
+}
+
+/// Whom an answer is for: the subnet that a question names (a resolver asks for its client), else where
+/// it came from.
+pub(crate) fn client_of(question: &Message, from: IpAddr) -> IpAddr {
+    let edns = question.edns.as_ref();
+    match edns.and_then(|edns| edns.option(EdnsCode::Subnet)) {
+        Some(EdnsOption::Subnet(subnet)) if subnet.source_prefix() > 0 => subnet.addr(),
+        _ => from,
+    }
 }
 
 /// The bytes of a message, names written once or every time.
@@ -265,6 +284,10 @@ pub(crate) fn encode(
         ResponseCode::NXDomain
     };
     let mut reply = reply_to(question, code, true, style.recursion);
+    if let (true, Some(edns), Some(asked)) = (sections.for_client, &mut reply.edns, &question.edns)
+    {
+        set_scope(edns, asked, true);
+    }
     let max_bytes = via.max_bytes(question.edns.as_ref().map(Edns::max_payload));
     let (whole, more) = (sections.answers.len(), sections.more);
     let limit = style

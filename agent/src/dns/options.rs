@@ -17,6 +17,8 @@ pub struct DnsOptions {
     pub alt_domain: Option<String>,
     /// The local datacenter.
     pub datacenter: String,
+    /// This agent's node: `_agent` in prepared queries.
+    pub node: String,
     /// TTL of node answers.
     pub node_ttl: Duration,
     /// TTL of service answers.
@@ -49,6 +51,7 @@ impl DnsOptions {
             domain: "consul".to_owned(),
             alt_domain: Some("weft".to_owned()),
             datacenter: "dc1".to_owned(),
+            node: "node-0".to_owned(),
             node_ttl: Duration::from_secs(7),
             service_ttl: TtlRules::new([("*".to_owned(), Duration::from_secs(5))].into()),
             only_passing: false,

@@ -202,6 +202,7 @@ impl Resolver {
             compiled: &compiled,
             state: &state,
             expressions: &self.expressions,
+            client: message::client_of(&question, client),
             clock: self.clock.as_ref(),
         };
         let most = message::most_answers(&question, via, compiled.style());
@@ -341,6 +342,7 @@ struct Zone<'z> {
     compiled: &'z Compiled,
     state: &'z State,
     expressions: &'z Expressions,
+    client: IpAddr,
     clock: &'z dyn Clock,
 }
 
@@ -356,10 +358,12 @@ impl Zone<'_> {
             datacenter: &options.datacenter,
             domain: asked.domain,
             only_passing: options.only_passing,
+            node: &options.node,
+            client: self.client,
             expressions: self.expressions,
         };
         let trace = Trace::off();
-        let found = find(target, self.state, &rules, &trace);
+        let found = find(target, self.state, &rules, &trace, rng);
         let ours = !matches!(
             (target, &found),
             (_, Found::Foreign) | (Target::Reverse(_), Found::NoName(_))

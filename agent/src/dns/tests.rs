@@ -337,7 +337,7 @@ fn the_mesh_is_reached_by_proxies_and_native_instances_with_the_services_ttl() {
         change(&mut service);
         service
     };
-    let proxy_for = |name| format!(r#"{{"DestinationServiceName":"{name}"}}"#).into();
+    let proxy_for = |name| format!(r#"{{"DestinationServiceName":"{name}"}}"#);
     let services = [
         service("web", &|_| {}),
         service("web-proxy", &|service| {
@@ -405,6 +405,103 @@ fn the_mesh_is_reached_by_proxies_and_native_instances_with_the_services_ttl() {
             "{name}"
         );
         assert_eq!(counted(&resolver, &metric), before + 1, "{name} {reason}");
+    }
+}
+
+#[test]
+fn the_nearest_of_a_prepared_query_come_first_over_dns_too() {
+    let node = |n: u8| {
+        Command::Register(v1::Register {
+            node: Some(v1::Node {
+                name: format!("node-{n}"),
+                address: format!("10.0.0.{n}"),
+                ..Default::default()
+            }),
+            service: Some(v1::Service {
+                id: "web".to_owned(),
+                name: "web".to_owned(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        })
+    };
+    let query = |near: &str| {
+        Command::PreparedQuery(v1::PreparedQueryCommand {
+            verb: v1::PreparedQueryVerb::Create.into(),
+            query: Some(v1::PreparedQuery {
+                id: format!("id{near}"),
+                name: format!("near{}", near.replace('_', "-")),
+                service: "web".to_owned(),
+                near: near.to_owned(),
+                ..Default::default()
+            }),
+            judged_name: None,
+        })
+    };
+    let commands = (0..9)
+        .map(node)
+        .chain(["", "_agent", "_ip", "node-4"].map(query));
+    let resolver = resolver_of(DnsOptions::for_tests(), after(commands));
+    let subnet = |prefix| ClientSubnet::new([10, 0, 0, 7].into(), prefix, 0);
+    let asked = |name: &str, prefix| {
+        let mut asked = question(name, RecordType::A, Some(1_232));
+        let edns = asked.edns.as_mut().unwrap();
+        edns.options_mut()
+            .insert(EdnsOption::Subnet(subnet(prefix)));
+        asked
+    };
+    let from = |asked: &Message, client: [u8; 4], seed| {
+        let (packet, client) = (asked.to_vec().unwrap(), IpAddr::from(client));
+        match resolver.answer(&packet, NEAR, client, &mut SmallRng::seed_from_u64(seed)) {
+            Step::Reply(bytes) => Message::from_vec(&bytes).unwrap(),
+            _ => panic!("an answer at once"),
+        }
+    };
+    // Whoever always comes first, and who comes second: those equally far have no order.
+    let check = |asked: &Message, client, first: Option<&str>| {
+        let orders: Vec<Vec<String>> = (0..20)
+            .map(|seed| from(asked, client, seed).answers)
+            .map(|answers| {
+                answers
+                    .iter()
+                    .map(|answer| answer.data.to_string())
+                    .collect()
+            })
+            .collect();
+        let differ = |at: usize| orders.iter().any(|order| order[at] != orders[0][at]);
+        let name = asked.queries[0].name();
+        assert!(
+            orders.iter().all(|order| order.len() == 9) && differ(1),
+            "{name}"
+        );
+        match first {
+            Some(first) => assert!(
+                orders.iter().all(|order| order[0] == first),
+                "{name} {first}"
+            ),
+            None => assert!(differ(0), "{name}"),
+        }
+    };
+    let plain = |name| question(name, RecordType::A, Some(1_232));
+    let (stranger, known) = ([10, 9, 9, 9], [10, 0, 0, 3]);
+    check(&plain("near.query.consul."), known, None);
+    check(&plain("near-agent.query.consul."), known, Some("10.0.0.0"));
+    check(&plain("nearnode-4.query.consul."), known, Some("10.0.0.4"));
+    check(&plain("near-ip.query.consul."), known, Some("10.0.0.3"));
+    check(&plain("near-ip.query.consul."), stranger, None);
+    check(&asked("near-ip.query.consul.", 32), known, Some("10.0.0.7"));
+    check(&asked("near-ip.query.consul.", 0), known, Some("10.0.0.3"));
+    for (name, scope) in [
+        ("near-ip.query.consul.", 32),
+        ("near-agent.query.consul.", 0),
+    ] {
+        let reply = from(&asked(name, 32), known, 1);
+        let expected = ClientSubnet::new([10, 0, 0, 7].into(), 32, scope);
+        assert_eq!(
+            reply.edns.unwrap().option(EdnsCode::Subnet),
+            Some(&EdnsOption::Subnet(expected)),
+            "{name}"
+        );
     }
 }
 

@@ -53,9 +53,7 @@ fn forget_mesh(state: &mut State) {
     let reaped = state.scalars.reaped;
     let is_there = |key: &Pair| {
         let links = state.gateway_links.range(TripleRef(&key.0, &key.1, "")..);
-        let is_linked = links
-            .take(1)
-            .any(|link| link.0 == key.0 && link.1 == key.1);
+        let is_linked = links.take(1).any(|link| link.0 == key.0 && link.1 == key.1);
         is_linked || (*key.0 == *OFFERS && state.offers.contains_key(&key.1))
     };
     let gone: Vec<Pair> = state

@@ -20,7 +20,7 @@ const KEPT_MAX: usize = 64;
 const MATCHING_BYTES_MAX: usize = 1 << 20;
 
 /// The one type of template there is.
-pub(super) const NAME_PREFIX_MATCH: &str = "name_prefix_match";
+const NAME_PREFIX_MATCH: &str = "name_prefix_match";
 
 /// The expressions of the templates that are executed most, kept compiled: compiling takes a thousand
 /// times as long as matching. They are found by their text, so none is ever out of date.
@@ -255,22 +255,25 @@ fn variable<'v>(name: &str, values: &Values<'v>) -> Result<&'v str, QueryError> 
     }
 }
 
+/// A template that leaves out empty tags.
+#[cfg(test)]
+pub(super) fn for_tests(name: &str, service: &str, regexp: &str) -> PreparedQuery {
+    PreparedQuery {
+        name: name.to_owned(),
+        service: service.to_owned(),
+        template: Some(QueryTemplate {
+            r#type: NAME_PREFIX_MATCH.to_owned(),
+            regexp: regexp.to_owned(),
+            remove_empty_tags: true,
+        }),
+        ..PreparedQuery::default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::for_tests as template;
     use super::*;
-
-    fn template(name: &str, service: &str, regexp: &str) -> PreparedQuery {
-        PreparedQuery {
-            name: name.to_owned(),
-            service: service.to_owned(),
-            template: Some(QueryTemplate {
-                r#type: NAME_PREFIX_MATCH.to_owned(),
-                regexp: regexp.to_owned(),
-                remove_empty_tags: true,
-            }),
-            ..PreparedQuery::default()
-        }
-    }
 
     #[test]
     fn variables_are_filled_in() {

@@ -184,7 +184,13 @@ impl<'a> Reader<'a> {
             .collect();
         let named: BTreeSet<(String, u32, &str)> = rows
             .iter()
-            .map(|row| (row.service.to_ascii_lowercase(), row.port, row.kind.as_str()))
+            .map(|row| {
+                (
+                    row.service.to_ascii_lowercase(),
+                    row.port,
+                    row.kind.as_str(),
+                )
+            })
             .collect();
         for (name, group) in &self.state.groups {
             let Some(row) = group.values().find(|row| row.service.kind.is_empty()) else {

@@ -288,8 +288,8 @@ async fn transactions_run_whole_or_not_at_all() {
     world.stop().await;
 }
 
-/// May write nodes, services and sessions named `mine…` and read everything.
-struct OnlyMine;
+/// May write nodes, services, sessions and queries named `mine…` and read everything.
+pub(super) struct OnlyMine;
 
 impl Authorizer for OnlyMine {
     fn allows(&self, _resource: Resource, name: &[u8], access: Access) -> Decision {

@@ -3,28 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use weft_catalog::acl::{Access, Authorizer, Decision, Resource};
 use weft_proto::v1::{self, PreparedQuery, PreparedQueryVerb as Verb, stamped::Command};
 
+use super::kv::OnlyMine;
 use super::world::World;
 
 const ID: &str = "0f0c0000-0000-4000-8000-00000000000a";
-
-/// May write queries named `mine...` and read everything.
-struct OnlyMine;
-
-impl Authorizer for OnlyMine {
-    fn allows(&self, _resource: Resource, name: &[u8], access: Access) -> Decision {
-        Decision {
-            allowed: access == Access::Read || name.starts_with(b"mine"),
-            reason: "test",
-        }
-    }
-
-    fn fingerprint(&self) -> u64 {
-        1
-    }
-}
 
 fn called(verb: Verb, name: &str) -> Command {
     Command::PreparedQuery(v1::PreparedQueryCommand {
