@@ -200,6 +200,60 @@ fn a_damaged_archive_is_refused_and_nothing_changes() {
     assert_eq!(w.at(1).kv_get("color", "").as_deref(), Some("saved"));
 }
 
+#[test]
+fn an_archive_is_counted_by_kind_and_by_key() {
+    let w = World::servers(1).start();
+    for n in 0..20 {
+        w.at(1).kv_put(&format!("app/web/{n}"), "x".repeat(1000));
+        w.at(1).kv_put(&format!("app/db/{n}"), "y");
+    }
+    w.at(1).kv_put("top", "z");
+    let file = w.path("counted.snap");
+    save(&w, 1, &file);
+    let path = file.to_str().unwrap();
+    let inspect = |more: &[&str]| {
+        let arguments = [&["snapshot", "inspect", "-o", "json"], more, &[path]].concat();
+        let output = w.cli(1, &arguments);
+        assert!(output.status.success(), "{}", said(&output));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let counts = |report: &serde_json::Value, list: &str| -> Vec<(String, u64)> {
+        let all = report[list].as_array().unwrap().iter();
+        all.map(|one| {
+            (
+                one["Name"].as_str().unwrap().to_owned(),
+                one["Count"].as_u64().unwrap(),
+            )
+        })
+        .collect()
+    };
+    let plain = inspect(&[]);
+    assert!(
+        counts(&plain, "Stats").contains(&("KVS".to_owned(), 41)),
+        "{plain}"
+    );
+    assert!(
+        counts(&plain, "Stats").contains(&("Node".to_owned(), 1)),
+        "{plain}"
+    );
+    assert!(plain["StatsKV"].is_null());
+    let named = |all: &[(&str, u64)]| -> Vec<(String, u64)> {
+        all.iter()
+            .map(|(name, count)| ((*name).to_owned(), *count))
+            .collect()
+    };
+    // The largest first.
+    let keys = |more: &[&str]| counts(&inspect(&[&["-kvdetails"], more].concat()), "StatsKV");
+    assert_eq!(
+        keys(&[]),
+        named(&[("app/web", 20), ("app/db", 20), ("top", 1)])
+    );
+    assert_eq!(keys(&["-kvdepth=1"]), named(&[("app", 40), ("top", 1)]));
+    assert_eq!(keys(&["-kvfilter=app/d"]), named(&[("app/db", 20)]));
+    let alone = w.cli(1, &["snapshot", "inspect", "-kvdepth=1", path]);
+    assert_eq!(alone.status.code(), Some(2), "{}", said(&alone));
+}
+
 fn save(w: &World, n: usize, file: &Path) {
     let saved = w.cli(n, &["snapshot", "save", file.to_str().unwrap()]);
     assert!(saved.status.success(), "{}", said(&saved));

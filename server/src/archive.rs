@@ -102,6 +102,9 @@ pub enum ArchiveError {
     /// `meta.json` is not what it should be.
     #[error("meta.json cannot be understood: {0}")]
     Meta(#[from] serde_json::Error),
+    /// The state inside is damaged, or a newer weft's.
+    #[error("state.bin: {0}")]
+    State(#[from] weft_catalog::snapshot::SnapshotError),
     /// The content is not what was written.
     #[error(
         "checksum of {member} is {actual}, SHA256SUMS says {expected}: the archive is damaged; take another backup"

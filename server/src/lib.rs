@@ -9,6 +9,7 @@
 mod admission;
 mod alone;
 mod archive;
+mod census;
 mod config;
 mod disk_reserve;
 mod formation;
@@ -28,6 +29,7 @@ mod start;
 mod transport;
 
 pub use archive::{ArchiveError, ArchiveMeta, inspect as inspect_archive};
+pub use census::{Census, GROUPS_MAX, Grouping, OTHERS, Share, census};
 pub use config::{Bootstrap, LogBackend, ServerConfig};
 pub use handle::{ReadFailure, Server, ServerError, WriteFailure};
 pub use published::Published;

@@ -6,17 +6,20 @@ use bytes::Bytes;
 use http::Method;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
+use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
-use weft_server::{ArchiveMeta, inspect_archive};
+use weft_server::{ArchiveMeta, Grouping, Share, census, inspect_archive};
 
 use super::client::{self, Body, Client, ClientArgs};
 use super::failure::{Done, Exit, Failure};
-use super::output::{self, Format, FormatArgs};
+use super::output::{self, Format, FormatArgs, row};
 use super::progress::Progress;
 
 /// Bytes read from a file at once.
 const CHUNK_BYTES: usize = 256 * 1024;
+/// Parts of keys by which they are grouped, unless -kvdepth says otherwise.
+const KEY_DEPTH: usize = 2;
 
 /// Save and restore the state of the servers
 #[derive(clap::Args)]
@@ -32,7 +35,7 @@ pub(crate) struct SnapshotArgs {
 enum What {
     /// Show what an archive holds, and whether it is whole
     #[command(
-        after_help = "Examples:\n  weft snapshot inspect backup.snap\n  weft snapshot inspect -o json backup.snap"
+        after_help = "Examples:\n  weft snapshot inspect backup.snap\n  weft snapshot inspect -kvdetails -kvdepth=1 backup.snap"
     )]
     Inspect(InspectArgs),
     /// Replace the state of the servers by an archive's
@@ -59,6 +62,15 @@ struct FileArgs {
 struct InspectArgs {
     /// The archive
     file: PathBuf,
+    /// Show how many keys there are, and the space they take
+    #[arg(long)]
+    kvdetails: bool,
+    /// Parts of keys, between slashes, by which they are grouped; with -kvdetails
+    #[arg(long, value_name = "NUMBER")]
+    kvdepth: Option<usize>,
+    /// Only keys that begin with this; with -kvdetails
+    #[arg(long, value_name = "PREFIX")]
+    kvfilter: Option<String>,
     #[command(flatten)]
     format: FormatArgs,
 }
@@ -172,8 +184,30 @@ fn verified(file: &Path) -> Result<ArchiveMeta, Failure> {
     inspect_archive(file).map_err(|error| failed("verifying snapshot:", file, &error))
 }
 
+impl InspectArgs {
+    fn grouping(&self) -> Result<Option<Grouping>, Failure> {
+        if !self.kvdetails && (self.kvdepth.is_some() || self.kvfilter.is_some()) {
+            return Err(Failure::usage("-kvdepth and -kvfilter need -kvdetails"));
+        }
+        Ok(self.kvdetails.then(|| Grouping {
+            depth: self.kvdepth.unwrap_or(KEY_DEPTH).max(1),
+            prefix: self.kvfilter.clone().unwrap_or_default(),
+        }))
+    }
+}
+
 fn inspect(args: &InspectArgs) -> Done {
-    let meta = verified(&args.file)?;
+    let grouping = args.grouping()?;
+    let census = census(&args.file, grouping.as_ref())
+        .map_err(|error| failed("verifying snapshot:", &args.file, &error))?;
+    let meta = &census.meta;
+    let kinds = by_size(census.kinds.iter().map(|(name, share)| (*name, *share)));
+    let keys = by_size(
+        census
+            .keys
+            .iter()
+            .map(|(name, share)| (name.as_str(), *share)),
+    );
     let shown = [
         ("ID", json!(meta.id)),
         ("Size", json!(meta.size)),
@@ -183,7 +217,12 @@ fn inspect(args: &InspectArgs) -> Done {
     ];
     if args.format.output == Format::Json {
         let pairs = shown.map(|(name, value)| (name.to_owned(), value));
-        return output::json(&Value::Object(pairs.into_iter().collect()));
+        let mut object = Value::Object(pairs.into_iter().collect());
+        object["Stats"] = shares(&kinds);
+        if args.kvdetails {
+            object["StatsKV"] = shares(&keys);
+        }
+        return output::json(&object);
     }
     for (name, value) in &shown {
         let text = value
@@ -191,5 +230,40 @@ fn inspect(args: &InspectArgs) -> Done {
             .map_or_else(|| value.to_string(), str::to_owned);
         output::line(format!("{name:<12} {text}"))?;
     }
+    table("Type", &kinds)?;
+    if args.kvdetails {
+        table("Key", &keys)?;
+    }
     Ok(())
+}
+
+/// The largest first.
+fn by_size<'a>(shares: impl Iterator<Item = (&'a str, Share)>) -> Vec<(&'a str, Share)> {
+    let mut all: Vec<_> = shares.collect();
+    all.sort_by_key(|(name, share)| (std::cmp::Reverse(share.bytes), *name));
+    all
+}
+
+fn shares(all: &[(&str, Share)]) -> Value {
+    let object = |(name, share): &(&str, Share)| json!({"Name": name, "Count": share.count, "Sum": share.bytes});
+    all.iter().map(object).collect()
+}
+
+fn table(what: &str, all: &[(&str, Share)]) -> Done {
+    let row_of = |name: &str, count: u64, bytes: u64| {
+        row([name, &count.to_string(), &HumanBytes(bytes).to_string()])
+    };
+    let mut rows = vec![row([what, "Count", "Size"])];
+    rows.extend(
+        all.iter()
+            .map(|(name, share)| row_of(name, share.count, share.bytes)),
+    );
+    let total = |part: fn(&Share) -> u64| all.iter().map(|(_, share)| part(share)).sum();
+    rows.push(row_of(
+        "Total",
+        total(|share| share.count),
+        total(|share| share.bytes),
+    ));
+    output::line("")?;
+    output::table(&rows)
 }
