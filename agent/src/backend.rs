@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use weft_catalog::{Hub, State};
+use weft_proto::coordinate::Coordinate;
 use weft_proto::v1;
 
 /// How fresh a read must be (Consul docs, "Consistency modes").
@@ -84,6 +85,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Waits until this server's state is as fresh as `consistency` asks.
     async fn barrier(&self, consistency: Consistency) -> Result<ReadMeta, ReadError>;
+
+    /// Takes the network coordinate of a node, to be written soon with others.
+    fn report_coordinate(&self, coordinate: v1::Coordinate) -> Result<(), WriteError>;
 
     /// The newest published state. O(1), never blocks.
     fn state(&self) -> Arc<State>;
@@ -195,6 +199,8 @@ pub trait Membership: Send + Sync + 'static {
     async fn join(&self, addresses: Vec<String>) -> Result<usize, String>;
     /// Puts a failed node into the left state; `prune` forgets it altogether.
     async fn force_leave(&self, node: &str, prune: bool) -> Result<(), String>;
+    /// Where this node lies in the network; `None` when it does not learn that.
+    fn coordinate(&self) -> Option<Coordinate>;
     /// Sends a user event to every member, this one included.
     async fn fire(&self, id: [u8; 16], body: Bytes) -> Result<(), FireError>;
 }

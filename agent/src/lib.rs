@@ -8,4 +8,5 @@ pub mod dns;
 pub mod events;
 pub mod http;
 pub mod local;
+pub mod near;
 pub mod watch;

@@ -128,7 +128,8 @@ digest_encoded!(
     v1::Check,
     v1::Session,
     v1::ServerKey,
-    v1::PreparedQuery
+    v1::PreparedQuery,
+    v1::Coordinate
 );
 
 fn row<K: Digest, V: Digest>(key: &K, value: &V) -> u64 {

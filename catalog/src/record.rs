@@ -17,7 +17,7 @@ use crate::state::{Scalars, State, TableIndexes};
 use crate::topics::Touched;
 
 /// The form of the digests in [`End`]: raised when a row's digest changes.
-pub const HASH_FORM: u32 = 4;
+pub const HASH_FORM: u32 = 5;
 
 /// One record of a snapshot. Additive only (DESIGN F7).
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -67,6 +67,9 @@ pub enum Record {
     /// A prepared query.
     #[prost(message, tag = "15")]
     PreparedQuery(v1::PreparedQuery),
+    /// Where a node lies.
+    #[prost(message, tag = "20")]
+    Coordinate(v1::Coordinate),
 }
 
 /// A record as a message of its own.
@@ -75,7 +78,7 @@ pub struct Frame {
     /// Absent: a record of a newer version.
     #[prost(
         oneof = "Record",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20"
     )]
     pub record: Option<Record>,
 }
@@ -107,7 +110,7 @@ pub struct Meta {
     /// Tombstones up to here are forgotten.
     #[prost(uint64, tag = "8")]
     pub reaped: u64,
-    /// Last change of nodes, services, checks, kv, sessions, operator.
+    /// Last change of nodes, services, checks, kv, sessions, operator, coordinates (not in older snapshots).
     #[prost(uint64, repeated, tag = "9")]
     pub tables: Vec<u64>,
     /// The cluster's own id; empty before the first leader.
@@ -276,6 +279,11 @@ impl State {
                     .values()
                     .map(|row| Record::PreparedQuery(v1::PreparedQuery::clone(row))),
             )
+            .chain(
+                self.coordinates
+                    .values()
+                    .map(|row| Record::Coordinate(v1::Coordinate::clone(row))),
+            )
             .chain(self.index_records())
             .chain(
                 self.sources
@@ -317,7 +325,15 @@ impl State {
             leader_term: s.leader_term,
             floor: s.floor,
             reaped: s.reaped,
-            tables: vec![t.nodes, t.services, t.checks, t.kv, t.sessions, t.operator],
+            tables: vec![
+                t.nodes,
+                t.services,
+                t.checks,
+                t.kv,
+                t.sessions,
+                t.operator,
+                t.coordinates,
+            ],
             cluster_id: self.cluster_id().to_owned(),
         }
     }
@@ -444,6 +460,7 @@ impl Rebuild {
                 change.put_config(entry);
             }
             Record::PreparedQuery(query) => change.put_query(query),
+            Record::Coordinate(row) => change.put_coordinate(&keys::name(&row.node.clone()), row),
             Record::Index(row) => self.index(&row)?,
             Record::Answer(row) => {
                 self.state.sources.restore_answer(
@@ -478,8 +495,22 @@ impl Rebuild {
     }
 
     fn meta(&mut self, meta: &Meta) -> Result<(), RestoreError> {
-        let [nodes, services, checks, kv, sessions, operator] = meta.tables[..] else {
+        let [
+            nodes,
+            services,
+            checks,
+            kv,
+            sessions,
+            operator,
+            ref later @ ..,
+        ] = meta.tables[..]
+        else {
             return Err(self.wrong("not one index for each table"));
+        };
+        let coordinates = match later {
+            [] => 0,
+            [coordinates] => *coordinates,
+            _ => return Err(self.wrong("not one index for each table")),
         };
         // Rows are put back as if they were changed now; what that notes is thrown away.
         self.touched.everything();
@@ -502,6 +533,7 @@ impl Rebuild {
                 sessions,
                 operator,
                 config_entries: 0,
+                coordinates,
             },
         });
         Ok(())

@@ -38,6 +38,7 @@ impl Change<'_> {
             TableTopic::Sessions => &mut tables.sessions,
             TableTopic::Operator => &mut tables.operator,
             TableTopic::ConfigEntries => &mut tables.config_entries,
+            TableTopic::Coordinates => &mut tables.coordinates,
         } = self.index;
         self.touched.table(table);
     }
@@ -107,6 +108,20 @@ impl Change<'_> {
         self.unindex_node(key, &before);
         self.bump_table(TableTopic::Nodes);
         self.bump_node(key);
+        if self.state.coordinates.remove(key).is_some() {
+            self.bump_table(TableTopic::Coordinates);
+        }
+    }
+
+    /// Where a node lies; nothing else of the node changes by it.
+    pub(crate) fn put_coordinate(&mut self, node: &Name, coordinate: v1::Coordinate) {
+        let known = self.state.coordinates.get(node);
+        if known.is_some_and(|known| **known == coordinate) {
+            return;
+        }
+        let coordinate = Arc::new(coordinate);
+        self.state.coordinates.insert(node.clone(), coordinate);
+        self.bump_table(TableTopic::Coordinates);
     }
 
     fn unindex_node(&mut self, key: &Name, before: &v1::Node) {

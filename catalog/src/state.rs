@@ -44,6 +44,7 @@ pub(crate) struct TableIndexes {
     pub(crate) operator: u64,
     /// Not in a snapshot: the highest of [`State::config_kinds`].
     pub(crate) config_entries: u64,
+    pub(crate) coordinates: u64,
 }
 
 /// Numbers of the state as a whole.
@@ -83,6 +84,8 @@ pub struct State {
     pub(crate) config: Table<Pair, Arc<Entry>>,
     /// By folded id.
     pub(crate) queries: Table<Name, Arc<v1::PreparedQuery>>,
+    /// By folded node name.
+    pub(crate) coordinates: Table<Name, Arc<v1::Coordinate>>,
     // What is remembered of rows that are gone, and of times.
     pub(crate) key_tombstones: Table<Bytes, u64>,
     pub(crate) tree_tombstones: Table<Bytes, u64>,
@@ -143,6 +146,8 @@ pub struct Counts {
     pub config_entries: usize,
     /// Prepared queries.
     pub prepared_queries: usize,
+    /// Network coordinates.
+    pub coordinates: usize,
     /// Tombstones of keys and trees, and extinction indexes, not yet reaped.
     pub tombstones: usize,
 }
@@ -233,6 +238,7 @@ impl State {
             t.kv,
             t.sessions,
             t.operator,
+            t.coordinates,
         ] {
             fold.word(word);
         }
@@ -249,7 +255,7 @@ impl State {
         fold.finish()
     }
 
-    fn sums(&self) -> [u64; 17] {
+    fn sums(&self) -> [u64; 18] {
         [
             self.nodes.sum(),
             self.services.sum(),
@@ -268,6 +274,7 @@ impl State {
             self.config.sum(),
             self.config_kinds.sum(),
             self.queries.sum(),
+            self.coordinates.sum(),
         ]
     }
 
@@ -307,6 +314,7 @@ impl State {
             sessions: self.sessions.len(),
             config_entries: self.config.len(),
             prepared_queries: self.queries.len(),
+            coordinates: self.coordinates.len(),
             tombstones: self.key_tombstones.len()
                 + self.tree_tombstones.len()
                 + self.extinct_nodes.len()

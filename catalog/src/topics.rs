@@ -33,10 +33,12 @@ pub enum TableTopic {
     Operator,
     /// Config entries of all kinds.
     ConfigEntries,
+    /// Network coordinates of nodes.
+    Coordinates,
 }
 
 impl TableTopic {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Nodes,
         Self::Services,
         Self::Checks,
@@ -44,9 +46,10 @@ impl TableTopic {
         Self::Sessions,
         Self::Operator,
         Self::ConfigEntries,
+        Self::Coordinates,
     ];
 
-    const fn bit(self) -> u8 {
+    const fn bit(self) -> u16 {
         1 << self as u8
     }
 }
@@ -156,7 +159,7 @@ impl Topics {
 /// What was changed since the last publish.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    tables: u8,
+    tables: u16,
     rows: BTreeSet<Topic>,
     all: bool,
 }

@@ -207,6 +207,16 @@ fn prepared_query(dice: &mut Dice) -> v1::PreparedQueryCommand {
     }
 }
 
+fn coordinates(dice: &mut Dice) -> v1::CoordinateBatch {
+    let rows = (0..dice.roll(3)).map(|_| v1::Coordinate {
+        node: dice.pick(&["n1", "N1", "n2", "nobody"]).into(),
+        number_bits: vec![dice.roll(3)],
+    });
+    v1::CoordinateBatch {
+        coordinates: rows.collect(),
+    }
+}
+
 fn command(dice: &mut Dice, index: u64) -> Command {
     let id = format!("id{}", dice.roll(4));
     match dice.roll(20) {
@@ -230,6 +240,7 @@ fn command(dice: &mut Dice, index: u64) -> Command {
         _ if dice.roll(3) == 0 => Command::LeaderStart(v1::LeaderStart::default()),
         _ if dice.roll(2) == 0 => Command::ConfigEntry(config_entry(dice, index)),
         _ if dice.roll(2) == 0 => Command::PreparedQuery(prepared_query(dice)),
+        _ if dice.roll(2) == 0 => Command::Coordinates(coordinates(dice)),
         _ => Command::Autopilot(v1::AutopilotConfig {
             min_quorum: 3,
             ..v1::AutopilotConfig::default()

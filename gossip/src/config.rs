@@ -171,6 +171,8 @@ pub struct CoreConfig {
     pub tombstone_timeout: Duration,
     /// Members the table holds at most; news about further ones is dropped and counted.
     pub members_max: usize,
+    /// Learn where this node lies in the network; false with `disable_coordinates`.
+    pub coordinates: bool,
 }
 
 impl CoreConfig {
@@ -188,6 +190,7 @@ impl CoreConfig {
             reconnect_timeout: Duration::from_secs(72 * 3600),
             tombstone_timeout: Duration::from_secs(24 * 3600),
             members_max: 20_000,
+            coordinates: true,
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod member;
 pub mod metrics;
 mod quiet;
 mod table;
+mod vivaldi;
 mod wire;
 
 pub use config::{CoreConfig, GossipConfig, LanTiming};

@@ -63,6 +63,12 @@ pub struct Metrics {
     pub events_late: Cell,
     /// User events that a slow consumer on this node missed.
     pub events_missed: Cell,
+    /// Probes that moved this member's coordinate.
+    pub coordinate_updates: Cell,
+    /// Probes or coordinates of others that could not be true.
+    pub coordinate_refused: Cell,
+    /// Times this member's coordinate began anew.
+    pub coordinate_resets: Cell,
     /// Gauge: notices that wait to be sent, events among them.
     pub notices_waiting: Cell,
     /// Gauge: members alive.

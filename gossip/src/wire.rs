@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, BufMut};
-use foca::{BroadcastHandler, Codec, Header, Identity, Invalidates, PostcardCodec};
+use foca::{BroadcastHandler, Codec, Header, Identity, Invalidates, Message, PostcardCodec};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{NAME_MAX_BYTES, TAGS_MAX_BYTES};
@@ -198,6 +198,19 @@ pub(crate) struct Shared {
     pub(crate) events: Events,
     /// Whether there is anybody to pass events on to, and room for more of them.
     pub(crate) relays: bool,
+    /// What passed through the codec since the core looked.
+    pub(crate) passed: Passed,
+}
+
+/// Probes that passed through the codec; foca tells of none.
+#[derive(Debug, Default)]
+pub(crate) struct Passed {
+    /// We asked this member, with this number.
+    pub(crate) pinged: Option<(Peer, u8)>,
+    /// This member answered that number.
+    pub(crate) acked: Option<(NodeId, u8)>,
+    /// Members we answered.
+    pub(crate) answered: Vec<SocketAddr>,
 }
 
 pub(crate) type SharedHandle = Arc<Mutex<Shared>>;
@@ -315,16 +328,26 @@ impl Codec<Peer> for WireCodec {
         header: &Header<Peer>,
         buf: impl BufMut,
     ) -> Result<(), Self::Error> {
+        match header.message {
+            Message::Ping(number) => {
+                lock(&self.shared).passed.pinged = Some((header.dst.clone(), number));
+            }
+            Message::Ack(_) => lock(&self.shared).passed.answered.push(header.dst.address),
+            _ => {}
+        }
         PostcardCodec.encode_header(header, buf)
     }
 
     fn decode_header(&mut self, buf: impl Buf) -> Result<Header<Peer>, Self::Error> {
         let header: Header<Peer> = PostcardCodec.decode_header(buf)?;
-        if lock(&self.shared).admit(&header.src) {
-            Ok(header)
-        } else {
-            Err(postcard::Error::SerdeDeCustom)
+        let mut shared = lock(&self.shared);
+        if !shared.admit(&header.src) {
+            return Err(postcard::Error::SerdeDeCustom);
         }
+        if let Message::Ack(number) = header.message {
+            shared.passed.acked = Some((header.src.id, number));
+        }
+        Ok(header)
     }
 
     fn encode_member(
@@ -408,6 +431,7 @@ mod tests {
             refused: 0,
             events: Events::default(),
             relays: true,
+            passed: Passed::default(),
         }
     }
 

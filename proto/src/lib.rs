@@ -1,11 +1,12 @@
 //! The shared words: ids, indexes, domain records, commands, and their bytes.
 //!
 //! Owns: the protobuf records of [`v1`], the number types nobody can swap
-//! ([`ids`]), the seam for time ([`clock`]), Go's duration text ([`duration`])
+//! ([`ids`]), the seam for time ([`clock`]), network coordinates ([`coordinate`]), Go's duration text ([`duration`])
 //! and Consul's JSON forms ([`json`]).
 //! Never: does IO, spawns a task, or decides anything about the domain.
 
 pub mod clock;
+pub mod coordinate;
 pub mod duration;
 pub mod ids;
 pub mod json;

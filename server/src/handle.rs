@@ -20,6 +20,7 @@ use weft_proto::v1;
 use weft_raft::{ProposeError, RaftNode, ReadIndexError, Role, Status};
 
 use crate::config::ServerConfig;
+use crate::coordinates::Waiting;
 use crate::disk_reserve::DiskReserve;
 use crate::formation::Reservation;
 use crate::forward::{CallError, Forwarder};
@@ -121,6 +122,8 @@ pub(crate) struct Inner {
     pub(crate) hashes: Arc<Hashes>,
     pub(crate) gossip: ArcSwapOption<Gossip>,
     pub(crate) reservation: Reservation,
+    /// Coordinates that wait to be written.
+    pub(crate) coordinates: Waiting,
     /// This server said goodbye: it must not ask to be let in again on its way out.
     pub(crate) leaving: AtomicBool,
     /// How the leader finds the servers; empty elsewhere.

@@ -11,6 +11,7 @@ mod alone;
 mod archive;
 mod census;
 mod config;
+mod coordinates;
 mod disk_reserve;
 mod formation;
 mod forward;

@@ -19,6 +19,7 @@ pub(crate) struct Metrics {
     state_mismatch: Counter,
     pub(crate) catalog_rows: Family<TableLabel, Gauge>,
     pub(crate) disk_available_bytes: Gauge,
+    pub(crate) coordinates_refused: Counter,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -49,6 +50,11 @@ impl Metrics {
             "weft_catalog_rows",
             "Rows in the catalog",
             self.catalog_rows.clone(),
+        );
+        registry.register(
+            "weft_server_coordinates_refused",
+            "Network coordinates refused because too many waited to be written",
+            self.coordinates_refused.clone(),
         );
         registry.register(
             "weft_disk_available_bytes",
@@ -86,6 +92,7 @@ impl Metrics {
             ("sessions", counts.sessions),
             ("config_entries", counts.config_entries),
             ("prepared_queries", counts.prepared_queries),
+            ("coordinates", counts.coordinates),
         ];
         for (table, rows) in tables {
             self.catalog_rows
@@ -120,6 +127,7 @@ fn name(stamped: &v1::Stamped) -> &'static str {
         Some(Command::Autopilot(_)) => "autopilot",
         Some(Command::ConfigEntry(_)) => "config_entry",
         Some(Command::PreparedQuery(_)) => "prepared_query",
+        Some(Command::Coordinates(_)) => "coordinates",
         None => "unknown",
     }
 }

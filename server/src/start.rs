@@ -22,6 +22,7 @@ use weft_raft::log::{LogStore, SledLog, SledOptions, Wal, WalOptions};
 use weft_raft::{RaftConfig, RaftId, RaftNode, Role};
 
 use crate::config::{LogBackend, ServerConfig};
+use crate::coordinates::{self, Waiting};
 use crate::disk_reserve::DiskReserve;
 use crate::formation::{self, Reservation};
 use crate::forward::Forwarder;
@@ -96,6 +97,7 @@ impl Server {
             hashes,
             gossip: ArcSwapOption::empty(),
             reservation: Reservation::default(),
+            coordinates: Waiting::default(),
             leaving: false.into(),
             health: parking_lot::Mutex::default(),
             leading_since: None.into(),
@@ -150,6 +152,7 @@ impl Server {
         tokio::spawn(self.watched("formation", formation::run(self.clone())));
         tokio::spawn(self.watched("leader's duties", leader::run(self.clone())));
         tokio::spawn(self.watched("housekeeping", housekeeping(self.clone())));
+        tokio::spawn(self.watched("coordinates", coordinates::run(self.clone())));
     }
 
     /// Runs a task that must go on for as long as the role does. Should it end or panic before, the role

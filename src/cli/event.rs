@@ -34,7 +34,7 @@ pub(crate) fn run(args: EventArgs) -> Done {
     }
     if args.tag.is_some() && args.service.is_none() {
         return Err(Failure::usage(
-            "Cannot provide tag filter without service filter: -tag needs -service",
+            "Cannot provide tag filter without service filter.",
         ));
     }
     super::with_client(&args.client, |client| fire(client, &args))

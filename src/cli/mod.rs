@@ -30,6 +30,7 @@ mod operator;
 mod output;
 mod progress;
 mod reload;
+mod rtt;
 mod services;
 mod session;
 mod snapshot;
@@ -85,6 +86,7 @@ enum Verb {
     Monitor(monitor::MonitorArgs),
     Operator(operator::OperatorArgs),
     Reload(reload::ReloadArgs),
+    Rtt(rtt::RttArgs),
     Services(services::ServicesArgs),
     Session(session::SessionArgs),
     Snapshot(snapshot::SnapshotArgs),
@@ -179,6 +181,7 @@ fn perform(verb: Verb) -> Done {
         Verb::Monitor(args) => monitor::run(args),
         Verb::Operator(args) => operator::run(args),
         Verb::Reload(args) => reload::run(args),
+        Verb::Rtt(args) => rtt::run(args),
         Verb::Services(args) => services::run(args),
         Verb::Session(args) => session::run(args),
         Verb::Snapshot(args) => snapshot::run(args),

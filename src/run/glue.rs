@@ -17,6 +17,7 @@ use weft_agent::dns::{DnsView, Viewed};
 use weft_agent::events::Events;
 use weft_catalog::{Hub, State};
 use weft_gossip::{Gossip, GossipError};
+use weft_proto::coordinate::Coordinate;
 use weft_proto::v1;
 use weft_proto::v1::operate_request::Op;
 use weft_server::{ReadFailure, Server, ServerError, WriteFailure};
@@ -30,17 +31,7 @@ pub(crate) struct Local {
 #[async_trait]
 impl Backend for Local {
     async fn write(&self, command: v1::stamped::Command) -> Result<v1::Outcome, WriteError> {
-        self.server
-            .write(command)
-            .await
-            .map_err(|failure| match failure {
-                WriteFailure::NoLeader => WriteError::NoLeader,
-                WriteFailure::Unknown(why) => WriteError::Unknown(why),
-                WriteFailure::DiskFull(why) => WriteError::DiskFull(why),
-                WriteFailure::Overloaded(why) => WriteError::Overloaded(why),
-                WriteFailure::TooLarge(why) => WriteError::TooLarge(why),
-                WriteFailure::Stopped(why) => WriteError::Stopped(why),
-            })
+        self.server.write(command).await.map_err(write_failed)
     }
 
     async fn barrier(&self, consistency: Consistency) -> Result<ReadMeta, ReadError> {
@@ -63,6 +54,12 @@ impl Backend for Local {
         })
     }
 
+    fn report_coordinate(&self, coordinate: v1::Coordinate) -> Result<(), WriteError> {
+        self.server
+            .report_coordinate(coordinate)
+            .map_err(write_failed)
+    }
+
     fn state(&self) -> Arc<State> {
         self.server.state()
     }
@@ -80,6 +77,17 @@ impl DnsView for Local {
             state: self.server.state(),
             age,
         }
+    }
+}
+
+fn write_failed(failure: WriteFailure) -> WriteError {
+    match failure {
+        WriteFailure::NoLeader => WriteError::NoLeader,
+        WriteFailure::Unknown(why) => WriteError::Unknown(why),
+        WriteFailure::DiskFull(why) => WriteError::DiskFull(why),
+        WriteFailure::Overloaded(why) => WriteError::Overloaded(why),
+        WriteFailure::TooLarge(why) => WriteError::TooLarge(why),
+        WriteFailure::Stopped(why) => WriteError::Stopped(why),
     }
 }
 
@@ -273,6 +281,10 @@ impl Membership for Pool {
             .force_leave(node, prune)
             .await
             .map_err(|cause| cause.to_string())
+    }
+
+    fn coordinate(&self) -> Option<Coordinate> {
+        self.0.coordinate()
     }
 
     async fn fire(&self, id: [u8; 16], body: Bytes) -> Result<(), FireError> {

@@ -12,6 +12,7 @@ mod logging;
 mod monitor;
 mod node;
 mod parts;
+mod places;
 mod pool_metrics;
 mod tls;
 

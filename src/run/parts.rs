@@ -25,7 +25,7 @@ use weft_server::{Bootstrap, LogBackend, Server, ServerConfig};
 use super::control::Process;
 use super::node::{self, DataDirLock};
 use super::tls::Tls;
-use super::{glue, join, logging, pool_metrics};
+use super::{glue, join, logging, places, pool_metrics};
 
 /// How long a leaving node waits for the pool to have heard it.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -101,6 +101,11 @@ impl Parts {
         let backend = Arc::new(glue.clone());
         let running = local.start(backend.clone());
         let events = Events::new(local.clone());
+        tokio::spawn(places::report(
+            gossip.clone(),
+            server.clone(),
+            config.node.name.clone(),
+        ));
         tokio::spawn(glue::carry_events(gossip.clone(), events.clone()));
 
         let stop = CancellationToken::new();
@@ -335,6 +340,7 @@ async fn start_gossip(
         ..LanTiming::default()
     };
     core.reconnect_timeout = lan.reconnect_timeout;
+    core.coordinates = lan.coordinates;
     core.tags = node::tags(config, id, &server.raft_id().to_string());
     let mut gossip = GossipConfig::new(core, config.network.serf_lan);
     gossip.verify_incoming = lan.verify_incoming;

@@ -107,6 +107,21 @@ const COUNTERS: &[Figure] = &[
         "User events this agent was too slow to take",
         |m| m.events_missed.get(),
     ),
+    (
+        "weft_gossip_coordinate_updates",
+        "Probes that moved this node's network coordinate",
+        |m| m.coordinate_updates.get(),
+    ),
+    (
+        "weft_gossip_coordinate_refused",
+        "Probes or coordinates of others that could not be true",
+        |m| m.coordinate_refused.get(),
+    ),
+    (
+        "weft_gossip_coordinate_resets",
+        "Times this node's network coordinate began anew",
+        |m| m.coordinate_resets.get(),
+    ),
 ];
 
 const MEMBERS: &[(&str, fn(&Metrics) -> u64)] = &[

@@ -46,6 +46,7 @@ raw! {
         data_dir: String,
         datacenter: String,
         default_query_time: String,
+        disable_coordinates: bool,
         discard_check_output: bool,
         dns_config: RawDns,
         domain: String,

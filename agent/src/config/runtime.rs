@@ -243,6 +243,8 @@ pub struct GossipConfig {
     pub retransmit_mult: u32,
     /// When a failed member is forgotten (72 h, at least 8 h).
     pub reconnect_timeout: Duration,
+    /// Learn where this node lies in the network; false with `disable_coordinates`.
+    pub coordinates: bool,
 }
 
 /// Files and rules for TLS of one listener or direction.

@@ -146,7 +146,7 @@ pub(super) const TOP: &[Key] = &[
     inert("default_intention_policy", Text),
     key("default_query_time", Duration),
     silent("disable_anonymous_signature", Bool),
-    inert("disable_coordinates", Bool),
+    key("disable_coordinates", Bool),
     silent("disable_host_node_id", Bool),
     inert("disable_http_unprintable_char_filter", Bool),
     inert("disable_keyring_file", Bool),

@@ -13,6 +13,7 @@ use weft_catalog::{HealthRow, InstanceHealth, Reader, State, Trace};
 use weft_proto::duration;
 use weft_proto::v1::{Check, Node, Service};
 
+use crate::near::{HERE, Near};
 use super::metrics::Cause;
 use super::name::{Target, Way};
 
@@ -71,8 +72,6 @@ pub(crate) struct Rules<'a> {
     pub(crate) expressions: &'a Expressions,
 }
 
-/// In a query's `Near`: the agent that is asked.
-const HERE: &str = "_agent";
 /// In a query's `Near`: whoever asks.
 const CLIENT: &str = "_ip";
 
@@ -114,7 +113,7 @@ pub(crate) fn find<'a>(
             rules,
         ),
         Target::Mesh { name, way, .. } => through_mesh(&read, name, *way, rules),
-        Target::Query { name, .. } => executed(&read, name, rules, dice),
+        Target::Query { name, .. } => executed((state, &read), name, rules, dice),
         Target::Address(ip) => Found::Address(*ip),
         Target::Reverse(ip) => names_of(*ip, state, rules, trace),
         Target::Nothing => Found::NoName(Cause::NotAName),
@@ -190,7 +189,7 @@ fn through_mesh<'a>(read: &Reader<'a>, name: &str, way: Way, rules: &Rules<'_>) 
 }
 
 fn executed<'a>(
-    read: &Reader<'a>,
+    (state, read): (&State, &Reader<'a>),
     name: &str,
     rules: &Rules<'_>,
     dice: &mut impl rand::Rng,
@@ -216,6 +215,7 @@ fn executed<'a>(
     if let Some(node) = nearest_to {
         // Those equally far come in any order.
         rows.shuffle(dice);
+        Near::to(node, state).sort(&mut rows, |row| &row.node.name);
         rows.sort_by_key(|row| !row.node.name.eq_ignore_ascii_case(node));
     }
     Found::Query(Selected {

@@ -12,6 +12,7 @@ use weft_proto::json::Json;
 
 use super::call::Call;
 use super::config::AgentInfo;
+use super::coordinate::write_coordinate;
 use super::error::Failure;
 use super::reply::Reply;
 use super::rows::Selection;
@@ -42,7 +43,10 @@ pub(super) async fn about(call: Call) -> Result<Reply, Failure> {
             } else {
                 json.key("DebugConfig").value(&info.debug_config);
             }
-            json.key("Coord").raw(NO_COORDINATE);
+            match deps.membership.coordinate() {
+                Some(coordinate) => write_coordinate(json.key("Coord"), &coordinate),
+                None => json.key("Coord").raw(NO_COORDINATE),
+            }
             write_member(json.key("Member"), &member);
             write_stats(json.key("Stats"), &stats);
             json.key("Meta").string_map(&info.meta);

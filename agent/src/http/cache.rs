@@ -22,6 +22,8 @@ pub(super) struct Version {
     pub(super) index: u64,
     /// Another epoch means that indexes cannot be compared.
     pub(super) restore_epoch: u64,
+    /// The coordinates the rows are sorted by; 0: by none.
+    pub(super) coordinates: u64,
 }
 
 #[derive(Debug)]
@@ -138,6 +140,7 @@ mod tests {
         Version {
             index,
             restore_epoch: 1,
+            coordinates: 0,
         }
     }
 
@@ -153,6 +156,7 @@ mod tests {
                 Version {
                     index: 2,
                     restore_epoch: 2,
+                    coordinates: 0,
                 },
                 3,
             ),

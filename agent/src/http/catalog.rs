@@ -103,16 +103,20 @@ pub(super) async fn nodes(call: Call) -> Result<Reply, Failure> {
         if !pass.wants(index) {
             return Found::later(index);
         }
-        let body = call.api.cache.get(&content, version(pass, index), || {
-            let mut json = Json::with_capacity(answer.rows.len() * 384 + 2);
-            let shown = answer.rows.iter().filter(|node| {
-                selection.node(node)
-                    && selection.keeps(&****node)
-                    && call.guard.shows(Resource::Node, node.name.as_bytes())
+        let body = call
+            .api
+            .cache
+            .get(&content, version(&call, pass, index), || {
+                let mut json = Json::with_capacity(answer.rows.len() * 384 + 2);
+                let shown = answer.rows.iter().filter(|node| {
+                    selection.node(node)
+                        && selection.keeps(&****node)
+                        && call.guard.shows(Resource::Node, node.name.as_bytes())
+                });
+                let shown = call.nearest_first(pass.state, shown, |node| &node.name);
+                json.list(shown, |json, node| records::node(json, node));
+                json.into_bytes()
             });
-            json.list(shown, |json, node| records::node(json, node));
-            json.into_bytes()
-        });
         Found::now(index, Reply::shared(body))
     })
     .await
@@ -184,25 +188,29 @@ pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
         if !pass.wants(index) {
             return Found::later(index);
         }
-        let body = call.api.cache.get(&content, version(pass, index), || {
-            let rows = pass.reader.service_instances(&name).rows;
-            let shown = rows.iter().filter(|row| {
-                selection.instance(row.node, row.service)
-                    && selection.keeps(*row)
-                    && call
-                        .guard
-                        .shows(Resource::Service, row.service.name.as_bytes())
-                    && call.guard.shows(Resource::Node, row.node.name.as_bytes())
+        let body = call
+            .api
+            .cache
+            .get(&content, version(&call, pass, index), || {
+                let rows = pass.reader.service_instances(&name).rows;
+                let shown = rows.iter().filter(|row| {
+                    selection.instance(row.node, row.service)
+                        && selection.keeps(*row)
+                        && call
+                            .guard
+                            .shows(Resource::Service, row.service.name.as_bytes())
+                        && call.guard.shows(Resource::Node, row.node.name.as_bytes())
+                });
+                let shown = call.nearest_first(pass.state, shown, |row| &row.node.name);
+                let mut json = Json::with_capacity(rows.len() * 768 + 2);
+                json.list(shown, |json, row| {
+                    let merged = central
+                        .as_ref()
+                        .and_then(|central| central.merged(row.service));
+                    records::service_node(json, row.node, merged.as_ref().unwrap_or(row.service));
+                });
+                json.into_bytes()
             });
-            let mut json = Json::with_capacity(rows.len() * 768 + 2);
-            json.list(shown, |json, row| {
-                let merged = central
-                    .as_ref()
-                    .and_then(|central| central.merged(row.service));
-                records::service_node(json, row.node, merged.as_ref().unwrap_or(row.service));
-            });
-            json.into_bytes()
-        });
         Found::now(index, Reply::shared(body))
     })
     .await

@@ -45,7 +45,7 @@ pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
         if !pass.wants(index) {
             return Found::later(index);
         }
-        let version = version(pass, index);
+        let version = version(&call, pass, index);
         let body = call.api.cache.get(&content, version, || {
             let rows = pass.reader.health_service(&name).rows;
             let shown = rows.iter().filter(|row| {
@@ -54,6 +54,7 @@ pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
                     && selection.keeps(*row)
                     && may_see(&call, row)
             });
+            let shown = call.nearest_first(pass.state, shown, |row| &row.node.name);
             let mut json = Json::with_capacity(rows.len() * ROW_BYTES + 2);
             json.list(shown, |json, row| {
                 let merged = central
@@ -69,10 +70,11 @@ pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
 }
 
 /// What a body at `index` is valid for.
-pub(super) fn version(pass: &Pass<'_>, index: u64) -> Version {
+pub(super) fn version(call: &Call, pass: &Pass<'_>, index: u64) -> Version {
     Version {
         index,
         restore_epoch: pass.state.restore_epoch(),
+        coordinates: call.near().map_or(0, |_| pass.state.coordinates_index()),
     }
 }
 
@@ -154,6 +156,7 @@ async fn checks(
         let shown = answer.rows.iter().filter(|check| {
             on_node(check) && selection.keeps(&****check) && may_see_check(call, check)
         });
+        let shown = call.nearest_first(pass.state, shown, |check| &check.node);
         json.list(shown, |json, check| records::check(json, check));
         Found::now(index, Reply::json(json.into_bytes()))
     })

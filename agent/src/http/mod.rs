@@ -22,6 +22,7 @@ mod central;
 mod complaints;
 mod config;
 mod config_entry;
+mod coordinate;
 mod error;
 mod event;
 mod head_timeout;

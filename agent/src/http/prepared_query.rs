@@ -8,7 +8,7 @@ use http::HeaderValue;
 use rand::seq::SliceRandom;
 use weft_catalog::acl::{Access, Resource};
 use weft_catalog::prepared_query::{self, REDACTED, RENAMED, render, select};
-use weft_catalog::{InstanceHealth, Trace};
+use weft_catalog::{InstanceHealth, Reader, State, Trace};
 use weft_proto::json::{Json, Object, records};
 use weft_proto::v1::{self, PreparedQuery, PreparedQueryVerb as Verb, stamped::Command};
 use weft_proto::{duration, ids};
@@ -18,13 +18,12 @@ use super::call::{Call, parse_bool};
 use super::error::{Failure, WEFT_REASON};
 use super::reply::Reply;
 use crate::backend::Consistency;
+use crate::near::{HERE, Near};
 
 /// Length of an id, a UUID as text.
 const ID_BYTES: usize = 36;
 /// How often a change is judged anew because others rename the query; then it fails.
 const RENAMES_MAX: usize = 4;
-/// The agent that is asked, in `near`.
-const HERE: &str = "_agent";
 
 pub(super) async fn create(mut call: Call) -> Result<Reply, Failure> {
     let body = call.json().await?;
@@ -149,7 +148,7 @@ pub(super) async fn get(call: Call) -> Result<Reply, Failure> {
 async fn one(call: &Call) -> Result<Reply, Failure> {
     let id = id(call)?;
     let secrets = may_see_tokens(call);
-    found(call, |reader| {
+    found(call, |reader, _| {
         let query = reader.prepared_query(&id).rows;
         let query = query.filter(|query| shows(call, query))?;
         let mut json = Json::default();
@@ -161,7 +160,7 @@ async fn one(call: &Call) -> Result<Reply, Failure> {
 
 async fn explain(call: &Call, name: &str) -> Result<Reply, Failure> {
     let secrets = may_see_tokens(call);
-    found(call, |reader| {
+    found(call, |reader, _| {
         let query = reader.prepared_query_called(name);
         let query = query.filter(|query| shows(call, query))?;
         Some(rendered(call, query, name).map(|query| {
@@ -176,13 +175,13 @@ async fn explain(call: &Call, name: &str) -> Result<Reply, Failure> {
 async fn execute(call: &Call, name: &str) -> Result<Reply, Failure> {
     let limit = limit(call)?;
     let mesh = mesh_only(call)?;
-    found(call, |reader| {
+    found(call, |reader, state| {
         let query = reader.prepared_query_called(name)?;
         Some(rendered(call, query, name).map(|mut query| {
             query.connect |= mesh;
             let mut rows = select(reader, &query);
             rows.retain(|row| may_see(call, row));
-            order(call, &query, &mut rows);
+            order(call, &query, state, &mut rows);
             rows.truncate(limit);
             executed(call, &query, &rows)
         }))
@@ -193,13 +192,13 @@ async fn execute(call: &Call, name: &str) -> Result<Reply, Failure> {
 /// One look that answers a reply, a failure, or that there is no such query.
 async fn found(
     call: &Call,
-    look: impl for<'a> Fn(&weft_catalog::Reader<'a>) -> Option<Result<Reply, Failure>> + Send + Sync,
+    look: impl for<'a> Fn(&Reader<'a>, &State) -> Option<Result<Reply, Failure>> + Send + Sync,
 ) -> Result<Reply, Failure> {
     // The look cannot fail inside a read: what went wrong is carried out beside it.
     let failure = parking_lot::Mutex::new(None);
     let reply = read(call, ReadForm::PLAIN, |pass| {
         let unknown = || Err(Failure::not_found("query.unknown", "Query not found"));
-        let reply = look(&pass.reader).unwrap_or_else(unknown);
+        let reply = look(&pass.reader, pass.state).unwrap_or_else(unknown);
         let reply = reply.unwrap_or_else(|error| {
             *failure.lock() = Some(error);
             Reply::empty()
@@ -246,8 +245,8 @@ fn limit(call: &Call) -> Result<usize, Failure> {
     }
 }
 
-/// Any order, unless a node is to come first: then the catalog's, with that node before all others.
-fn order(call: &Call, query: &PreparedQuery, rows: &mut [InstanceHealth<'_>]) {
+/// Any order, unless a node is to come first: then the nearest to it first.
+fn order(call: &Call, query: &PreparedQuery, state: &State, rows: &mut [InstanceHealth<'_>]) {
     let asked = call.query.get("near").filter(|near| !near.is_empty());
     let near = asked.unwrap_or(&query.near);
     let node = match near {
@@ -255,6 +254,7 @@ fn order(call: &Call, query: &PreparedQuery, rows: &mut [InstanceHealth<'_>]) {
         HERE => call.api.deps.info.node_name.as_str(),
         name => name,
     };
+    Near::to(node, state).sort(rows, |row| &row.node.name);
     rows.sort_by_key(|row| !row.node.name.eq_ignore_ascii_case(node));
 }
 

@@ -7,11 +7,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use weft_catalog::State;
 use weft_catalog::filter::{self, Filter, Selectable};
 use weft_proto::v1;
 
 use super::call::Call;
 use super::error::Failure;
+use crate::near::{HERE, Near};
 
 /// Parameters that say how to answer, not what.
 const NOT_CONTENT: [&str; 8] = [
@@ -111,6 +113,29 @@ fn parse_filter<Row: Selectable>(call: &Call) -> Result<Option<Filter>, Failure>
 }
 
 impl Call {
+    /// The node whose neighbours are to come first.
+    pub(super) fn near(&self) -> Option<&str> {
+        match self.query.get("near")? {
+            "" => None,
+            HERE => Some(&self.api.deps.info.node_name),
+            node => Some(node),
+        }
+    }
+
+    /// The rows as they are, or the nearest first when `near` asks for that. `on` is the node a row is on.
+    pub(super) fn nearest_first<T>(
+        &self,
+        state: &State,
+        rows: impl Iterator<Item = T>,
+        on: impl Fn(&T) -> &str,
+    ) -> Vec<T> {
+        let mut rows: Vec<T> = rows.collect();
+        if let Some(node) = self.near() {
+            Near::to(node, state).sort(&mut rows, on);
+        }
+        rows
+    }
+
     /// Names the content of the answer: route, name, content parameters and the rights it is
     /// filtered by. Equal names at equal indexes mean equal bodies.
     pub(super) fn content_name(&self, tail: &str) -> String {

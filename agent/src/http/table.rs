@@ -8,7 +8,7 @@ use weft_catalog::acl::{Access, Resource};
 
 use super::route::{Handler, Need, Route};
 use super::{
-    agent, agent_check, agent_service, autopilot, catalog, config_entry, event, health,
+    agent, agent_check, agent_service, autopilot, catalog, config_entry, coordinate, event, health,
     internal_ui, kv, monitor, openapi, operator, prepared_query, session, snapshot, status,
     telemetry, txn,
 };
@@ -299,6 +299,15 @@ pub(super) static TABLE: &[Route] = &[
         "Replaces a prepared query.", "api-docs/query#update-prepared-query"),
     route(DELETE, "/v1/query/", QUERY_WRITE, NONE, to!(prepared_query::delete),
         "Deletes a prepared query.", "api-docs/query#delete-prepared-query"),
+    // Network coordinates
+    route(GET, "/v1/coordinate/nodes", NODES_SEEN, READ, to!(coordinate::nodes),
+        "Lists where the nodes lie in the network.", "api-docs/coordinate#read-lan-coordinates-for-all-nodes"),
+    route(GET, "/v1/coordinate/node/", NODES_SEEN, READ, to!(coordinate::node),
+        "Shows where a node lies in the network.", "api-docs/coordinate#read-lan-coordinates-for-a-node"),
+    route(GET, "/v1/coordinate/datacenters", NODES_SEEN, NONE, to!(coordinate::datacenters),
+        "Lists where the servers of each datacenter lie in the network.", "api-docs/coordinate#read-wan-coordinates"),
+    route(PUT, "/v1/coordinate/update", Need::Named(&[(Resource::Node, Access::Write)]), NONE, to!(coordinate::update),
+        "Reports where a node without an agent lies in the network.", "api-docs/coordinate#update-lan-coordinates-for-a-node"),
     // User events
     route(PUT, "/v1/event/fire/", Need::Tail(Resource::Event, Access::Write), &["node", "service", "tag"], to!(event::fire),
         "Sends a user event to the agents, or to those that the patterns match.", "api-docs/event#fire-event"),

@@ -6,6 +6,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod config_entry;
+pub(crate) mod coordinate;
 pub(crate) mod deregister;
 pub(crate) mod kv;
 pub(crate) mod prepared_query;
@@ -270,6 +271,7 @@ impl Catalog {
             Command::Autopilot(command) => cluster::autopilot(&mut change, command),
             Command::ConfigEntry(command) => config_entry::command(&mut change, command),
             Command::PreparedQuery(command) => prepared_query::command(&mut change, command),
+            Command::Coordinates(command) => coordinate::batch(&mut change, command),
         }
     }
 

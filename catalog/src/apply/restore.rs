@@ -242,6 +242,7 @@ fn install(change: &mut Change<'_>, log_index: LogIndex, mut restored: State) {
         sessions: index,
         operator: index,
         config_entries: index,
+        coordinates: index,
     };
     restored.scalars = Scalars {
         index,

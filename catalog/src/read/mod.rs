@@ -5,6 +5,7 @@
 //! Never: authorizes, filters or sorts by distance; callers do.
 
 mod config_entry;
+mod coordinate;
 pub(crate) mod kv;
 mod mesh;
 mod prepared_query;

@@ -7,6 +7,7 @@
 
 mod fired;
 mod news;
+mod places;
 mod rounds;
 mod states;
 
@@ -24,15 +25,19 @@ use crate::error::GossipError;
 use crate::events::{Events, UserEvent};
 use crate::member::{Member, MemberEvent, MemberStatus, Tags};
 use crate::table::{Table, member_of};
+use crate::vivaldi::Vivaldi;
 use crate::wire::{
-    KIND_LEAVE, Notice, NoticeHandler, Peer, Shared, SharedHandle, WireCodec, check_tags, lock,
+    KIND_LEAVE, Notice, NoticeHandler, Passed, Peer, Shared, SharedHandle, WireCodec, check_tags,
+    lock,
 };
 
 pub use crate::wire::SyncState;
+pub use places::CoordinateCounts;
 
 /// First byte of a datagram's body.
 const KIND_SWIM: u8 = 0;
 const KIND_NOTICE: u8 = 1;
+const KIND_PLACE: u8 = 2;
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 const LEAVE_STEP: Duration = Duration::from_millis(150);
@@ -98,6 +103,9 @@ pub struct Core {
     scaled_for: usize,
     overtaken_at: Option<Duration>,
     hurried_at: Option<Duration>,
+    vivaldi: Vivaldi,
+    probe: Option<places::Probe>,
+    coordinate_counts: CoordinateCounts,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,6 +194,7 @@ impl Core {
             refused: 0,
             events: Events::default(),
             relays: false,
+            passed: Passed::default(),
         }));
         let mut rng = StdRng::seed_from_u64(seed);
         let swim = Foca::with_custom_broadcast(
@@ -212,6 +221,9 @@ impl Core {
             scaled_for: 1,
             overtaken_at: None,
             hurried_at: None,
+            vivaldi: Vivaldi::default(),
+            probe: None,
+            coordinate_counts: CoordinateCounts::default(),
         };
         core.start();
         Ok(core)
@@ -290,6 +302,7 @@ impl Core {
                 }
             },
             Some((&KIND_NOTICE, data)) => self.handle_notice(from, data),
+            Some((&KIND_PLACE, data)) => self.handle_place(from, data),
             _ => false,
         };
         self.settle();
@@ -422,6 +435,7 @@ impl Core {
 
     /// Carries foca's conclusions and fresh notices into the table, then the table's events out.
     fn settle(&mut self) {
+        self.measure();
         self.digest_notes();
         let relays = self.may_relay();
         let inbox = {

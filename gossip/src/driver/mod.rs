@@ -11,10 +11,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use weft_proto::clock::Clock;
+use weft_proto::coordinate::Coordinate;
 
 use crate::config::GossipConfig;
 use crate::core::{Core, SyncState};
@@ -70,6 +71,7 @@ struct Published {
     events: Mutex<Option<broadcast::Sender<MemberEvent>>>,
     /// Likewise.
     user_events: Mutex<Option<broadcast::Sender<UserEvent>>>,
+    coordinate: ArcSwapOption<Coordinate>,
     framer: ArcSwap<Framer>,
     metrics: Metrics,
 }
@@ -131,6 +133,7 @@ impl Gossip {
         let published = Arc::new(Published {
             members: ArcSwap::from_pointee(core.members()),
             local: ArcSwap::from_pointee(core.local()),
+            coordinate: ArcSwapOption::from_pointee(core.coordinate()),
             events: Mutex::new(Some(broadcast::Sender::new(EVENTS_MAX))),
             user_events: Mutex::new(Some(broadcast::Sender::new(EVENTS_MAX))),
             framer: ArcSwap::from_pointee(Framer::new(
@@ -238,6 +241,12 @@ impl Gossip {
             published: Arc::clone(&self.published),
             resync: true,
         }
+    }
+
+    /// Where this node lies in the network; `None` when it does not learn that. Never blocks.
+    #[must_use]
+    pub fn coordinate(&self) -> Option<Coordinate> {
+        self.published.coordinate.load().as_deref().copied()
     }
 
     /// Fires a user event; every member that is in the pool now hears it once, this one included.

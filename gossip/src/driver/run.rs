@@ -425,6 +425,16 @@ impl Run {
         metrics
             .notices_waiting
             .set(self.core.notices_waiting() as u64);
+        let counts = self.core.coordinate_counts();
+        if counts.learned + counts.resets
+            != metrics.coordinate_updates.get() + metrics.coordinate_resets.get()
+        {
+            let coordinate = self.core.coordinate().map(Arc::new);
+            self.published.coordinate.store(coordinate);
+        }
+        metrics.coordinate_updates.set(counts.learned);
+        metrics.coordinate_refused.set(counts.refused);
+        metrics.coordinate_resets.set(counts.resets);
         if !self.core.take_changed() {
             return;
         }

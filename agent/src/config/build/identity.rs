@@ -178,6 +178,7 @@ impl Values<'_> {
         encrypt: Option<&str>,
         verify: [Option<bool>; 2],
         reconnect: Option<&str>,
+        coordinates: bool,
     ) -> GossipConfig {
         let config = GossipConfig {
             key: encrypt
@@ -212,6 +213,7 @@ impl Values<'_> {
                 1..=64,
             ),
             reconnect_timeout: self.duration_from("reconnect_timeout", reconnect, "72h", "8h"),
+            coordinates,
         };
         if config.probe_timeout > config.probe_interval {
             let message = "gossip_lan.probe_timeout is above probe_interval; no probe could be answered in time";

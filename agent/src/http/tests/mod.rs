@@ -5,6 +5,7 @@ mod blocking;
 mod catalog;
 mod config_entry;
 mod conventions;
+mod coordinate;
 mod event;
 mod kv;
 mod prepared_query;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use weft_catalog::acl::{AllowAll, Authorizer};
 use weft_catalog::{Catalog, Hub, State};
 use weft_proto::clock::SystemClock;
+use weft_proto::coordinate::Coordinate;
 use weft_proto::ids::LogIndex;
 use weft_proto::v1;
 
@@ -106,6 +107,17 @@ impl Backend for TestBackend {
             known_leader: !leaderless,
             last_contact,
         })
+    }
+
+    fn report_coordinate(&self, coordinate: v1::Coordinate) -> Result<(), WriteError> {
+        if self.leaderless.load(Ordering::Relaxed) {
+            return Err(WriteError::Overloaded("too many wait".to_owned()));
+        }
+        let coordinates = vec![coordinate];
+        self.apply(v1::stamped::Command::Coordinates(v1::CoordinateBatch {
+            coordinates,
+        }));
+        Ok(())
     }
 
     fn state(&self) -> Arc<State> {
@@ -229,6 +241,13 @@ impl Membership for TestCluster {
     async fn force_leave(&self, node: &str, prune: bool) -> Result<(), String> {
         self.note(format!("force-leave {node} {prune}"));
         Ok(())
+    }
+
+    fn coordinate(&self) -> Option<Coordinate> {
+        Some(Coordinate {
+            error: 0.25,
+            ..Coordinate::default()
+        })
     }
 
     async fn fire(&self, id: [u8; 16], body: Bytes) -> Result<(), FireError> {

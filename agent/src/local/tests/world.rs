@@ -181,6 +181,10 @@ impl Backend for Cluster {
         })
     }
 
+    fn report_coordinate(&self, _coordinate: v1::Coordinate) -> Result<(), WriteError> {
+        unreachable!("anti-entropy reports no coordinate")
+    }
+
     fn state(&self) -> Arc<State> {
         Arc::clone(&self.catalog.lock().1)
     }

@@ -1,0 +1,51 @@
+//! Nearest first: rows ordered by the time a packet takes from a node.
+//!
+//! Owns: the order. Never: learns where nodes lie; the state says so. Never makes a reader wait for
+//! coordinates: whoever sorts by them is not woken when they change.
+//! Source: Consul HTTP API, parameter `near`; CONSUL.md A.3.
+
+use weft_catalog::State;
+use weft_proto::coordinate::Coordinate;
+
+/// The agent that is asked, where a node is named to sort by.
+pub(crate) const HERE: &str = "_agent";
+
+/// The order of nearness to one node.
+pub struct Near<'a> {
+    state: &'a State,
+    node: &'a str,
+    from: Option<Coordinate>,
+}
+
+impl<'a> Near<'a> {
+    /// Nearness to `node`, which need not exist.
+    #[must_use]
+    pub fn to(node: &'a str, state: &'a State) -> Self {
+        Self {
+            state,
+            node,
+            from: place(state, node),
+        }
+    }
+
+    /// Sorts rows by the node they are on: `node` itself, then the others by distance, then those whose
+    /// place is not known. Equals keep their order; while the place of `node` is not known, all do.
+    pub fn sort<T>(&self, rows: &mut [T], on: impl Fn(&T) -> &str) {
+        let Some(from) = &self.from else { return };
+        rows.sort_by_cached_key(|row| self.nanoseconds(from, on(row)));
+    }
+
+    fn nanoseconds(&self, from: &Coordinate, node: &str) -> u64 {
+        if node.eq_ignore_ascii_case(self.node) {
+            return 0;
+        }
+        place(self.state, node).map_or(u64::MAX, |place| {
+            // A distance is at least two heights, so never negative; beyond u64 it saturates.
+            1 + (from.distance(&place) * 1e9) as u64
+        })
+    }
+}
+
+fn place(state: &State, node: &str) -> Option<Coordinate> {
+    Coordinate::of_record(state.coordinate(node)?)
+}
