@@ -33,6 +33,10 @@ const NOT_RUN: &[(&str, &str)] = &[
     ),
     ("weft reload -http-addr=unix", "wants a socket"),
     (
+        "weft rtt",
+        "wants nodes that have measured each other; tests/coordinates.rs",
+    ),
+    (
         "weft watch -type=key -key=app/limits ./",
         "does not end by itself; tests/watches.rs",
     ),
