@@ -121,6 +121,7 @@ const fn kind(record: &Record) -> &'static str {
         Record::End(_) => "End",
         Record::ConfigEntry(_) => "ConfigEntry",
         Record::PreparedQuery(_) => "PreparedQuery",
+        Record::Coordinate(_) => "CoordinateBatchUpdate",
     }
 }
 

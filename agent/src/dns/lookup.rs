@@ -13,9 +13,9 @@ use weft_catalog::{HealthRow, InstanceHealth, Reader, State, Trace};
 use weft_proto::duration;
 use weft_proto::v1::{Check, Node, Service};
 
-use crate::near::{HERE, Near};
 use super::metrics::Cause;
 use super::name::{Target, Way};
+use crate::near::{HERE, Near};
 
 /// Rows found for a name.
 pub(crate) enum Found<'a> {
