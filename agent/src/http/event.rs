@@ -114,7 +114,7 @@ impl Wanted {
                     .shows(Resource::Event, event.said.name.as_bytes())
         });
         let index = events.last().map_or(1, Event::index);
-        let reply = Reply::written(|json| json.list(&events, |json, event| write(json, event)));
+        let reply = Reply::written(|json| json.list(&events, write));
         (index, reply.with(INDEX, HeaderValue::from(index)))
     }
 }
