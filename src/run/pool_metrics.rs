@@ -124,7 +124,10 @@ const COUNTERS: &[Figure] = &[
     ),
 ];
 
-const MEMBERS: &[(&str, fn(&Metrics) -> u64)] = &[
+/// A status, and how many members have it.
+type Status = (&'static str, fn(&Metrics) -> u64);
+
+const MEMBERS: &[Status] = &[
     ("alive", |m| m.members_alive.get()),
     ("leaving", |m| m.members_leaving.get()),
     ("left", |m| m.members_left.get()),
