@@ -128,6 +128,10 @@ fn configuration_errors_name_the_place_and_the_remedy() {
         ),
         ("server = true\nports {\n  http = 8500\n", &["agent.hcl:"]),
         (
+            "server = true\ncheck {\n  name = \"disk\"\n  args = [\"df\"]\n  interval = \"5s\"\n}\n",
+            &["agent.hcl:2", "disk", "enable_local_script_checks"],
+        ),
+        (
             "bootstrap_expect = 3\n",
             &["bootstrap_expect", "server = true"],
         ),

@@ -408,3 +408,27 @@ fn health_is_the_same_after_a_restart() {
     let listed = w.cli(1, &["catalog", "services"]);
     assert!(said(&listed).contains("web"), "{}", said(&listed));
 }
+
+#[test]
+fn link_local_targets_wait_for_a_key() {
+    let file =
+        r#"-hcl=check { name = "meta" tcp = "169.254.7.7:9" interval = "1s" timeout = "100ms" }"#;
+    let said = |w: &World| {
+        w.until("the check to have run", || {
+            let check = check(&w.at(1), "meta");
+            let output = check["Output"].as_str().unwrap_or_default().to_owned();
+            Some(output).filter(|output| !output.is_empty())
+        })
+    };
+    let w = World::servers(1).with(file).start();
+    assert_eq!(
+        said(&w),
+        "refused to send to 169.254.7.7:9: it is link-local, where clouds hand out credentials; enable_link_local_checks allows it"
+    );
+    let w = World::servers(1)
+        .with(file)
+        .with("-hcl=enable_link_local_checks = true")
+        .start();
+    let said = said(&w);
+    assert!(!said.contains("refused to send"), "{said}");
+}

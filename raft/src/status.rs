@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::metrics::RaftMetrics;
 use crate::net::{Acceptor, Transport};
 use crate::peer::{Peer, RaftId};
-use crate::types::Types;
+use crate::types::{Types, term_of};
 
 /// openraft's own view.
 pub(crate) type Metrics = openraft::RaftMetrics<Types>;
@@ -49,6 +49,8 @@ pub struct Member {
     pub incoming: bool,
     /// Leader only: highest index known to be on its disk.
     pub matched: Option<u64>,
+    /// Leader only: the term of that entry.
+    pub matched_term: Option<u64>,
     /// Leader only: time since it last answered.
     pub last_contact: Option<Duration>,
 }
@@ -175,7 +177,6 @@ fn members(metrics: &Metrics) -> Vec<Member> {
             .as_ref()?
             .get(id)?
             .as_ref()
-            .map(|at| at.index)
     };
     let heard = |id: &RaftId| {
         metrics
@@ -191,7 +192,8 @@ fn members(metrics: &Metrics) -> Vec<Member> {
             peer: Peer::new(*id, node.clone()),
             voter: voters.iter().any(|set| set.contains(id)),
             incoming: voters.len() > 1 && !voters[0].contains(id),
-            matched: matched(id),
+            matched: matched(id).map(|at| at.index),
+            matched_term: matched(id).map(term_of),
             last_contact: if *id == metrics.id && metrics.state == ServerState::Leader {
                 Some(Duration::ZERO)
             } else {

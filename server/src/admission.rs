@@ -158,6 +158,7 @@ mod tests {
             voter: true,
             incoming: false,
             matched: None,
+            matched_term: None,
             last_contact: silent_for,
         }
     }

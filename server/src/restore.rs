@@ -275,7 +275,7 @@ impl Server {
         let peers = status.members.iter().map(|m| v1::RaftPeer {
             healthy: health.is_healthy(m.peer.id),
             stable_since_millis: health.stable_since(m.peer.id).get(),
-            last_term: status.term,
+            last_term: m.matched_term.unwrap_or(0),
             ever_heard: m.peer.id == status.id || m.last_contact.is_some(),
             raft_id: m.peer.id.to_string(),
             node_name: m.peer.name.clone(),

@@ -1,6 +1,6 @@
-//! Memory that start-up needed and nothing needs again.
+//! Memory that start-up needed and most of which nothing needs again.
 //!
-//! Owns: letting go of the pages of code and constants that were read while starting.
+//! Owns: letting go, once, of the pages of code and constants that were read so far.
 //! Never: touches a page that holds anything but what the file on disk holds.
 
 use std::time::Duration;
@@ -17,19 +17,23 @@ struct Range {
     end: usize,
 }
 
-/// Some seconds after the start, gives back the pages of the binary that only starting needed (parsing
-/// arguments and configuration, opening the log, forming): two thirds of the resident code. A page that is
-/// used again is mapped again from the page cache.
+/// Some seconds after the start, lets go of every clean page of the binary, whoever used it. What goes on
+/// being used is mapped again from the page cache at its next use, at the price of a minor fault a page; what
+/// only starting needed (parsing arguments and configuration, opening the log, forming) stays away.
 pub(super) async fn settle() {
     tokio::time::sleep(AFTER).await;
-    let Ok(maps) = std::fs::read_to_string("/proc/self/smaps") else {
-        return;
-    };
-    let released: usize = clean_code(&maps, own_code()).into_iter().map(release).sum();
-    tracing::debug!(
-        bytes = released,
-        "pages of start-up code may leave the memory"
-    );
+    // The kernel walks the page tables for this file: not a thing for a thread that serves others.
+    let released = tokio::task::spawn_blocking(|| {
+        let smaps = std::fs::read_to_string("/proc/self/smaps")?;
+        let ranges = clean_code(&smaps, own_code());
+        Ok::<usize, std::io::Error>(ranges.into_iter().map(release).sum())
+    });
+    match released.await {
+        Ok(Ok(bytes)) => tracing::debug!(bytes, "let go of the clean pages of the binary"),
+        Ok(Err(error)) => tracing::debug!(%error, "the pages of the binary stay: no smaps"),
+        // The runtime is ending.
+        Err(_) => {}
+    }
 }
 
 /// An address within our code.

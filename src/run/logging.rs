@@ -6,6 +6,7 @@
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -28,7 +29,8 @@ type LevelHandle = reload::Handle<EnvFilter, Registry>;
 struct Running {
     level: LevelHandle,
     monitors: Arc<Monitors>,
-    monitored: LevelHandle,
+    /// Held while the level is worked out and put in force, so that the last to change it has seen everybody.
+    monitored: Mutex<LevelHandle>,
 }
 
 static RUNNING: OnceLock<Running> = OnceLock::new();
@@ -68,7 +70,7 @@ pub(crate) fn start(config: &LogConfig, clock: Arc<dyn Clock>) -> anyhow::Result
     let running = Running {
         level,
         monitors,
-        monitored,
+        monitored: Mutex::new(monitored),
     };
     // Set once per process: a second start would have panicked in `init` above.
     let _ = RUNNING.set(running);
@@ -94,11 +96,14 @@ pub(crate) fn monitor(level: Level, json: bool) -> Result<LogLines, String> {
 impl Running {
     /// Lets as much through to those who watch as one of them wants, and nothing when nobody does.
     fn follow_monitors(&self) {
+        let monitored = self.monitored.lock();
         let filter = match self.monitors.level() {
             Some(level) => filter(name(level)),
             None => filter_nothing(),
         };
-        if let Err(cause) = self.monitored.reload(filter) {
+        let reloaded = monitored.reload(filter);
+        drop(monitored);
+        if let Err(cause) = reloaded {
             tracing::warn!(error = %cause, "the level of the watched log not changed");
         }
     }

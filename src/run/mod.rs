@@ -3,6 +3,7 @@
 //! Owns: the order of start and stop, the data directory's lock, exit codes.
 //! Never: decides what a part should; each part says why it cannot start.
 
+mod about;
 mod control;
 mod footprint;
 mod glue;

@@ -15,7 +15,7 @@ use weft_proto::clock::Clock;
 
 use super::logging::{Fields, json_line, module, text_line};
 
-/// Watchers at once; each costs formatting of every line.
+/// Watchers at once; each is given every line it wants.
 const WATCHERS_MAX: usize = 16;
 /// Lines that wait for a slow watcher.
 const LINES_WAITING_MAX: usize = 512;
@@ -64,17 +64,34 @@ impl Monitors {
         watchers.iter().map(|watcher| watcher.level).max()
     }
 
+    /// Gives a line to those who want it: made at most once in each form, and while nobody waits for it.
     fn say(&self, level: Level, line: impl Fn(bool) -> String) {
+        let wanted = self.forms_wanted(level);
+        let [text, json] =
+            [false, true].map(|json| wanted[usize::from(json)].then(|| Bytes::from(line(json))));
         for watcher in &mut *self.watchers.lock() {
-            if level <= watcher.level {
-                watcher.say(&line(watcher.json));
+            // Whoever came in between begins with the next line.
+            let made = if watcher.json { &json } else { &text };
+            if level <= watcher.level
+                && let Some(line) = made
+            {
+                watcher.say(line);
             }
         }
+    }
+
+    /// Whether somebody sees this level as text, and as JSON.
+    fn forms_wanted(&self, level: Level) -> [bool; 2] {
+        let mut wanted = [false; 2];
+        for watcher in &*self.watchers.lock() {
+            wanted[usize::from(watcher.json)] |= level <= watcher.level;
+        }
+        wanted
     }
 }
 
 impl Watcher {
-    fn say(&mut self, line: &str) {
+    fn say(&mut self, line: &Bytes) {
         if self.missed > 0 {
             let note = format!("... {} lines left out: read faster\n", self.missed);
             if self.lines.try_send(Ok(note.into())).is_ok() {
@@ -82,7 +99,7 @@ impl Watcher {
             }
         }
         // A closed channel belongs to a watcher that is about to be removed.
-        if self.missed > 0 || self.lines.try_send(Ok(line.to_owned().into())).is_err() {
+        if self.missed > 0 || self.lines.try_send(Ok(line.clone())).is_err() {
             self.missed += 1;
         }
     }
@@ -148,6 +165,29 @@ mod tests {
             "... 7 lines left out: read faster\n"
         );
         assert_eq!(text(lines.recv().await), "later\n");
+    }
+
+    #[test]
+    fn a_line_is_made_once_in_each_form_and_without_holding_anybody_up() {
+        let monitors = Monitors::default();
+        let _kept: Vec<_> = [
+            (Level::INFO, true),
+            (Level::INFO, true),
+            (Level::ERROR, false),
+        ]
+        .map(|(level, json)| monitors.add(level, json).unwrap())
+        .into();
+        let made = std::cell::RefCell::new(Vec::new());
+        let line = |json| {
+            // Somebody may come or go, or a line be logged, in the meantime.
+            assert!(!monitors.watchers.is_locked());
+            made.borrow_mut().push(json);
+            String::from("line\n")
+        };
+        monitors.say(Level::INFO, line);
+        assert_eq!(*made.borrow(), [true], "nobody wants it as text");
+        monitors.say(Level::ERROR, line);
+        assert_eq!(*made.borrow(), [true, false, true]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use weft_agent::dns::{
 };
 use weft_agent::events::Events;
 use weft_agent::http::{AgentInfo, Deps, HttpConfig, HttpLimits, HttpServer, Listen};
-use weft_agent::local::{Local, LocalConfig, Running};
+use weft_agent::local::{Local, LocalConfig, Reach, Running};
 use weft_agent::watch::{WatchMetrics, Watches};
 use weft_gossip::{CoreConfig, Gossip, GossipConfig, Keyring, LanTiming};
 use weft_proto::clock::Clock;
@@ -90,7 +90,7 @@ impl Parts {
         .await?;
         let gossip = start_gossip(&config, &id, &server, clock.clone()).await?;
         server.attach_gossip(gossip.clone());
-        let local = Local::open(local_config(&config, &id, seed), clock.clone())?;
+        let local = Local::open(local_config(&config, &tls, &id, seed), clock.clone())?;
         local
             .replace_files(config.services.clone(), config.node_checks.clone())
             .await
@@ -358,13 +358,17 @@ async fn start_gossip(
     Ok(Arc::new(Gossip::start(gossip, clock).await?))
 }
 
-fn local_config(config: &RuntimeConfig, id: &str, seed: u64) -> LocalConfig {
+fn local_config(config: &RuntimeConfig, tls: &Tls, id: &str, seed: u64) -> LocalConfig {
     LocalConfig {
         data_dir: config.data_dir.clone(),
         check_update_interval: config.checks.update_interval,
         discard_check_output: config.checks.discard_output,
         check_output_max_size: config.checks.output_max_bytes,
         script_checks: config.checks.scripts,
+        reach: Reach {
+            link_local: config.checks.link_local,
+            agent_tls: tls.checks(),
+        },
         docker_host: std::env::var("DOCKER_HOST").unwrap_or_default(),
         seed,
         ..LocalConfig::in_memory(node::record(config, id))
@@ -469,6 +473,7 @@ fn http_config(config: &RuntimeConfig, tls: &Tls, seed: u64) -> anyhow::Result<H
         default_query_time: config.default_query_time,
         max_query_time: config.max_query_time,
         use_cache: config.http.use_cache,
+        prometheus: !config.prometheus_retention.is_zero(),
         session_ttl_min: config.session_ttl_min,
         limits: HttpLimits {
             max_conns_per_client: match config.limits.http_max_conns_per_client {
@@ -494,6 +499,7 @@ fn http_config(config: &RuntimeConfig, tls: &Tls, seed: u64) -> anyhow::Result<H
 fn agent_info(config: &RuntimeConfig, id: &str) -> AgentInfo {
     AgentInfo {
         datacenter: config.datacenter.clone(),
+        domain: format!("{}.", config.domain.trim_matches('.')),
         primary_datacenter: config.primary_datacenter.clone(),
         node_name: config.node.name.clone(),
         node_id: id.to_owned(),
@@ -506,7 +512,7 @@ fn agent_info(config: &RuntimeConfig, id: &str) -> AgentInfo {
         meta: config.node.meta.clone(),
         grpc_port: -1,
         grpc_tls_port: -1,
-        debug_config: serde_json::Value::Object(serde_json::Map::new()),
+        debug_config: super::about::debug_config(config, id),
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use weft_agent::config::RuntimeConfig;
 use weft_agent::config::runtime::{TlsOptions, TlsVersion};
 use weft_agent::http::TlsSource;
+use weft_agent::local::ClientTlsSource;
 use weft_identity::PeerFacts;
 use weft_identity::tls::{MinVersion, TlsContext, TlsMaterial};
 use weft_proto::clock::Clock;
@@ -23,6 +24,7 @@ use weft_server::RpcTls;
 pub(crate) struct Tls {
     rpc: Option<Arc<Rpc>>,
     https: Option<Arc<TlsContext>>,
+    checks: Option<Arc<TlsContext>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -55,12 +57,36 @@ impl Tls {
         } else {
             load(&config.tls.https, &["h2", "http/1.1"], "https")?
         };
-        Ok(Self { rpc, https, clock })
+        let checks = if config.checks.agent_tls {
+            let material = TlsMaterial {
+                verify_incoming: false,
+                verify_server_hostname: false,
+                verify_dialled_name: true,
+                ..material(config, &config.tls.internal_rpc, &[])
+            };
+            let context = TlsContext::load(material, clock.wall())
+                .context("enable_agent_tls_for_checks: tls.internal_rpc")?;
+            Some(Arc::new(context))
+        } else {
+            None
+        };
+        Ok(Self {
+            rpc,
+            https,
+            checks,
+            clock,
+        })
     }
 
     /// TLS of the server port, if any.
     pub(crate) fn rpc(&self) -> Option<Arc<dyn RpcTls>> {
         self.rpc.clone().map(|rpc| rpc as Arc<dyn RpcTls>)
+    }
+
+    /// Where checks over TLS get what they show and trust, with `enable_agent_tls_for_checks`.
+    pub(crate) fn checks(&self) -> Option<ClientTlsSource> {
+        let context = self.checks.clone()?;
+        Some(Arc::new(move || context.client_config()))
     }
 
     /// Where the HTTPS listener gets its configuration at each handshake.
@@ -83,6 +109,10 @@ impl Tls {
         }
         if let Some(https) = &self.https {
             https.reload(self.clock.wall()).context("tls.https")?;
+        }
+        if let Some(checks) = &self.checks {
+            let key = "enable_agent_tls_for_checks: tls.internal_rpc";
+            checks.reload(self.clock.wall()).context(key)?;
         }
         Ok(())
     }

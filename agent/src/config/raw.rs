@@ -50,6 +50,8 @@ raw! {
         discard_check_output: bool,
         dns_config: RawDns,
         domain: String,
+        enable_agent_tls_for_checks: bool,
+        enable_link_local_checks: bool,
         enable_local_script_checks: bool,
         enable_script_checks: bool,
         encrypt: String,

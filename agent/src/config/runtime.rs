@@ -535,6 +535,10 @@ pub struct ChecksConfig {
     pub output_max_bytes: usize,
     /// Whose checks may run commands (nobody's).
     pub scripts: ScriptChecks,
+    /// Checks may begin at link-local addresses (no).
+    pub link_local: bool,
+    /// Checks over TLS show the agent's certificate and trust its CA (no).
+    pub agent_tls: bool,
 }
 
 /// What a signal means.

@@ -580,6 +580,26 @@ fn loopback_is_open_the_network_is_not() {
 }
 
 #[test]
+fn a_command_that_would_not_be_run_is_found_before_the_start() {
+    let of_service =
+        r#"service { name = "web" check { name = "disk" args = ["df"] interval = "5s" } }"#;
+    let of_node = r#"check { name = "disk" args = ["df"] interval = "5s" }"#;
+    for text in [of_service, of_node] {
+        check_error(text, "check \"disk\": Scripts are disabled on this agent");
+        let allowed = ok(&format!("enable_local_script_checks = true\n{text}"));
+        assert_eq!(allowed.checks.scripts, ScriptChecks::Files);
+    }
+}
+
+#[test]
+fn checks_reach_what_the_keys_say() {
+    let checks = ok("").checks;
+    assert!(!checks.link_local && !checks.agent_tls);
+    let checks = ok("enable_link_local_checks = true enable_agent_tls_for_checks = true").checks;
+    assert!(checks.link_local && checks.agent_tls);
+}
+
+#[test]
 fn commands_are_run_for_whom_a_key_names() {
     for (text, scripts) in [
         ("", ScriptChecks::Nobody),

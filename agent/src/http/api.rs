@@ -80,6 +80,7 @@ impl Api {
         client: Option<IpAddr>,
     ) -> Response<Body> {
         let _flight = self.metrics.enter();
+        let began = self.deps.clock.monotonic();
         let (head, body) = request.into_parts();
         let accepts_gzip = accepts_gzip(&head.headers);
         let look = Look {
@@ -92,7 +93,8 @@ impl Api {
             self.log_failure(&failure, look.route.map(|at| self.routes.table()[at].path));
             failure.into_reply()
         });
-        self.metrics.count(look.route, reply.status);
+        let took = self.deps.clock.monotonic().saturating_sub(began);
+        self.metrics.count(look.route, reply.status, took);
         let mut response = reply.finish(look.pretty, accepts_gzip);
         for (name, value) in &self.config.response_headers {
             response.headers_mut().insert(name.clone(), value.clone());

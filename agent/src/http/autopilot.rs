@@ -8,15 +8,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::StatusCode;
+use weft_catalog::mesh;
 use weft_proto::clock::rfc3339;
 use weft_proto::ids::UnixMillis;
 use weft_proto::json::Json;
 use weft_proto::{duration, v1};
 
-use super::blocking::{Found, ReadForm, read};
+use super::blocking::{CONSISTENCY, Found, KNOWN_LEADER, LAST_CONTACT, ReadForm, read};
 use super::call::Call;
 use super::error::Failure;
-use super::reply::Reply;
+use super::reply::{Content, Reply};
 use crate::backend::{Member, MemberStatus};
 
 /// The tags by which a server's member names its Raft id and its version.
@@ -140,7 +141,9 @@ fn write_state(json: &mut Json, servers: &Servers, peer: &v1::RaftPeer) {
     stable_since(json, peer);
     json.key("Status").string(status);
     json.key("Meta").string_map(&BTreeMap::new());
-    json.key("NodeType").string("voter");
+    // What it is: a server that is still being brought up to date has no vote yet.
+    let kind = if peer.voter { "voter" } else { "non-voter" };
+    json.key("NodeType").string(kind);
 }
 
 fn identity(json: &mut Json, peer: &v1::RaftPeer) {
@@ -176,24 +179,23 @@ const KINDS: [&str; 6] = [
 ];
 
 pub(super) async fn usage(call: Call) -> Result<Reply, Failure> {
-    read(&call, ReadForm::PLAIN, |pass| {
+    let mut reply = read(&call, ReadForm::PLAIN, |pass| {
         let counts = pass.state.counts();
         let instances = pass.reader.all_instances();
         let index = instances.index.max(pass.reader.nodes().index).get();
         if !pass.wants(index) {
             return Found::later(index);
         }
-        let of_kind = |kind: &str| {
-            let rows = instances.rows.iter();
-            rows.filter(|row| {
-                if kind == "connect-native" {
-                    super::internal_ui::is_native(row.service)
-                } else {
-                    row.service.kind == kind
-                }
-            })
-            .count() as u64
-        };
+        let mut kinds = [0_u64; KINDS.len()];
+        for row in &instances.rows {
+            let service = &**row.service;
+            for (count, kind) in kinds.iter_mut().zip(KINDS) {
+                *count += u64::from(match kind {
+                    "connect-native" => mesh::is_native(service),
+                    _ => service.kind == kind,
+                });
+            }
+        }
         // What Consul bills: instances that run something, without its own servers'.
         let billable = instances
             .rows
@@ -208,8 +210,8 @@ pub(super) async fn usage(call: Call) -> Result<Reply, Failure> {
                         json.key("Services").number(counts.services as u64);
                         json.key("ServiceInstances").number(counts.instances as u64);
                         json.key("ConnectServiceInstances").object(|json| {
-                            for kind in KINDS {
-                                json.key(kind).number(of_kind(kind));
+                            for (kind, count) in KINDS.into_iter().zip(kinds) {
+                                json.key(kind).number(count);
                             }
                         });
                         json.key("BillableServiceInstances").number(billable);
@@ -217,16 +219,41 @@ pub(super) async fn usage(call: Call) -> Result<Reply, Failure> {
                     });
             });
             json.key("Index").number(index);
-            json.key("LastContact").number(0);
-            json.key("KnownLeader").boolean(true);
-            json.key("ConsistencyLevel").string("leader");
             json.key("NotModified").boolean(false);
             json.key("Backend").number(0);
             json.key("ResultsFilteredByACLs").boolean(false);
         });
         Found::now(index, Reply::json(json.into_bytes()))
     })
-    .await
+    .await?;
+    tell_freshness(&mut reply);
+    Ok(reply)
+}
+
+/// How fresh the answer is, known once the wait is over: what the headers say stands in the body too.
+fn tell_freshness(reply: &mut Reply) {
+    let header = |name| {
+        let value = reply.headers.get(name);
+        value
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+    };
+    let known = header(KNOWN_LEADER) == "true";
+    let last_contact = Duration::from_millis(header(LAST_CONTACT).parse().unwrap_or_default());
+    let mut json = Json::with_capacity(96);
+    json.object(|json| {
+        // Go's durations are nanoseconds.
+        json.key("LastContact")
+            .raw(&last_contact.as_nanos().to_string());
+        json.key("KnownLeader").boolean(known);
+        json.key("ConsistencyLevel").string(header(CONSISTENCY));
+    });
+    let tail = json.into_bytes();
+    if let Content::Whole(_, body) = &mut reply.content
+        && let Some(head) = body.strip_suffix(b"}")
+    {
+        *body = [head, b",", &tail[1..]].concat().into();
+    }
 }
 
 #[cfg(test)]

@@ -27,9 +27,10 @@ use crate::backend::{Consistency, ReadMeta};
 pub(super) const INDEX: HeaderName = HeaderName::from_static("x-consul-index");
 pub(super) const KNOWN_LEADER: HeaderName = HeaderName::from_static("x-consul-knownleader");
 pub(super) const LAST_CONTACT: HeaderName = HeaderName::from_static("x-consul-lastcontact");
-const CONSISTENCY: HeaderName = HeaderName::from_static("x-consul-effective-consistency");
+pub(super) const CONSISTENCY: HeaderName =
+    HeaderName::from_static("x-consul-effective-consistency");
 const QUERY_BACKEND: HeaderName = HeaderName::from_static("x-consul-query-backend");
-const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
+pub(super) const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
 /// What an endpoint's reads can do beside the usual.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,16 +6,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use http::header::{AGE, HeaderValue};
 use weft_catalog::acl::{Access, Resource};
+use weft_catalog::mesh::GatewayService;
 use weft_catalog::{Answer, Instance};
 use weft_proto::json::{Json, Object, input, records};
 use weft_proto::v1::{self, stamped::Command};
 
-use super::blocking::{Found, Pass, ReadForm, read};
+use super::blocking::{Found, Pass, ReadForm, X_CACHE, read};
 use super::call::Call;
 use super::central::{self, Central};
 use super::error::Failure;
-use super::health::version;
+use super::health::{Whose, version};
 use super::reply::Reply;
 use super::rows::Selection;
 use crate::local::check_meta;
@@ -91,7 +93,15 @@ fn check_datacenter(call: &Call, object: &Object<'_>) -> Result<(), Failure> {
 
 pub(super) async fn datacenters(call: Call) -> Result<Reply, Failure> {
     let datacenter = &call.api.deps.info.datacenter;
-    Ok(Reply::written(|json| json.strings([datacenter])))
+    let reply = Reply::written(|json| json.strings([datacenter]));
+    // Never older than now: this agent knows it by itself.
+    let cached = call.options()?.cached.filter(|_| call.api.config.use_cache);
+    Ok(match cached {
+        Some(_) => reply
+            .with(X_CACHE, HeaderValue::from_static("HIT"))
+            .with(AGE, HeaderValue::from(0)),
+        None => reply,
+    })
 }
 
 pub(super) async fn nodes(call: Call) -> Result<Reply, Failure> {
@@ -172,14 +182,22 @@ fn named_by_filter<'a>(pass: &Pass<'a>, selection: &Selection) -> Answer<Names<'
 }
 
 pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
+    instances(call, Whose::Own).await
+}
+
+pub(super) async fn connect(call: Call) -> Result<Reply, Failure> {
+    instances(call, Whose::Mesh).await
+}
+
+async fn instances(call: Call, whose: Whose) -> Result<Reply, Failure> {
     let name = call.required_tail("Missing service name")?;
     let selection = Selection::parse::<Instance<'_>>(&call)?;
     let merging = central::wanted(&call)?;
     let content = call.content_name(&name);
     read(&call, ReadForm::CACHED, |pass| {
-        let mut index = pass.reader.service_index(&name).get();
+        let mut index = whose.index(&pass.reader, &name);
         let central = merging.then(|| {
-            let rows = pass.reader.service_instances(&name).rows;
+            let rows = whose.bare(&pass.reader, &name);
             Central::read(pass, rows.iter().map(|row| &**row.service))
         });
         if let Some(central) = &central {
@@ -192,7 +210,7 @@ pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
             .api
             .cache
             .get(&content, version(&call, pass, index), || {
-                let rows = pass.reader.service_instances(&name).rows;
+                let rows = whose.bare(&pass.reader, &name);
                 let shown = rows.iter().filter(|row| {
                     selection.instance(row.node, row.service)
                         && selection.keeps(*row)
@@ -214,6 +232,58 @@ pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
         Found::now(index, Reply::shared(body))
     })
     .await
+}
+
+pub(super) async fn gateway_services(call: Call) -> Result<Reply, Failure> {
+    let gateway = call.required_tail("Missing gateway name")?;
+    read(&call, ReadForm::DISCOVERY, |pass| {
+        let answer = pass.reader.gateway_services(&gateway);
+        let index = answer.index.get();
+        if !pass.wants(index) {
+            return Found::later(index);
+        }
+        let shown = answer.rows.iter().filter(|link| {
+            let guard = &call.guard;
+            guard.shows(Resource::Service, link.gateway.as_bytes())
+                && guard.shows(Resource::Service, link.service.as_bytes())
+        });
+        let mut json = Json::with_capacity(answer.rows.len() * 192 + 2);
+        json.list(shown, write_link);
+        Found::now(index, Reply::json(json.into_bytes()))
+    })
+    .await
+}
+
+/// Members that say nothing are left out, as Consul does here.
+fn write_link(json: &mut Json, link: &GatewayService<'_>) {
+    json.object(|json| {
+        json.key("Gateway")
+            .object(|json| json.key("Name").string(link.gateway));
+        json.key("Service")
+            .object(|json| json.key("Name").string(&link.service));
+        json.key("GatewayKind").string(link.kind.as_str());
+        if link.port != 0 {
+            json.key("Port").number(link.port.into());
+        }
+        if !link.protocol.is_empty() {
+            json.key("Protocol").string(link.protocol);
+        }
+        if !link.hosts.is_empty() {
+            json.key("Hosts").strings(link.hosts);
+        }
+        for (name, value) in ["CAFile", "CertFile", "KeyFile", "SNI"]
+            .into_iter()
+            .zip(link.tls)
+            .filter(|(_, value)| !value.is_empty())
+        {
+            json.key(name).string(value);
+        }
+        if link.from_wildcard {
+            json.key("FromWildcard").boolean(true);
+        }
+        json.key("CreateIndex").number(link.create_index);
+        json.key("ModifyIndex").number(link.modify_index);
+    });
 }
 
 /// How `/catalog/node` and `/catalog/node-services` differ.

@@ -112,6 +112,8 @@ pub struct HttpConfig {
     pub discovery_max_stale: Duration,
     /// `http_config.use_cache`: answer `?cached` from this agent's own state.
     pub use_cache: bool,
+    /// Metrics are shown to Prometheus; false with `telemetry.prometheus_retention_time` of 0.
+    pub prometheus: bool,
     /// False with `disable_kv_key_validation`.
     pub validate_kv_keys: bool,
     /// `session_ttl_min`.
@@ -134,6 +136,7 @@ impl Default for HttpConfig {
             max_query_time: Duration::from_secs(600),
             discovery_max_stale: Duration::ZERO,
             use_cache: true,
+            prometheus: true,
             validate_kv_keys: true,
             session_ttl_min: Duration::from_secs(10),
             limits: HttpLimits::default(),
@@ -147,6 +150,8 @@ impl Default for HttpConfig {
 pub struct AgentInfo {
     /// `datacenter`.
     pub datacenter: String,
+    /// `domain`, as DNS writes it: with its last dot.
+    pub domain: String,
     /// `primary_datacenter`.
     pub primary_datacenter: String,
     /// `node_name`.

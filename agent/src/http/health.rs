@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use weft_catalog::acl::Resource;
-use weft_catalog::{Answer, InstanceHealth};
+use weft_catalog::{Answer, Instance, InstanceHealth, Reader};
 use weft_proto::json::{Json, records};
 use weft_proto::v1;
 
@@ -22,7 +22,64 @@ use super::rows::Selection;
 /// About what an instance with two checks takes.
 const ROW_BYTES: usize = 1_536;
 
+/// Whose instances are asked for, given a service's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// The service's own.
+    Own,
+    /// Those through which the mesh reaches it.
+    Mesh,
+    /// Of the ingress gateways that let requests in for it.
+    Ingress,
+}
+
+impl Whose {
+    pub(super) fn rows<'a>(
+        self,
+        reader: &Reader<'a>,
+        name: &str,
+    ) -> Answer<Vec<InstanceHealth<'a>>> {
+        match self {
+            Self::Own => reader.health_service(name),
+            Self::Mesh => reader.connect_instances(name),
+            Self::Ingress => reader.ingress_instances(name),
+        }
+    }
+
+    /// As [`Whose::rows`], without checks.
+    pub(super) fn bare<'a>(self, reader: &Reader<'a>, name: &str) -> Vec<Instance<'a>> {
+        match self {
+            Self::Own => reader.service_instances(name).rows,
+            other => {
+                let rows = other.rows(reader, name).rows;
+                rows.iter().map(InstanceHealth::instance).collect()
+            }
+        }
+    }
+
+    /// As that of [`Whose::rows`].
+    pub(super) fn index(self, reader: &Reader<'_>, name: &str) -> u64 {
+        match self {
+            // Known without the rows.
+            Self::Own => reader.service_index(name).get(),
+            other => other.rows(reader, name).index.get(),
+        }
+    }
+}
+
 pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
+    instances(call, Whose::Own).await
+}
+
+pub(super) async fn connect(call: Call) -> Result<Reply, Failure> {
+    instances(call, Whose::Mesh).await
+}
+
+pub(super) async fn ingress(call: Call) -> Result<Reply, Failure> {
+    instances(call, Whose::Ingress).await
+}
+
+async fn instances(call: Call, whose: Whose) -> Result<Reply, Failure> {
     let name = call.required_tail("Missing service name")?;
     let only_passing = match call.query.get("passing") {
         None => false,
@@ -34,9 +91,9 @@ pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
     let merging = central::wanted(&call)?;
     let content = call.content_name(&name);
     read(&call, ReadForm::CACHED, |pass| {
-        let mut index = pass.reader.service_index(&name).get();
+        let mut index = whose.index(&pass.reader, &name);
         let central = merging.then(|| {
-            let rows = pass.reader.health_service(&name).rows;
+            let rows = whose.rows(&pass.reader, &name).rows;
             Central::read(pass, rows.iter().map(|row| &**row.service))
         });
         if let Some(central) = &central {
@@ -47,7 +104,7 @@ pub(super) async fn service(call: Call) -> Result<Reply, Failure> {
         }
         let version = version(&call, pass, index);
         let body = call.api.cache.get(&content, version, || {
-            let rows = pass.reader.health_service(&name).rows;
+            let rows = whose.rows(&pass.reader, &name).rows;
             let shown = rows.iter().filter(|row| {
                 selection.instance(row.node, row.service)
                     && (!only_passing || is_passing(row))

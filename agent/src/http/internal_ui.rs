@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use weft_catalog::InstanceHealth;
 use weft_catalog::acl::Resource;
+use weft_catalog::config_entry::Kind;
+use weft_catalog::mesh::{self, GatewayService};
 use weft_proto::json::{Json, records};
 use weft_proto::v1;
 
@@ -20,7 +22,6 @@ use super::rows::Selection;
 
 /// The service metadata by which other systems mark what they registered.
 const EXTERNAL_SOURCE: &str = "external-source";
-const CONNECT_PROXY: &str = "connect-proxy";
 
 pub(super) async fn nodes(call: Call) -> Result<Reply, Failure> {
     let selection = Selection::parse::<v1::Node>(&call)?;
@@ -122,45 +123,156 @@ impl Tally {
 /// The instances of one name and kind.
 #[derive(Debug, Default)]
 struct Summary<'a> {
+    name: &'a str,
     tags: BTreeSet<&'a str>,
     nodes: BTreeSet<&'a str>,
     sources: BTreeSet<&'a str>,
     instances: u64,
     checks: Tally,
     native: bool,
+    /// Of the proxies that stand for it: all take its traffic without its knowing.
+    transparent: Option<bool>,
+    /// A gateway that links it has instances.
+    with_gateway: bool,
+    /// Of a gateway: the services it is linked to.
+    linked: BTreeSet<String>,
+    /// Where ingress gateways take its requests.
+    addresses: BTreeSet<String>,
 }
 
 pub(super) async fn services(call: Call) -> Result<Reply, Failure> {
     let selection = Selection::parse::<InstanceHealth<'_>>(&call)?;
     read(&call, ReadForm::PLAIN, |pass| {
         let (index, _) = whole(pass);
+        let index = index.max(links_index(pass));
         if !pass.wants(index) {
             return Found::later(index);
         }
-        let names = pass.reader.services().rows;
-        let mut proxied = BTreeSet::new();
-        let mut summaries: BTreeMap<(&str, &str), Summary<'_>> = BTreeMap::new();
-        for name in names.keys() {
-            for row in shown(&call, pass, name) {
-                let service = row.service;
-                if service.kind == CONNECT_PROXY {
-                    proxied.extend(destination(service));
-                }
-                if !selection.keeps(&row) {
-                    continue;
-                }
-                let summary = summaries.entry((&service.name, &service.kind)).or_default();
-                summary.add(row.node, service, &row.checks);
-            }
-        }
+        let summaries = summarise(&call, pass, Some(&selection));
         let datacenter = &call.api.deps.info.datacenter;
         let mut json = Json::with_capacity(summaries.len() * 384 + 2);
-        json.list(&summaries, |json, ((name, kind), summary)| {
-            summary.write(json, (name, kind), datacenter, proxied.contains(*name));
+        json.list(&summaries, |json, ((_, kind), summary)| {
+            summary.write(json, kind, datacenter);
         });
         Found::now(index, Reply::json(json.into_bytes()))
     })
     .await
+}
+
+/// The services that a gateway is linked to, those without instances too.
+pub(super) async fn gateway_services(call: Call) -> Result<Reply, Failure> {
+    let gateway = call.required_tail("Missing gateway name")?;
+    read(&call, ReadForm::PLAIN, |pass| {
+        let (index, _) = whole(pass);
+        let index = index.max(links_index(pass));
+        if !pass.wants(index) {
+            return Found::later(index);
+        }
+        let mut all = summarise(&call, pass, None);
+        let links = pass.reader.gateway_services(&gateway).rows;
+        let seen = |name: &str| call.guard.shows(Resource::Service, name.as_bytes());
+        let shown = links
+            .iter()
+            .filter(|link| seen(link.gateway) && seen(&link.service));
+        let mut rows: BTreeMap<String, Summary<'_>> = BTreeMap::new();
+        for link in shown {
+            let name = link.service.to_ascii_lowercase();
+            let summary = all.remove(&(name.clone(), "")).unwrap_or_default();
+            let row = rows.entry(name).or_insert(summary);
+            if row.name.is_empty() {
+                row.name = &link.service;
+            }
+        }
+        let datacenter = &call.api.deps.info.datacenter;
+        let mut json = Json::with_capacity(rows.len() * 384 + 2);
+        json.list(rows.values(), |json, row| row.write(json, "", datacenter));
+        Found::now(index, Reply::json(json.into_bytes()))
+    })
+    .await
+}
+
+/// What the instances that the caller may see, and the selection keeps, come to, and how gateways are
+/// linked to them.
+fn summarise<'a>(call: &Call, pass: &Pass<'a>, selection: Option<&Selection>) -> Summaries<'a> {
+    let mut proxied: BTreeMap<String, bool> = BTreeMap::new();
+    let mut summaries: Summaries<'a> = BTreeMap::new();
+    for name in pass.reader.services().rows.keys() {
+        for row in shown(call, pass, name) {
+            let service = row.service;
+            if let Some(destination) = mesh::destination(service) {
+                let all = proxied.entry(destination.to_ascii_lowercase());
+                *all.or_insert(true) &= mesh::is_transparent(service);
+            }
+            if selection.is_some_and(|selection| !selection.keeps(&row)) {
+                continue;
+            }
+            let key = (service.name.to_ascii_lowercase(), service.kind.as_str());
+            let summary = summaries.entry(key).or_default();
+            summary.add(row.node, service, &row.checks);
+        }
+    }
+    for ((name, kind), summary) in &mut summaries {
+        if *kind != mesh::CONNECT_PROXY {
+            summary.transparent = proxied.get(name).copied();
+        }
+    }
+    let info = &call.api.deps.info;
+    let zone = format!("{}.{}", info.datacenter, info.domain);
+    link(pass, &zone, &mut summaries);
+    summaries
+}
+
+/// By folded name and kind.
+type Summaries<'a> = BTreeMap<(String, &'a str), Summary<'a>>;
+
+/// What links between gateways and services depend on, beside the instances.
+const LINKING: [Kind; 4] = [
+    Kind::IngressGateway,
+    Kind::TerminatingGateway,
+    Kind::ServiceDefaults,
+    Kind::ProxyDefaults,
+];
+
+fn links_index(pass: &Pass<'_>) -> u64 {
+    let index = |kind| pass.reader.config_entries(kind).index.get();
+    LINKING.into_iter().map(index).max().unwrap_or_default()
+}
+
+/// Adds what the gateways' entries say.
+fn link(pass: &Pass<'_>, zone: &str, summaries: &mut Summaries<'_>) {
+    for kind in [Kind::IngressGateway, Kind::TerminatingGateway] {
+        for entry in pass.reader.config_entries(kind).rows {
+            for link in pass.reader.gateway_services(&entry.name).rows {
+                if link.kind == kind {
+                    take_link(zone, summaries, &link);
+                }
+            }
+        }
+    }
+}
+
+/// `zone`: what the names of this datacenter end in.
+fn take_link(zone: &str, summaries: &mut Summaries<'_>, link: &GatewayService<'_>) {
+    let service = link.service.to_ascii_lowercase();
+    let gateway = (link.gateway.to_ascii_lowercase(), link.kind.as_str());
+    let runs = summaries.get_mut(&gateway).map(|gateway| {
+        gateway.linked.insert(service.clone());
+    });
+    if let Some(summary) = summaries.get_mut(&(service, "")) {
+        summary.with_gateway |= runs.is_some();
+        if link.kind == Kind::IngressGateway {
+            summary.addresses.extend(addresses(zone, link));
+        }
+    }
+}
+
+/// Where an ingress gateway takes requests for a service.
+fn addresses(zone: &str, link: &GatewayService<'_>) -> Vec<String> {
+    if link.hosts.is_empty() {
+        return vec![format!("{}.ingress.{zone}:{}", link.service, link.port)];
+    }
+    let at = |host: &String| format!("{host}:{}", link.port);
+    link.hosts.iter().map(at).collect()
 }
 
 /// The instances of a service that the caller may see.
@@ -174,37 +286,26 @@ fn shown<'a>(call: &Call, pass: &Pass<'a>, name: &str) -> Vec<InstanceHealth<'a>
     rows
 }
 
-/// The service that a proxy stands for.
-fn destination(proxy: &v1::Service) -> Option<String> {
-    let proxy: serde_json::Value = serde_json::from_str(&proxy.proxy_json).ok()?;
-    Some(proxy["DestinationServiceName"].as_str()?.to_owned())
-}
-
 impl<'a> Summary<'a> {
     fn add(&mut self, node: &'a v1::Node, service: &'a v1::Service, checks: &[&Arc<v1::Check>]) {
+        self.name = &service.name;
         self.tags.extend(service.tags.iter().map(String::as_str));
         self.nodes.insert(&node.name);
         self.sources
             .extend(service.meta.get(EXTERNAL_SOURCE).map(String::as_str));
         self.instances += 1;
-        self.native |= is_native(service);
+        self.native |= mesh::is_native(service);
         for check in checks {
             self.checks.count(&check.status);
         }
     }
 
-    fn write(
-        &self,
-        json: &mut Json,
-        (name, kind): (&str, &str),
-        datacenter: &str,
-        with_proxy: bool,
-    ) {
+    fn write(&self, json: &mut Json, kind: &str, datacenter: &str) {
         json.object(|json| {
             if !kind.is_empty() {
                 json.key("Kind").string(kind);
             }
-            json.key("Name").string(name);
+            json.key("Name").string(self.name);
             json.key("Datacenter").string(datacenter);
             json.key("Tags").strings(&self.tags);
             json.key("Nodes").strings(&self.nodes);
@@ -213,18 +314,23 @@ impl<'a> Summary<'a> {
             json.key("ChecksPassing").number(self.checks.passing);
             json.key("ChecksWarning").number(self.checks.warning);
             json.key("ChecksCritical").number(self.checks.critical);
-            json.key("GatewayConfig").object(|_| {});
-            json.key("TransparentProxy").boolean(false);
+            json.key("GatewayConfig").object(|json| {
+                if !self.linked.is_empty() {
+                    let linked = self.linked.len() as u64;
+                    json.key("AssociatedServiceCount").number(linked);
+                }
+                if !self.addresses.is_empty() {
+                    json.key("Addresses").strings(&self.addresses);
+                }
+            });
+            json.key("TransparentProxy")
+                .boolean(self.transparent == Some(true));
             json.key("ConnectNative").boolean(self.native);
-            json.key("ConnectedWithProxy").boolean(with_proxy);
-            json.key("ConnectedWithGateway").boolean(false);
+            json.key("ConnectedWithProxy")
+                .boolean(self.transparent.is_some());
+            json.key("ConnectedWithGateway").boolean(self.with_gateway);
         });
     }
-}
-
-pub(super) fn is_native(service: &v1::Service) -> bool {
-    serde_json::from_str::<serde_json::Value>(&service.connect_json)
-        .is_ok_and(|connect| connect["Native"] == true)
 }
 
 pub(super) async fn overview(call: Call) -> Result<Reply, Failure> {
@@ -315,16 +421,5 @@ mod tests {
             critical: 1,
         };
         assert_eq!(tally, expected);
-    }
-
-    #[test]
-    fn a_proxy_names_its_destination() {
-        let proxy = |json: &str| v1::Service {
-            proxy_json: json.to_owned(),
-            ..v1::Service::default()
-        };
-        let found = destination(&proxy(r#"{"DestinationServiceName":"web"}"#));
-        assert_eq!(found.as_deref(), Some("web"));
-        assert_eq!(destination(&proxy("")), None);
     }
 }

@@ -4,6 +4,8 @@
 //! Never: shows them; [`super::telemetry`] does.
 
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use http::StatusCode;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -24,6 +26,12 @@ struct Labels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Asked {
+    method: &'static str,
+    route: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Bound {
     bound: &'static str,
 }
@@ -32,10 +40,12 @@ struct Bound {
 #[derive(Debug)]
 pub(super) struct Metrics {
     requests: Family<Labels, Counter>,
+    seconds: Family<Asked, Counter<f64, AtomicU64>>,
     table: &'static [Route],
     /// Handles of series that have been counted, so that the family's lock is taken once for each.
     by_route: Vec<[OnceLock<Counter>; CLASSES.len()]>,
     unknown: [OnceLock<Counter>; CLASSES.len()],
+    seconds_by_route: Vec<OnceLock<Counter<f64, AtomicU64>>>,
     in_flight: Gauge,
     waiting: Gauge,
     pub(super) connections: Gauge,
@@ -47,6 +57,8 @@ impl Metrics {
         let requests = Family::<Labels, Counter>::default();
         let metrics = Self {
             requests: requests.clone(),
+            seconds: Family::default(),
+            seconds_by_route: table.iter().map(|_| OnceLock::new()).collect(),
             table,
             by_route: table
                 .iter()
@@ -62,6 +74,11 @@ impl Metrics {
             "weft_http_requests",
             "Requests answered, by route and class of status",
             requests,
+        );
+        registry.register(
+            "weft_http_request_duration_seconds",
+            "Time from a request's head to its answer, waits included, by route",
+            metrics.seconds.clone(),
         );
         registry.register(
             "weft_http_requests_in_flight",
@@ -91,8 +108,16 @@ impl Metrics {
         Flight::of(&self.in_flight)
     }
 
-    /// Counts an answer.
-    pub(super) fn count(&self, route: Option<usize>, status: StatusCode) {
+    /// Counts an answer, and how long it took.
+    pub(super) fn count(&self, route: Option<usize>, status: StatusCode, took: Duration) {
+        if let Some(at) = route {
+            let make = || {
+                let (method, route) = (self.table[at].method.as_str(), self.table[at].path);
+                self.seconds.get_or_create(&Asked { method, route }).clone()
+            };
+            let seconds = self.seconds_by_route[at].get_or_init(make);
+            seconds.inc_by(took.as_secs_f64());
+        }
         let class = usize::from(status.as_u16() / 100).clamp(1, CLASSES.len()) - 1;
         let series = &route.map_or(&self.unknown, |at| &self.by_route[at])[class];
         let make = || {

@@ -51,8 +51,11 @@ fn until(mut lines: LogLines, stop: impl Future<Output = ()> + Send + 'static) -
                 line = lines.recv() => line,
             };
             let Some(line) = line else { return };
-            if sender.send(line).await.is_err() {
-                return;
+            // A reader that takes nothing must not hold the agent up either.
+            tokio::select! {
+                biased;
+                () = &mut stop => return,
+                sent = sender.send(line) => if sent.is_err() { return },
             }
         }
     });
@@ -94,6 +97,18 @@ mod tests {
         assert_eq!(seen.recv().await.unwrap().unwrap(), "one\n");
         stop.send(()).unwrap();
         assert!(seen.recv().await.is_none());
+
+        // Nobody reads, and the answer's own buffer is full.
+        let (sender, lines) = mpsc::channel(4);
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let _unread = until(lines, async move {
+            let _ = stopped.await;
+        });
+        for _ in 0..6 {
+            sender.send(Ok("line\n".into())).await.unwrap();
+        }
+        stop.send(()).unwrap();
+        sender.closed().await;
 
         let (sender, lines) = mpsc::channel(4);
         drop(until(lines, std::future::pending()));

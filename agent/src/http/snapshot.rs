@@ -11,28 +11,37 @@ use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
 use tokio::sync::mpsc;
 
+use super::blocking::{KNOWN_LEADER, LAST_CONTACT, millis};
 use super::call::Call;
 use super::error::Failure;
 use super::pace::Paced;
 use super::reply::Reply;
-use crate::backend::{SnapshotSource, SnapshotStream};
+use crate::backend::{Consistency, SnapshotSource, SnapshotStream};
 
 /// Pieces of an upload that may wait for the server role.
 const PIECES_WAITING_MAX: usize = 8;
 
 pub(super) async fn save(call: Call) -> Result<Reply, Failure> {
-    let (index, stream) = call
-        .api
-        .deps
-        .operator
-        .snapshot_save(call.query.has("stale"))
-        .await?;
+    let stale = call.query.has("stale");
+    let deps = &call.api.deps;
+    let (index, stream) = deps.operator.snapshot_save(stale).await?;
+    // The archive is the leader's, or with `stale` this server's own.
+    let meta = deps.backend.barrier(Consistency::Stale).await?;
+    let last_contact = if stale {
+        meta.last_contact
+    } else {
+        Duration::ZERO
+    };
     let stall = call.api.config.limits.stall_timeout;
     let reply = Reply::stream("application/x-gzip", relay(stream, stall));
-    Ok(reply.with(
-        HeaderName::from_static("x-consul-index"),
-        HeaderValue::from(index.max(1)),
-    ))
+    let known = HeaderValue::from_static(if meta.known_leader { "true" } else { "false" });
+    Ok(reply
+        .with(
+            HeaderName::from_static("x-consul-index"),
+            HeaderValue::from(index.max(1)),
+        )
+        .with(KNOWN_LEADER, known)
+        .with(LAST_CONTACT, HeaderValue::from(millis(last_contact))))
 }
 
 /// The same pieces, for as long as they are taken: what is behind a snapshot (a whole state) is not

@@ -9,7 +9,7 @@ use weft_catalog::acl::{Access, Resource};
 use super::route::{Handler, Need, Route};
 use super::{
     agent, agent_check, agent_service, autopilot, catalog, config_entry, coordinate, event, health,
-    internal_ui, kv, monitor, openapi, operator, prepared_query, session, snapshot, status,
+    host, internal_ui, kv, monitor, openapi, operator, prepared_query, session, snapshot, status,
     telemetry, txn,
 };
 
@@ -211,6 +211,8 @@ pub(super) static TABLE: &[Route] = &[
         "Shows this agent's version.", "api-docs/agent"),
     route(GET, "/v1/agent/members", NODES_SEEN, &["wan", "segment", "filter"], to!(agent::members),
         "Lists the gossip members this agent knows.", "api-docs/agent#list-members"),
+    route(GET, "/v1/agent/host", OPERATOR_READ, NONE, to!(host::show),
+        "Shows the machine's memory, processors, system and disk.", "api-docs/agent#retrieve-host-information"),
     route(PUT, "/v1/agent/join/", AGENT_WRITE, &["wan"], to!(agent::join),
         "Joins the cluster of another agent.", "api-docs/agent#join-agent"),
     route(PUT, "/v1/agent/leave", AGENT_WRITE, NONE, to!(agent::leave),
@@ -268,6 +270,10 @@ pub(super) static TABLE: &[Route] = &[
         "Lists the names of services with their tags.", "api-docs/catalog#list-services"),
     route(GET, "/v1/catalog/service/", INSTANCES_SEEN, INSTANCES, to!(catalog::service),
         "Lists a service's instances.", "api-docs/catalog#list-nodes-for-service"),
+    route(GET, "/v1/catalog/connect/", INSTANCES_SEEN, INSTANCES, to!(catalog::connect),
+        "Lists the instances through which the mesh reaches a service.", "api-docs/catalog#list-nodes-for-mesh-capable-service"),
+    route(GET, "/v1/catalog/gateway-services/", SERVICES_SEEN, READ, to!(catalog::gateway_services),
+        "Lists the services that a gateway's config entry links to it.", "api-docs/catalog#list-services-for-gateway"),
     route(GET, "/v1/catalog/node/", INSTANCES_SEEN, DISCOVERY, to!(catalog::node),
         "Shows a node and its services by id.", "api-docs/catalog#retrieve-map-of-services-for-a-node"),
     route(GET, "/v1/catalog/node-services/", INSTANCES_SEEN, NODE_SERVICES, to!(catalog::node_services),
@@ -279,6 +285,10 @@ pub(super) static TABLE: &[Route] = &[
         "Lists a service's checks.", "api-docs/health#list-checks-for-service"),
     route(GET, "/v1/health/service/", INSTANCES_SEEN, INSTANCES, to!(health::service),
         "Lists a service's instances with their checks.", "api-docs/health#list-service-instances-for-service"),
+    route(GET, "/v1/health/connect/", INSTANCES_SEEN, INSTANCES, to!(health::connect),
+        "Lists the instances through which the mesh reaches a service, with their checks.", "api-docs/health#list-service-instances-for-connect-enabled-service"),
+    route(GET, "/v1/health/ingress/", INSTANCES_SEEN, INSTANCES, to!(health::ingress),
+        "Lists the instances of the ingress gateways that let requests in for a service.", "api-docs/health#list-service-instances-for-ingress-gateways-associated-with-a-service"),
     route(GET, "/v1/health/state/", INSTANCES_SEEN, DISCOVERY, to!(health::state),
         "Lists the checks in a state.", "api-docs/health#list-checks-in-state"),
     // Config entries
@@ -340,6 +350,8 @@ pub(super) static TABLE: &[Route] = &[
         "One node with its services and checks.", INTERNAL),
     route(GET, "/v1/internal/ui/services", INSTANCES_SEEN, FILTERED, to!(internal_ui::services),
         "Every service with its tags, nodes and how many checks say what.", INTERNAL),
+    route(GET, "/v1/internal/ui/gateway-services-nodes/", INSTANCES_SEEN, READ, to!(internal_ui::gateway_services),
+        "Every service that a gateway is linked to, as in the list of services.", INTERNAL),
     route(GET, "/v1/internal/ui/catalog-overview", INSTANCES_SEEN, READ, to!(internal_ui::overview),
         "How many nodes, services and checks are well.", INTERNAL),
     // Snapshots

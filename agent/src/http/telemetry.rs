@@ -1,16 +1,18 @@
 //! `/v1/agent/metrics`, in Prometheus' text form and in Consul's JSON form.
 //!
-//! Owns: turning the registry's text into both.
+//! Owns: turning the registry's text into both, and Consul's names beside weft's.
 //! Never: measures, beyond this process' memory.
 //! Source: Consul HTTP API, "View Metrics"; Prometheus docs, "Exposition formats".
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use http::StatusCode;
 use http::header::ACCEPT;
 use weft_proto::json::Json;
 
 use super::call::Call;
+use super::consul_metrics::{self, Figure, Point};
 use super::error::Failure;
 use super::reply::Reply;
 
@@ -34,16 +36,34 @@ pub(super) async fn metrics(call: Call) -> Result<Reply, Failure> {
         .get(ACCEPT)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
-    if accept.contains("openmetrics") {
+    let open_metrics = accept.contains("openmetrics");
+    let prometheus = call.query.get("format") == Some("prometheus")
+        || open_metrics
+        || accept.contains("text/plain");
+    if prometheus && !call.api.config.prometheus {
+        let text = "Prometheus is not enabled: telemetry.prometheus_retention_time is 0s";
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return Err(Failure::new(status, "metrics.prometheus_off", text));
+    }
+    // OpenMetrics is spoken by no dashboard of Consul's: weft's own names, in their own form.
+    if open_metrics {
         return Ok(Reply::bytes(OPEN_METRICS, text.into()));
     }
-    if call.query.get("format") == Some("prometheus") || accept.contains("text/plain") {
-        return Ok(Reply::bytes(PROMETHEUS, classic(&text).into()));
+    let samples: Vec<_> = text.lines().filter_map(Sample::parse).collect();
+    let points = consul_metrics::gather(&call, &samples, resident_bytes());
+    if prometheus {
+        let mut body = classic(&text);
+        let mut before = None;
+        for point in &points {
+            point.print(&mut body, before);
+            before = Some(point);
+        }
+        return Ok(Reply::bytes(PROMETHEUS, body.into()));
     }
     let clock = &call.api.deps.clock;
     let uptime = clock.monotonic().saturating_sub(call.api.started_at);
     Ok(Reply::written(|json| {
-        write_json(json, &text, clock.wall().get(), uptime)
+        write_json(json, (&samples, &points), clock.wall().get(), uptime)
     }))
 }
 
@@ -76,14 +96,14 @@ fn classic(open_metrics: &str) -> String {
 
 /// A sample line: name, labels, value.
 #[derive(Debug, PartialEq)]
-struct Sample<'a> {
-    name: &'a str,
-    labels: Vec<(&'a str, String)>,
-    value: &'a str,
+pub(super) struct Sample<'a> {
+    pub(super) name: &'a str,
+    pub(super) labels: Vec<(&'a str, String)>,
+    pub(super) value: &'a str,
 }
 
 impl<'a> Sample<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
+    pub(super) fn parse(line: &'a str) -> Option<Self> {
         if line.starts_with('#') {
             return None;
         }
@@ -129,8 +149,12 @@ fn labels(mut text: &str) -> Vec<(&str, String)> {
 }
 
 /// Counters are totals since the start, and so is their rate; every count was of one.
-fn write_json(json: &mut Json, text: &str, now_millis: u64, uptime: Duration) {
-    let samples: Vec<_> = text.lines().filter_map(Sample::parse).collect();
+fn write_json(
+    json: &mut Json,
+    (samples, points): (&[Sample<'_>], &[Point]),
+    now_millis: u64,
+    uptime: Duration,
+) {
     let is_counter = |sample: &&Sample<'_>| sample.name.ends_with("_total");
     let is_part = |sample: &&Sample<'_>| {
         ["_bucket", "_sum", "_count"]
@@ -140,8 +164,14 @@ fn write_json(json: &mut Json, text: &str, now_millis: u64, uptime: Duration) {
     json.object(|json| {
         json.key("Timestamp").string(&timestamp(now_millis / 1_000));
         json.key("Gauges").array(|json| {
-            if let Some(bytes) = resident_bytes() {
-                write_gauge(json, "consul.runtime.alloc_bytes", &bytes.to_string(), &[]);
+            for point in points {
+                if let Figure::Gauge(value) = point.figure() {
+                    json.object(|json| {
+                        json.key("Name").string(point.name());
+                        json.key("Value").raw(&value.to_string());
+                        point.write_labels(json.key("Labels"));
+                    });
+                }
             }
             for sample in samples
                 .iter()
@@ -151,12 +181,62 @@ fn write_json(json: &mut Json, text: &str, now_millis: u64, uptime: Duration) {
             }
         });
         json.key("Points").array(|_| {});
-        json.key("Counters")
-            .list(samples.iter().filter(is_counter), |json, sample| {
-                write_counter(json, sample, uptime);
-            });
-        json.key("Samples").array(|_| {});
+        json.key("Counters").array(|json| {
+            for point in points {
+                if let Figure::Counter(total) = point.figure() {
+                    json.object(|json| {
+                        write_total(json, point.name(), total, uptime);
+                        point.write_labels(json.key("Labels"));
+                    });
+                }
+            }
+            for sample in samples.iter().filter(is_counter) {
+                let total: f64 = sample.value.parse().unwrap_or_default();
+                json.object(|json| {
+                    write_total(json, sample.name, total, uptime);
+                    write_labels(json.key("Labels"), &sample.labels);
+                });
+            }
+        });
+        json.key("Samples").array(|json| {
+            for point in points {
+                if let Figure::Timer { count, sum } = point.figure() {
+                    json.object(|json| {
+                        write_times(json, point.name(), (count, sum), uptime);
+                        point.write_labels(json.key("Labels"));
+                    });
+                }
+            }
+            let sums = samples
+                .iter()
+                .filter_map(|sample| Some((sample, sample.name.strip_suffix("_sum")?)));
+            for (sample, name) in sums {
+                let is_count = |other: &&Sample<'_>| {
+                    other.name.strip_suffix("_count") == Some(name) && other.labels == sample.labels
+                };
+                let number = |sample: &Sample<'_>| sample.value.parse::<f64>().unwrap_or_default();
+                let count = samples.iter().find(is_count).map_or(0.0, number);
+                json.object(|json| {
+                    write_times(json, name, (count, number(sample)), uptime);
+                    write_labels(json.key("Labels"), &sample.labels);
+                });
+            }
+        });
     });
+}
+
+fn rate(total: f64, uptime: Duration) -> String {
+    format!("{:.4}", total / uptime.as_secs_f64().max(1.0))
+}
+
+/// Count, sum and mean since the start. The smallest, the largest and the spread are not kept.
+fn write_times(json: &mut Json, name: &str, (count, sum): (f64, f64), uptime: Duration) {
+    let mean = if count > 0.0 { sum / count } else { 0.0 };
+    json.key("Name").string(name);
+    json.key("Count").raw(&count.to_string());
+    json.key("Rate").raw(&rate(sum, uptime));
+    json.key("Sum").raw(&sum.to_string());
+    json.key("Mean").raw(&mean.to_string());
 }
 
 fn write_gauge(json: &mut Json, name: &str, value: &str, labels: &[(&str, String)]) {
@@ -167,21 +247,16 @@ fn write_gauge(json: &mut Json, name: &str, value: &str, labels: &[(&str, String
     });
 }
 
-fn write_counter(json: &mut Json, sample: &Sample<'_>, uptime: Duration) {
-    let total: f64 = sample.value.parse().unwrap_or_default();
+fn write_total(json: &mut Json, name: &str, total: f64, uptime: Duration) {
     let each = if total > 0.0 { 1 } else { 0 };
-    json.object(|json| {
-        json.key("Name").string(sample.name);
-        json.key("Count").raw(sample.value);
-        json.key("Rate")
-            .raw(&format!("{:.4}", total / uptime.as_secs_f64().max(1.0)));
-        json.key("Sum").raw(sample.value);
-        json.key("Min").number(each);
-        json.key("Max").number(each);
-        json.key("Mean").number(each);
-        json.key("Stddev").number(0);
-        write_labels(json.key("Labels"), &sample.labels);
-    });
+    json.key("Name").string(name);
+    json.key("Count").raw(&total.to_string());
+    json.key("Rate").raw(&rate(total, uptime));
+    json.key("Sum").raw(&total.to_string());
+    json.key("Min").number(each);
+    json.key("Max").number(each);
+    json.key("Mean").number(each);
+    json.key("Stddev").number(0);
 }
 
 fn write_labels(json: &mut Json, labels: &[(&str, String)]) {
@@ -239,7 +314,8 @@ mod tests {
     #[test]
     fn json_shows_gauges_and_totals() {
         let mut json = Json::default();
-        write_json(&mut json, TEXT, 0, Duration::from_secs(2));
+        let samples: Vec<_> = TEXT.lines().filter_map(Sample::parse).collect();
+        write_json(&mut json, (&samples, &[]), 0, Duration::from_secs(2));
         let value: serde_json::Value = serde_json::from_slice(&json.into_bytes()).unwrap();
         assert_eq!(value["Timestamp"], "1970-01-01 00:00:00 +0000 UTC");
         let gauges = value["Gauges"].as_array().unwrap();

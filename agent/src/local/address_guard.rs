@@ -1,7 +1,7 @@
-//! Where the answer of one host may send a check next.
+//! Where a check may go, and where the answer of one host may send it next.
 //!
 //! Owns: the addresses that hand out credentials to whoever asks from this machine.
-//! Never: judges the address a user wrote into the check himself.
+//! Never: resolves a name; it judges what a name has led to.
 //! Source: TRUST C5; RFC 3927 (link-local), RFC 4291 §2.5.6; the clouds' manuals.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,7 +14,7 @@ const METADATA: [IpAddr; 3] = [
 ];
 
 /// Why a redirect by the host at `from` may not lead to `to`; `None` when it may.
-pub(super) fn refusal(from: IpAddr, to: IpAddr) -> Option<&'static str> {
+pub(super) fn redirect_refusal(from: IpAddr, to: IpAddr) -> Option<&'static str> {
     let (from, to) = (from.to_canonical(), to.to_canonical());
     if from == to {
         None
@@ -29,6 +29,13 @@ pub(super) fn refusal(from: IpAddr, to: IpAddr) -> Option<&'static str> {
     }
 }
 
+/// Why a check may not begin at `to`, an address that its definition names or its name resolves to.
+pub(super) fn target_refusal(to: IpAddr) -> Option<&'static str> {
+    is_link_local(to.to_canonical()).then_some(
+        "link-local, where clouds hand out credentials; enable_link_local_checks allows it",
+    )
+}
+
 fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
@@ -38,7 +45,7 @@ fn is_link_local(address: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::refusal;
+    use super::{redirect_refusal, target_refusal};
 
     #[test]
     fn redirects_do_not_lead_to_what_hands_out_credentials() {
@@ -56,12 +63,30 @@ mod tests {
             ("10.0.0.1", "127.0.0.1", false),
             ("10.0.0.1", "0.0.0.0", false),
             ("2001:db8::1", "::1", false),
-            // A target that is link-local itself, by the user's own word.
+            // A target that is link-local itself, by enable_link_local_checks.
             ("169.254.7.7", "169.254.7.7", true),
         ];
         for (from, to, allowed) in cases {
-            let refused = refusal(from.parse().unwrap(), to.parse().unwrap());
+            let refused = redirect_refusal(from.parse().unwrap(), to.parse().unwrap());
             assert_eq!(refused.is_none(), allowed, "{from} to {to}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_check_does_not_begin_at_a_link_local_address() {
+        for (to, allowed) in [
+            ("10.0.0.1", true),
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("fd00::1", true),
+            ("169.254.169.254", false),
+            ("::ffff:169.254.1.1", false),
+            ("fe80::1", false),
+            ("febf::1", false),
+            ("fec0::1", true),
+        ] {
+            let refused = target_refusal(to.parse().unwrap());
+            assert_eq!(refused.is_none(), allowed, "{to}: {refused:?}");
         }
     }
 }

@@ -5,6 +5,7 @@
 //! Source: gRPC "Health Checking Protocol"; "gRPC over HTTP2".
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use h2::RecvStream;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE, USER_AGENT};
 use http::{Method, Request, Response, StatusCode};
@@ -12,9 +13,9 @@ use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::GrpcCheck;
+use super::reach::Reach;
 use super::status::Status;
-use super::tcp_check::{dial, host_of};
-use super::tls;
+use super::tcp_check::host_of;
 
 const METHOD_PATH: &str = "/grpc.health.v1.Health/Check";
 /// A health answer has a handful of bytes.
@@ -35,8 +36,8 @@ struct HealthCheckResponse {
 const SERVING: i32 = 1;
 
 /// Asks for the health of the target's service. Cancelled by its caller's time-out.
-pub(super) async fn run(check: &GrpcCheck) -> (Status, String) {
-    match attempt(check).await {
+pub(super) async fn run(check: &GrpcCheck, reach: &Reach) -> (Status, String) {
+    match attempt(check, reach).await {
         Ok(SERVING) => (
             Status::Passing,
             format!("gRPC check {}: success", check.target),
@@ -60,12 +61,12 @@ pub(super) async fn run(check: &GrpcCheck) -> (Status, String) {
     }
 }
 
-async fn attempt(check: &GrpcCheck) -> Result<i32, String> {
+async fn attempt(check: &GrpcCheck, reach: &Reach) -> Result<i32, String> {
     let (address, service) = check.target.split_once('/').unwrap_or((&check.target, ""));
-    let stream = dial(address).await?;
+    let stream = reach.dial(address).await?;
     if check.use_tls {
-        let name = check.tls.name(host_of(address));
-        let stream = tls::connect(stream, name, check.tls.skip_verify, &["h2"]).await?;
+        let host = host_of(address);
+        let stream = reach.secure(stream, &check.tls, host, &["h2"]).await?;
         call(stream, "https", address, service).await
     } else {
         call(stream, "http", address, service).await
@@ -87,10 +88,17 @@ where
         body.send_data(message(service)?, true).map_err(failed)?;
         read(response.await.map_err(failed)?).await
     };
-    tokio::select! {
+    let mut answer = std::pin::pin!(answer);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
         biased;
-        answer = answer => answer,
-        ended = connection => Err(match ended {
+        answer = &mut answer => return answer,
+        ended = &mut connection => ended,
+    };
+    // What came with the end was taken in while it was noticed: it may be the whole answer.
+    match answer.now_or_never() {
+        Some(Ok(status)) => Ok(status),
+        _ => Err(match ended {
             Ok(()) => "the connection was closed".to_owned(),
             Err(error) => error.to_string(),
         }),

@@ -3,28 +3,29 @@
 //! Owns: an HTTP/2 connection of its own, and one PING on it (RFC 9113 §6.7).
 //! Never: sends a request.
 
+use futures::FutureExt as _;
 use h2::Ping;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::H2PingCheck;
+use super::reach::Reach;
 use super::status::Status;
-use super::tcp_check::{dial, host_of};
-use super::tls;
+use super::tcp_check::host_of;
 
 /// Connects, pings and waits for the answer. Cancelled by its caller's time-out.
-pub(super) async fn run(check: &H2PingCheck) -> (Status, String) {
-    match attempt(check).await {
+pub(super) async fn run(check: &H2PingCheck, reach: &Reach) -> (Status, String) {
+    match attempt(check, reach).await {
         Ok(()) => (Status::Passing, "HTTP2 ping was successful".to_owned()),
         Err(error) => (Status::Critical, error),
     }
 }
 
-async fn attempt(check: &H2PingCheck) -> Result<(), String> {
+async fn attempt(check: &H2PingCheck, reach: &Reach) -> Result<(), String> {
     let failed = |error: String| format!("Failed to dial to {}: {error}", check.address);
-    let stream = dial(&check.address).await.map_err(failed)?;
+    let stream = reach.dial(&check.address).await.map_err(failed)?;
     if check.use_tls {
-        let name = check.tls.name(host_of(&check.address));
-        let stream = tls::connect(stream, name, check.tls.skip_verify, &["h2"]).await;
+        let host = host_of(&check.address);
+        let stream = reach.secure(stream, &check.tls, host, &["h2"]).await;
         ping(stream.map_err(failed)?).await
     } else {
         ping(stream).await
@@ -41,12 +42,17 @@ where
     let Some(mut pings) = connection.ping_pong() else {
         return Err("HTTP2 ping failed: the connection takes no ping".to_owned());
     };
-    tokio::select! {
+    let mut pong = std::pin::pin!(pings.ping(Ping::opaque()));
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
         biased;
-        pong = pings.ping(Ping::opaque()) => pong.map(drop).map_err(failed),
-        ended = connection => match ended {
-            Ok(()) => Err("HTTP2 ping failed: the connection was closed".to_owned()),
-            Err(error) => Err(failed(error)),
-        },
+        pong = &mut pong => return pong.map(drop).map_err(failed),
+        ended = &mut connection => ended,
+    };
+    // The answer may have come with the end.
+    match (pong.now_or_never(), ended) {
+        (Some(Ok(_)), _) => Ok(()),
+        (_, Ok(())) => Err("HTTP2 ping failed: the connection was closed".to_owned()),
+        (_, Err(error)) => Err(failed(error)),
     }
 }

@@ -3,7 +3,7 @@
 //! Owns: the request as CONSUL.md B.6 describes it, redirects, and the text of the result.
 //! Never: retries, or keeps a connection.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_TYPE, COOKIE, HOST, LOCATION, PROXY_AUTHORIZATION, USER_AGENT,
@@ -19,9 +19,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::HttpCheck;
 use super::address_guard;
 use super::output::cut;
+use super::reach::Reach;
 use super::status::Status;
 use super::tcp_check::dial_if;
-use super::tls;
 
 /// Redirects followed before giving up.
 const REDIRECTS_MAX: usize = 10;
@@ -37,13 +37,13 @@ const SECRET_HEADERS: [HeaderName; 4] = [
 
 /// Sends the request and judges the answer. `output_max`: bytes of body kept. Cancelled by its
 /// caller's time-out.
-pub(crate) async fn run(check: &HttpCheck, output_max: usize) -> (Status, String) {
+pub(crate) async fn run(check: &HttpCheck, output_max: usize, reach: &Reach) -> (Status, String) {
     let method = if check.method.is_empty() {
         "GET"
     } else {
         &check.method
     };
-    match fetch(check, method, output_max).await {
+    match fetch(check, method, output_max, reach).await {
         Ok(answer) => {
             let body = String::from_utf8_lossy(&answer.body);
             let body = cut(&body, output_max, answer.body_size);
@@ -94,7 +94,12 @@ struct Hop {
     foreign: bool,
 }
 
-async fn fetch(check: &HttpCheck, method: &str, output_max: usize) -> Result<Answer, String> {
+async fn fetch(
+    check: &HttpCheck,
+    method: &str,
+    output_max: usize,
+    reach: &Reach,
+) -> Result<Answer, String> {
     let uri: Uri = check
         .url
         .parse()
@@ -108,7 +113,7 @@ async fn fetch(check: &HttpCheck, method: &str, output_max: usize) -> Result<Ans
         foreign: false,
     };
     for _ in 0..=REDIRECTS_MAX {
-        let (response, peer) = exchange(check, &hop).await?;
+        let (response, peer) = exchange(check, &hop, reach).await?;
         let next = if check.disable_redirects {
             None
         } else {
@@ -156,20 +161,24 @@ fn resolve(from: &Uri, location: &str) -> Option<Uri> {
     matches!(uri.scheme_str(), Some("http" | "https")).then_some(uri)
 }
 
-async fn exchange(check: &HttpCheck, hop: &Hop) -> Result<(Response<Incoming>, IpAddr), String> {
+async fn exchange(
+    check: &HttpCheck,
+    hop: &Hop,
+    reach: &Reach,
+) -> Result<(Response<Incoming>, IpAddr), String> {
     let host = hop.uri.host().unwrap_or_default();
     let secure = hop.uri.scheme() == Some(&Scheme::HTTPS);
     let port = hop.uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let refuse = |to| {
-        hop.sent_by
-            .and_then(|from| address_guard::refusal(from, to))
+    let refuse = |to: SocketAddr| match hop.sent_by {
+        None => reach.refusal(to),
+        Some(from) => address_guard::redirect_refusal(from, to.ip())
+            .map(|what| format!("refused to follow a redirect to {to}: it is {what}")),
     };
     let stream = dial_if(&format!("{host}:{port}"), refuse).await?;
     let peer = stream.peer_addr().map_err(|error| error.to_string())?.ip();
     let request = request(check, hop)?;
     let response = if secure {
-        let name = check.tls.name(host);
-        let stream = tls::connect(stream, name, check.tls.skip_verify, &[]).await?;
+        let stream = reach.secure(stream, &check.tls, host, &[]).await?;
         send(stream, request).await?
     } else {
         send(stream, request).await?

@@ -26,6 +26,7 @@ mod metrics;
 mod os_service_check;
 mod output;
 mod process;
+mod reach;
 mod run_result;
 mod runner;
 mod saved;
@@ -63,6 +64,7 @@ pub use handle::Local;
 pub(crate) use http_check::run as http_exchange;
 pub use metrics::{LocalMetrics, SyncKind};
 pub(crate) use process::{Ended, Job, run_job};
+pub use reach::{ClientTlsSource, Reach};
 pub use saved::node_id;
 pub use scripts::ScriptChecks;
 pub(crate) use service_definition::check_meta;
@@ -155,6 +157,8 @@ pub struct LocalConfig {
     pub check_output_max_size: usize,
     /// Whose checks may run commands (`enable_script_checks`, `enable_local_script_checks`): nobody's.
     pub script_checks: ScriptChecks,
+    /// What checks may reach, and as whom: no link-local address, as nobody.
+    pub reach: Reach,
     /// The value of `DOCKER_HOST`, for docker checks; empty: the engine's usual socket.
     pub docker_host: String,
     /// Time between full comparisons with the catalog in a small cluster: 1 min.
@@ -174,6 +178,7 @@ impl LocalConfig {
             discard_check_output: false,
             check_output_max_size: OUTPUT_MAX_DEFAULT,
             script_checks: ScriptChecks::Nobody,
+            reach: Reach::default(),
             docker_host: String::new(),
             sync_interval: Duration::from_mins(1),
             seed: 0,

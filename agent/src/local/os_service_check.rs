@@ -15,16 +15,18 @@ use super::status::Status;
 /// Found by `PATH`, as an administrator's shell would.
 pub(super) const SYSTEMCTL: &str = "systemctl";
 
-/// Asks `systemctl` (a program's name or path) whether the unit is active.
+/// Asks `systemctl` (a program's name or path) whether the unit is active. `seat` is kept as long as
+/// that process is there.
 pub(super) async fn run(
     check: &OsServiceCheck,
     systemctl: &str,
     limit: Duration,
     output_max: usize,
+    seat: impl Send + 'static,
 ) -> RunResult {
     let unit = &check.unit;
     let args = [systemctl, "is-active", "--", unit].map(str::to_owned);
-    match process::run(&args, limit, output_max).await {
+    match process::run(&args, limit, output_max, seat).await {
         Ended::Exited(Some(0), _) => {
             RunResult::of(Status::Passing, format!("Service {unit:?} is healthy"))
         }

@@ -1,6 +1,6 @@
 //! One process on behalf of a check or a watch, from its start to the end of everything it started.
 //!
-//! Owns: its process group, its pipe, and the time and output it may take.
+//! Owns: its process group, its pipe, the time and output it may take, and its seat until it is really gone.
 //! Never: decides whether it may be started, or what its exit means.
 
 use std::io;
@@ -20,7 +20,7 @@ use super::tail::Tail;
 
 /// Bytes taken from the pipe at once: what a pipe holds.
 const READ_BYTES: usize = 65_536;
-/// A killed process that is not gone by then is reaped later.
+/// The result of a killed process waits this long for it to be gone.
 const REAP_WAIT: Duration = Duration::from_secs(1);
 
 /// How a process ended.
@@ -39,16 +39,22 @@ pub(crate) enum Ended {
 /// Runs `args` with this process's environment, nothing on stdin, and stdout and stderr in one pipe.
 /// It has ended when it has exited and nobody holds the pipe any more. Dropping the future kills it.
 ///
-/// `output_max`: bytes of output kept.
-pub(super) async fn run(args: &[String], limit: Duration, output_max: usize) -> Ended {
-    run_job(Job {
+/// `output_max`: bytes of output kept. `seat`: dropped once the process is gone, however this ends; one
+/// that the system cannot kill (it hangs in the kernel) keeps it.
+pub(super) async fn run<S: Send + 'static>(
+    args: &[String],
+    limit: Duration,
+    output_max: usize,
+    seat: S,
+) -> Ended {
+    let job = Job {
         args,
         stdin: None,
         env: &[],
         limit,
         output_max,
-    })
-    .await
+    };
+    run_job(job, seat).await
 }
 
 /// A process to be run.
@@ -66,7 +72,7 @@ pub(crate) struct Job<'a> {
 }
 
 /// As [`run`], with something to read and more of an environment.
-pub(crate) async fn run_job(job: Job<'_>) -> Ended {
+pub(crate) async fn run_job<S: Send + 'static>(job: Job<'_>, seat: S) -> Ended {
     let mut tail = Tail::new(job.output_max);
     let (mut child, mut output, group) = match start(&job) {
         Ok(started) => started,
@@ -79,7 +85,11 @@ pub(crate) async fn run_job(job: Job<'_>) -> Ended {
             async move { drop(stdin.write_all(&data).await) },
         ))
     });
-    let end = tokio::time::timeout(job.limit, follow(&mut child, &mut output, &mut tail)).await;
+    // Declared before the group, so dropped after it: killed first, then waited for.
+    let mut seated = Seated(Some((child, seat)));
+    let group = group;
+    let followed = follow(seated.child(), &mut output, &mut tail);
+    let end = tokio::time::timeout(job.limit, followed).await;
     drop(feeding);
     match end {
         Ok(Ok(Some(status))) => {
@@ -91,15 +101,15 @@ pub(crate) async fn run_job(job: Job<'_>) -> Ended {
             Ended::Exited(code, tail)
         }
         Ok(Ok(None)) => {
-            end_all(group, child).await;
+            end_all(group, seated).await;
             Ended::Flooded(tail)
         }
         Ok(Err(error)) => {
-            end_all(group, child).await;
+            end_all(group, seated).await;
             Ended::NotStarted(error)
         }
         Err(_) => {
-            end_all(group, child).await;
+            end_all(group, seated).await;
             Ended::TimedOut(tail)
         }
     }
@@ -149,10 +159,46 @@ async fn follow(
     }
 }
 
-async fn end_all(group: Group, mut child: Child) {
+async fn end_all<S: Send + 'static>(group: Group, mut seated: Seated<S>) {
     drop(group);
-    // Ended or not, it is reaped: tokio takes over what is dropped.
-    let _ = tokio::time::timeout(REAP_WAIT, child.wait()).await;
+    // Ended or not, it is reaped: see `Seated`.
+    let _ = tokio::time::timeout(REAP_WAIT, seated.child().wait()).await;
+}
+
+/// A process and its seat, which is free when the process is gone and not before.
+struct Seated<S: Send + 'static>(Option<(Child, S)>);
+
+impl<S: Send + 'static> Seated<S> {
+    fn child(&mut self) -> &mut Child {
+        let (child, _) = self.0.as_mut().expect("taken only when dropped");
+        child
+    }
+}
+
+impl<S: Send + 'static> Drop for Seated<S> {
+    fn drop(&mut self) {
+        let Some((mut child, seat)) = self.0.take() else {
+            return;
+        };
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
+        // Without a runtime the agent itself is ending.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(keep_until(
+                seat,
+                async move { child.wait().await.map(drop) },
+            ));
+        }
+    }
+}
+
+/// Holds the seat until `gone`.
+async fn keep_until<S>(seat: S, gone: impl Future<Output = io::Result<()>>) {
+    if let Err(error) = gone.await {
+        tracing::debug!(%error, "a check's process cannot be waited for");
+    }
+    drop(seat);
 }
 
 /// Kills the whole group when dropped.
@@ -171,6 +217,54 @@ impl Drop for Group {
             && let Err(error) = kill_process_group(pid, Signal::KILL)
         {
             tracing::debug!(%error, process.group = pid.as_raw_nonzero().get(), "a check's process group was gone already");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_cannot_be_killed_keeps_its_seat() {
+        let seats = Arc::new(Semaphore::new(1));
+        let seat = seats.clone().try_acquire_owned().unwrap();
+        let (ended, gone) = tokio::sync::oneshot::channel::<()>();
+        let keeping = tokio::spawn(keep_until(seat, async move {
+            gone.await.map_err(io::Error::other)
+        }));
+        tokio::time::sleep(REAP_WAIT * 60).await;
+        assert_eq!(seats.available_permits(), 0);
+        ended.send(()).unwrap();
+        keeping.await.unwrap();
+        assert_eq!(seats.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_seat_is_free_once_a_killed_process_is_gone() {
+        let args = ["/bin/sh", "-c", "sleep 600"].map(str::to_owned);
+        for abandon in [false, true] {
+            let seats = Arc::new(Semaphore::new(1));
+            let seat = seats.clone().try_acquire_owned().unwrap();
+            let limit = Duration::from_millis(if abandon { 600_000 } else { 50 });
+            let running = tokio::spawn({
+                let args = args.clone();
+                async move { run(&args, limit, 8, seat).await }
+            });
+            if abandon {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                running.abort();
+                assert!(running.await.is_err());
+            } else {
+                assert!(matches!(running.await.unwrap(), Ended::TimedOut(_)));
+            }
+            let wait = Duration::from_secs(10);
+            let free = tokio::time::timeout(wait, seats.acquire()).await;
+            assert!(free.is_ok_and(|seat| seat.is_ok()), "abandoned: {abandon}");
         }
     }
 }

@@ -9,12 +9,13 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 
 use super::check_definition::{CheckDefinition, CheckKind};
 use super::ids::ById;
 use super::inner::Inner;
+use super::reach::Reach;
 use super::run_result::RunResult;
 use super::status::Status;
 use super::{
@@ -159,19 +160,19 @@ impl Task {
                 return;
             };
             // Never closed: the semaphore lives as long as its tasks.
-            let Ok(turn) = self.turns.acquire().await else {
+            let Ok(turn) = self.turns.clone().acquire_owned().await else {
                 return;
             };
             drop(waits);
             let Some(terms) = self.local.upgrade().map(|local| Terms {
                 output_max: local.output_max(&self.check),
                 docker_host: local.config.docker_host.clone(),
+                reach: local.config.reach.clone(),
                 began: local.clock.monotonic(),
             }) else {
                 return;
             };
-            let result = self.once(&terms).await;
-            drop(turn);
+            let result = self.once(&terms, turn).await;
             let Some(local) = self.local.upgrade() else {
                 return;
             };
@@ -182,16 +183,21 @@ impl Task {
         }
     }
 
-    async fn once(&self, terms: &Terms) -> RunResult {
+    /// `turn` is given back when the run is over, and with a process not before it is gone.
+    async fn once(&self, terms: &Terms, turn: OwnedSemaphorePermit) -> RunResult {
         let limit = self.check.kind.time_limit();
         let output_max = terms.output_max;
         // These know better than the clock what the end of their time means.
         match &self.check.kind {
-            CheckKind::Script(check) => return script_check::run(check, limit, output_max).await,
-            CheckKind::Udp(check) => return udp_check::run(check, limit).await.into(),
+            CheckKind::Script(check) => {
+                return script_check::run(check, limit, output_max, turn).await;
+            }
+            CheckKind::Udp(check) => {
+                return udp_check::run(check, limit, &terms.reach).await.into();
+            }
             CheckKind::OsService(check) => {
                 let program = os_service_check::SYSTEMCTL;
-                return os_service_check::run(check, program, limit, output_max).await;
+                return os_service_check::run(check, program, limit, output_max, turn).await;
             }
             _ => {}
         }
@@ -203,10 +209,10 @@ impl Task {
 
     async fn ask(&self, terms: &Terms) -> (Status, String) {
         match &self.check.kind {
-            CheckKind::Http(check) => http_check::run(check, terms.output_max).await,
-            CheckKind::Tcp(check) => tcp_check::run(check).await,
-            CheckKind::Grpc(check) => grpc_check::run(check).await,
-            CheckKind::H2Ping(check) => h2ping_check::run(check).await,
+            CheckKind::Http(check) => http_check::run(check, terms.output_max, &terms.reach).await,
+            CheckKind::Tcp(check) => tcp_check::run(check, &terms.reach).await,
+            CheckKind::Grpc(check) => grpc_check::run(check, &terms.reach).await,
+            CheckKind::H2Ping(check) => h2ping_check::run(check, &terms.reach).await,
             CheckKind::Docker(check) => {
                 docker_check::run(check, &terms.docker_host, terms.output_max).await
             }
@@ -239,5 +245,6 @@ impl Task {
 struct Terms {
     output_max: usize,
     docker_host: String,
+    reach: Reach,
     began: Duration,
 }

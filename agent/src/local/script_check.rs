@@ -11,9 +11,15 @@ use super::run_result::RunResult;
 use super::status::Status;
 use super::tail::{FLOOD_BYTES, Tail};
 
-/// Runs the command for at most `limit`, keeping the last `output_max` bytes of its output.
-pub(super) async fn run(check: &ScriptCheck, limit: Duration, output_max: usize) -> RunResult {
-    match process::run(&check.args, limit, output_max).await {
+/// Runs the command for at most `limit`, keeping the last `output_max` bytes of its output. `seat` is
+/// kept as long as the process is there.
+pub(super) async fn run(
+    check: &ScriptCheck,
+    limit: Duration,
+    output_max: usize,
+    seat: impl Send + 'static,
+) -> RunResult {
+    match process::run(&check.args, limit, output_max, seat).await {
         Ended::Exited(code, output) => RunResult::of(judge(code), output.text()),
         Ended::TimedOut(output) => RunResult::timed_out(out_of_time(limit, &output)),
         Ended::Flooded(output) => RunResult::of(Status::Critical, flooded(&output)),

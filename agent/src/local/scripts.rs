@@ -20,7 +20,7 @@ pub enum ScriptChecks {
 
 impl ScriptChecks {
     /// Errors: [`LocalError::ScriptsDisabled`], [`LocalError::RemoteScriptsDisabled`].
-    pub(super) fn admit(self, check: &CheckDefinition, source: Source) -> Result<(), LocalError> {
+    pub(crate) fn admit(self, check: &CheckDefinition, source: Source) -> Result<(), LocalError> {
         match (self, source) {
             _ if !check.kind.runs_commands() => Ok(()),
             (Self::Everybody, _) | (Self::Files, Source::File) => Ok(()),

@@ -1,16 +1,16 @@
 //! One run of a tcp check.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use tokio::net::TcpStream;
 
 use super::TcpCheck;
+use super::reach::Reach;
 use super::status::Status;
-use super::tls;
 
 /// Connects to any address the name resolves to. Cancelled by its caller's time-out.
-pub(super) async fn run(check: &TcpCheck) -> (Status, String) {
-    match connect(check).await {
+pub(super) async fn run(check: &TcpCheck, reach: &Reach) -> (Status, String) {
+    match connect(check, reach).await {
         Ok(()) => (
             Status::Passing,
             format!("TCP connect {}: Success", check.address),
@@ -19,11 +19,11 @@ pub(super) async fn run(check: &TcpCheck) -> (Status, String) {
     }
 }
 
-async fn connect(check: &TcpCheck) -> Result<(), String> {
-    let stream = dial(&check.address).await?;
+async fn connect(check: &TcpCheck, reach: &Reach) -> Result<(), String> {
+    let stream = reach.dial(&check.address).await?;
     if check.use_tls {
-        let name = check.tls.name(host_of(&check.address));
-        tls::connect(stream, name, check.tls.skip_verify, &[]).await?;
+        let host = host_of(&check.address);
+        reach.secure(stream, &check.tls, host, &[]).await?;
     }
     Ok(())
 }
@@ -33,20 +33,16 @@ pub(super) fn host_of(address: &str) -> &str {
     address.rsplit_once(':').map_or(address, |(host, _)| host)
 }
 
-/// Tries every address `host:port` resolves to, in order; the text of the last failure names it.
-pub(super) async fn dial(address: &str) -> Result<TcpStream, String> {
-    dial_if(address, |_| None).await
-}
-
-/// As [`dial`], leaving out addresses for which `refuse` has a reason.
+/// Tries every address `host:port` resolves to, in order, without those for which `refuse` has a
+/// reason; the text of the last failure names it.
 pub(super) async fn dial_if(
     address: &str,
-    refuse: impl Fn(IpAddr) -> Option<&'static str>,
+    refuse: impl Fn(SocketAddr) -> Option<String>,
 ) -> Result<TcpStream, String> {
     let mut failure = format!("dial tcp: lookup {address}: no such host");
     for address in resolve("tcp", address).await? {
-        if let Some(reason) = refuse(address.ip()) {
-            failure = format!("refused to follow a redirect to {address}: it is {reason}");
+        if let Some(reason) = refuse(address) {
+            failure = reason;
             continue;
         }
         match TcpStream::connect(address).await {

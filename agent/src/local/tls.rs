@@ -1,7 +1,8 @@
-//! TLS for checks: the system's roots, or none at all when a check says so.
+//! TLS for checks: the system's roots, the agent's own with `enable_agent_tls_for_checks`, or none at
+//! all when a check says so.
 //!
 //! Owns: the two client configurations checks share.
-//! Never: takes part in the cluster's or the mesh's own TLS.
+//! Never: reads the agent's own files; they are given.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -25,12 +26,12 @@ const ROOT_BUNDLES: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// Completes a handshake as `server_name` over `stream`. `skip_verify` accepts any certificate;
-/// `protocols` are offered by ALPN, none of them demanded.
+/// Completes a handshake as `server_name` over `stream`, with the agent's own configuration when there
+/// is one. `skip_verify` accepts any certificate; `protocols` are offered by ALPN, none of them demanded.
 pub(super) async fn connect(
     stream: TcpStream,
     server_name: &str,
-    skip_verify: bool,
+    (skip_verify, own): (bool, Option<Arc<ClientConfig>>),
     protocols: &[&str],
 ) -> Result<TlsStream<TcpStream>, String> {
     let bare = server_name
@@ -39,10 +40,16 @@ pub(super) async fn connect(
         .to_owned();
     let name = ServerName::try_from(bare)
         .map_err(|_| format!("invalid TLS server name {server_name:?}"))?;
-    let mut config = if skip_verify {
-        unverified()?
-    } else {
-        verified()?
+    let mut config = match (own, skip_verify) {
+        (None, false) => verified()?,
+        (None, true) => unverified()?,
+        (Some(own), false) => own,
+        (Some(mut own), true) => {
+            let any = AcceptAny(provider().signature_verification_algorithms);
+            let config = Arc::make_mut(&mut own);
+            config.dangerous().set_certificate_verifier(Arc::new(any));
+            own
+        }
     };
     if !protocols.is_empty() {
         let protocols = protocols.iter().map(|name| name.as_bytes().to_vec());

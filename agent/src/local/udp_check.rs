@@ -10,12 +10,13 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 
 use super::UdpCheck;
+use super::reach::Reach;
 use super::status::Status;
 use super::tcp_check::{plain, resolve};
 
 /// Asks each address in turn until one does not refuse; `limit` is for each of them.
-pub(super) async fn run(check: &UdpCheck, limit: Duration) -> (Status, String) {
-    match ask(&check.address, limit).await {
+pub(super) async fn run(check: &UdpCheck, limit: Duration, reach: &Reach) -> (Status, String) {
+    match ask(&check.address, limit, reach).await {
         Ok(()) => (
             Status::Passing,
             format!("UDP connect {}: Success", check.address),
@@ -24,13 +25,17 @@ pub(super) async fn run(check: &UdpCheck, limit: Duration) -> (Status, String) {
     }
 }
 
-async fn ask(address: &str, limit: Duration) -> Result<(), String> {
+async fn ask(address: &str, limit: Duration, reach: &Reach) -> Result<(), String> {
     let mut failure = format!("dial udp: lookup {address}: no such host");
     let resolved = match tokio::time::timeout(limit, resolve("udp", address)).await {
         Ok(resolved) => resolved?,
         Err(_) => return Err(format!("dial udp: lookup {address}: i/o timeout")),
     };
     for address in resolved {
+        if let Some(reason) = reach.refusal(address) {
+            failure = reason;
+            continue;
+        }
         match tokio::time::timeout(limit, exchange(address)).await {
             // Nobody said no.
             Ok(Ok(())) | Err(_) => return Ok(()),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::definition::Handler;
 use super::follower::News;
-use crate::local::{Ended, HttpCheck, Job, Status, http_exchange, run_job};
+use crate::local::{Ended, HttpCheck, Job, Reach, Status, http_exchange, run_job};
 
 /// Bytes of a handler's output that are kept for the log.
 const OUTPUT_MAX_BYTES: usize = 4_096;
@@ -44,7 +44,7 @@ async fn script(args: &[String], news: &News) -> Result<String, String> {
         limit: SCRIPT_LIMIT,
         output_max: OUTPUT_MAX_BYTES,
     };
-    match run_job(job).await {
+    match run_job(job, ()).await {
         Ended::Exited(Some(0), output) => Ok(output.text()),
         Ended::Exited(Some(code), output) => Err(format!("exit code {code}: {}", output.text())),
         Ended::Exited(None, output) => Err(output.text()),
@@ -75,9 +75,10 @@ async fn post(request: &HttpCheck, news: &News) -> Result<String, String> {
         }
     }
     request.body = news.json.to_string();
+    let reach = Reach::default();
     let (limit, sending) = (
         request.pace.timeout,
-        http_exchange(&request, OUTPUT_MAX_BYTES),
+        http_exchange(&request, OUTPUT_MAX_BYTES, &reach),
     );
     match tokio::time::timeout(limit, sending).await {
         Ok((Status::Passing, text)) => Ok(text),

@@ -157,6 +157,7 @@ mod tests {
             voter: true,
             incoming: false,
             matched: Some(1),
+            matched_term: None,
             last_contact: (!silent.contains(&n)).then_some(Duration::from_millis(10)),
         };
         Status {

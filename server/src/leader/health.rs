@@ -101,6 +101,7 @@ mod tests {
             voter: true,
             incoming: false,
             matched: Some(matched),
+            matched_term: None,
             last_contact: Some(Duration::from_millis(silent)),
         };
         let status = Status {

@@ -16,7 +16,7 @@ use super::problem::{Code, Problem};
 use super::raw::RawConfig;
 use super::runtime::{Bootstrap, LeaveConfig, RuntimeConfig, UiConfig, UnixSocketsConfig};
 use super::sockaddr::Interface;
-use crate::local::{CheckDefinition, ScriptChecks, ServiceDefinition, UnknownKeys};
+use crate::local::{CheckDefinition, ScriptChecks, ServiceDefinition, Source, UnknownKeys};
 use crate::watch::WatchDefinition;
 use values::Values;
 
@@ -64,6 +64,13 @@ pub(super) fn build(
         return Ok(config);
     }
     Err(errors.into_iter().chain(warnings).collect())
+}
+
+/// A start would refuse it too, but only once everything else is up.
+fn admit(scripts: ScriptChecks, check: &CheckDefinition) -> Result<(), String> {
+    scripts
+        .admit(check, Source::File)
+        .map_err(|error| format!("check {:?}: {error}", check.name))
 }
 
 fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
@@ -179,9 +186,16 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
             raw.discard_check_output,
             raw.check_output_max_size,
             scripts,
+            [
+                raw.enable_link_local_checks,
+                raw.enable_agent_tls_for_checks,
+            ],
         ),
-        services: values.services(&[("service", raw.service), ("services", raw.services)]),
-        node_checks: values.node_checks(&[("check", raw.check), ("checks", raw.checks)]),
+        services: values.services(
+            &[("service", raw.service), ("services", raw.services)],
+            scripts,
+        ),
+        node_checks: values.node_checks(&[("check", raw.check), ("checks", raw.checks)], scripts),
         watches: values.watches(raw.watches, scripts),
         leave: LeaveConfig {
             on_terminate: raw.leave_on_terminate.unwrap_or(!server),
@@ -312,18 +326,28 @@ impl Values<'_> {
     fn services(
         &mut self,
         lists: &[(&str, Option<Vec<serde_json::Value>>)],
+        scripts: ScriptChecks,
     ) -> Vec<ServiceDefinition> {
         self.definitions(lists, |value| {
-            ServiceDefinition::parse(value, UnknownKeys::Ignore).map_err(|e| e.to_string())
+            let definition =
+                ServiceDefinition::parse(value, UnknownKeys::Ignore).map_err(|e| e.to_string())?;
+            for check in &definition.checks {
+                admit(scripts, check)?;
+            }
+            Ok(definition)
         })
     }
 
     fn node_checks(
         &mut self,
         lists: &[(&str, Option<Vec<serde_json::Value>>)],
+        scripts: ScriptChecks,
     ) -> Vec<CheckDefinition> {
         self.definitions(lists, |value| {
-            CheckDefinition::parse(value, UnknownKeys::Ignore).map_err(|e| e.to_string())
+            let check =
+                CheckDefinition::parse(value, UnknownKeys::Ignore).map_err(|e| e.to_string())?;
+            admit(scripts, &check)?;
+            Ok(check)
         })
     }
 

@@ -383,12 +383,15 @@ impl Values<'_> {
         discard: Option<bool>,
         max: Option<i64>,
         scripts: ScriptChecks,
+        [link_local, agent_tls]: [Option<bool>; 2],
     ) -> ChecksConfig {
         ChecksConfig {
             update_interval: self.duration("check_update_interval", interval, "5m"),
             discard_output: discard.unwrap_or(false),
             output_max_bytes: self.length("check_output_max_size", max, 4_096, 1),
             scripts,
+            link_local: link_local.unwrap_or(false),
+            agent_tls: agent_tls.unwrap_or(false),
         }
     }
 }

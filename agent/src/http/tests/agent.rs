@@ -18,6 +18,13 @@ async fn the_agent_tells_about_itself() {
     world
         .check(&[
             ("GET /v1/agent/members?wan=1", "", 200, "[]"),
+            ("GET /v1/agent/members?segment=_all&wan=1", "", 200, "[]"),
+            (
+                "GET /v1/agent/members?segment=blue",
+                "",
+                400,
+                "Network segments are not supported in this version of Consul",
+            ),
             (
                 "GET /v1/agent/members?segment=alpha",
                 "",
@@ -291,4 +298,62 @@ async fn metrics_come_in_both_forms() {
     assert!(names.contains(&"consul.runtime.alloc_bytes"));
     assert!(names.contains(&"weft_http_requests_in_flight"));
     world.stop().await;
+}
+
+#[tokio::test]
+async fn the_machine_is_shown_in_consuls_shape() {
+    let world = World::start().await;
+    let host = world.get("/v1/agent/host").await.json();
+    let keys: Vec<_> = host.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(
+        keys,
+        ["CPU", "CollectionTime", "Disk", "Errors", "Host", "Memory"]
+    );
+    assert!(host["Memory"]["total"].as_u64().unwrap() > 0);
+    assert!(!host["CPU"].as_array().unwrap().is_empty());
+    assert_eq!(host["Disk"]["path"], "/");
+    assert_eq!(host["Host"]["os"], "linux");
+    assert!(host["CollectionTime"].as_u64().unwrap() > 1_700_000_000_000_000_000);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_have_consuls_names_beside_our_own() {
+    let world = World::start().await;
+    world.get("/v1/kv/a").await;
+    let text = world
+        .get("/v1/agent/metrics?format=prometheus")
+        .await
+        .text();
+    for line in [
+        "# TYPE weft_http_requests_total counter",
+        "# TYPE consul_api_http summary",
+        "consul_api_http_count{method=\"GET\",path=\"v1.kv._\"} 1",
+        "consul_members_servers 1",
+        "consul_rpc_queries_blocking 0",
+        "consul_version{version=\"1.22.0\"} 1",
+    ] {
+        assert!(
+            text.lines().any(|own| own == line),
+            "{line} is missing:\n{text}"
+        );
+    }
+    let json = world.get("/v1/agent/metrics").await.json();
+    let has = |part: &str, name: &str| {
+        let all = json[part].as_array().unwrap();
+        all.iter().any(|one| one["Name"] == name)
+    };
+    assert!(has("Gauges", "consul.runtime.alloc_bytes"));
+    assert!(has("Samples", "consul.api.http"));
+    assert!(has("Counters", "weft_http_requests_total"));
+    world.stop().await;
+
+    let off = World::with(|config| config.prometheus = false).await;
+    let refused = off.get("/v1/agent/metrics?format=prometheus").await;
+    assert_eq!(
+        (refused.status, refused.header("X-Weft-Reason")),
+        (415, "metrics.prometheus_off")
+    );
+    assert_eq!(off.get("/v1/agent/metrics").await.status, 200);
+    off.stop().await;
 }

@@ -194,7 +194,7 @@ async fn dashboards_see_the_catalog_summed_up() {
                 "GET /v1/operator/usage",
                 "",
                 200,
-                r#"{"Usage":{"dc1":{"Services":2,"ServiceInstances":2,"ConnectServiceInstances":{"connect-proxy":1,"connect-native":0,"mesh-gateway":0,"ingress-gateway":0,"terminating-gateway":0,"api-gateway":0},"BillableServiceInstances":1,"Nodes":2}},"Index":2,"LastContact":0,"KnownLeader":true,"ConsistencyLevel":"leader","NotModified":false,"Backend":0,"ResultsFilteredByACLs":false}"#,
+                r#"{"Usage":{"dc1":{"Services":2,"ServiceInstances":2,"ConnectServiceInstances":{"connect-proxy":1,"connect-native":0,"mesh-gateway":0,"ingress-gateway":0,"terminating-gateway":0,"api-gateway":0},"BillableServiceInstances":1,"Nodes":2}},"Index":2,"NotModified":false,"Backend":0,"ResultsFilteredByACLs":false,"LastContact":0,"KnownLeader":true,"ConsistencyLevel":"leader"}"#,
             ),
             (
                 "GET /v1/operator/autopilot/health",
@@ -223,4 +223,22 @@ async fn what_the_catalog_cannot_hold_is_refused() {
             ("GET /v1/catalog/nodes", "", 200, "[]"),
         ])
         .await;
+}
+
+#[tokio::test]
+async fn usage_says_how_fresh_it_is() {
+    let world = with_pg().await;
+    world
+        .backend
+        .last_contact_millis
+        .store(70, std::sync::atomic::Ordering::Relaxed);
+    world
+        .backend
+        .leaderless
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    let usage = world.get("/v1/operator/usage?stale").await.json();
+    assert_eq!(usage["LastContact"], 70_000_000, "nanoseconds");
+    assert_eq!(usage["KnownLeader"], false);
+    assert_eq!(usage["ConsistencyLevel"], "stale");
+    world.stop().await;
 }

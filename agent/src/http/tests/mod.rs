@@ -8,6 +8,7 @@ mod conventions;
 mod coordinate;
 mod event;
 mod kv;
+mod mesh;
 mod prepared_query;
 mod serving;
 mod world;

@@ -399,6 +399,7 @@ fn deps(backend: &Arc<TestBackend>, cluster: &Arc<TestCluster>) -> Deps {
         registry: Arc::default(),
         info: Arc::new(AgentInfo {
             datacenter: "dc1".to_owned(),
+            domain: "consul.".to_owned(),
             primary_datacenter: "dc1".to_owned(),
             node_name: "n1".to_owned(),
             server: true,

@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::world::{API, check, open, service, until};
+use crate::local::Reach;
 use crate::local::{
     Aggregate, CheckDefinition, CheckKind, RegisterOptions, Source, Status, http_check, tcp_check,
 };
@@ -66,7 +67,7 @@ async fn run_http(value: Value, output_max: usize) -> (Status, String) {
     let CheckKind::Http(check) = check(body).kind else {
         panic!("not an http check")
     };
-    http_check::run(&check, output_max).await
+    http_check::run(&check, output_max, &Reach::default()).await
 }
 
 #[tokio::test]
@@ -293,7 +294,7 @@ async fn run_tcp(address: &str) -> (Status, String) {
     else {
         panic!("not a tcp check")
     };
-    tcp_check::run(&check).await
+    tcp_check::run(&check, &Reach::default()).await
 }
 
 #[tokio::test]

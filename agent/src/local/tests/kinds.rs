@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket, UnixListener};
 
 use super::world::check;
+use crate::local::Reach;
 use crate::local::{
     CheckKind, Status, docker_check, grpc_check, h2ping_check, os_service_check, udp_check,
 };
@@ -87,7 +88,7 @@ async fn run_grpc(target: &str) -> (Status, String) {
     let CheckKind::Grpc(check) = kind(json!({"GRPC": target})) else {
         panic!("not a grpc check")
     };
-    tokio::time::timeout(NEVER, grpc_check::run(&check))
+    tokio::time::timeout(NEVER, grpc_check::run(&check, &Reach::default()))
         .await
         .unwrap()
 }
@@ -149,17 +150,19 @@ async fn peers_that_speak_something_else_are_critical() {
         let CheckKind::H2Ping(ping) = kind(json!({"H2PING": at, "H2PingUseTLS": false})) else {
             panic!("not an h2ping check")
         };
-        let (status, output) = tokio::time::timeout(NEVER, h2ping_check::run(&ping))
-            .await
-            .unwrap();
+        let (status, output) =
+            tokio::time::timeout(NEVER, h2ping_check::run(&ping, &Reach::default()))
+                .await
+                .unwrap();
         assert_eq!(status, Status::Critical, "{output}");
         // With TLS, which is what h2ping does unless told otherwise.
         let CheckKind::H2Ping(ping) = kind(json!({"H2PING": at, "TLSSkipVerify": true})) else {
             panic!("not an h2ping check")
         };
-        let (status, output) = tokio::time::timeout(NEVER, h2ping_check::run(&ping))
-            .await
-            .unwrap();
+        let (status, output) =
+            tokio::time::timeout(NEVER, h2ping_check::run(&ping, &Reach::default()))
+                .await
+                .unwrap();
         assert_eq!(status, Status::Critical);
         assert!(
             output.starts_with(&format!("Failed to dial to {at}: ")),
@@ -175,7 +178,7 @@ async fn h2ping_waits_for_the_answer_to_its_ping() {
         panic!("not an h2ping check")
     };
     assert_eq!(
-        h2ping_check::run(&ping).await,
+        h2ping_check::run(&ping, &Reach::default()).await,
         (Status::Passing, "HTTP2 ping was successful".to_owned())
     );
     // A peer that completes the settings but never answers a ping.
@@ -194,7 +197,9 @@ async fn h2ping_waits_for_the_answer_to_its_ping() {
     let CheckKind::H2Ping(ping) = kind(json!({"H2PING": at, "H2PingUseTLS": false})) else {
         panic!("not an h2ping check")
     };
-    let waited = tokio::time::timeout(Duration::from_millis(300), h2ping_check::run(&ping)).await;
+    let reach = Reach::default();
+    let run = h2ping_check::run(&ping, &reach);
+    let waited = tokio::time::timeout(Duration::from_millis(300), run).await;
     assert!(waited.is_err(), "{waited:?}");
 }
 
@@ -202,7 +207,7 @@ async fn run_udp(address: &str, limit: Duration) -> (Status, String) {
     let CheckKind::Udp(check) = kind(json!({"UDP": address})) else {
         panic!("not a udp check")
     };
-    udp_check::run(&check, limit).await
+    udp_check::run(&check, limit, &Reach::default()).await
 }
 
 #[tokio::test]
@@ -344,7 +349,7 @@ async fn os_service_checks_ask_systemctl() {
         let CheckKind::OsService(check) = kind(json!({"OSService": unit})) else {
             panic!("not an os_service check")
         };
-        let result = os_service_check::run(&check, program, NEVER, 4_096).await;
+        let result = os_service_check::run(&check, program, NEVER, 4_096, ()).await;
         (result.status, result.output)
     };
     let fake = fake.to_str().unwrap();
@@ -380,11 +385,103 @@ async fn the_body_of_an_answer_is_not_kept_beyond_the_limit() {
     let CheckKind::Http(check) = kind(json!({"HTTP": format!("http://{at}/")})) else {
         panic!("not an http check")
     };
-    let run = crate::local::http_check::run(&check, 4);
+    let reach = Reach::default();
+    let run = crate::local::http_check::run(&check, 4, &reach);
     let (status, output) = tokio::time::timeout(NEVER, run).await.unwrap();
     assert_eq!(status, Status::Passing);
     assert!(
         output.contains("Output: zzzz ... (captured 4 of 1"),
         "{output}"
     );
+}
+
+/// A peer that says all it has to say at once and closes: the answer comes with the connection's end.
+async fn hasty(says: Vec<u8>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        // Everything the check asks has come once it is silent.
+        let mut asked = vec![0; 4_096];
+        loop {
+            let read = stream.read(&mut asked);
+            match tokio::time::timeout(Duration::from_millis(100), read).await {
+                Ok(Ok(0) | Err(_)) => return,
+                Ok(Ok(_)) => {}
+                Err(_) => break,
+            }
+        }
+        stream.write_all(&says).await.unwrap();
+        stream.shutdown().await.unwrap();
+        // Not closed before the check has read it: a reset would throw it away.
+        let _ = stream.read(&mut asked).await;
+    });
+    at
+}
+
+/// A frame of HTTP/2 (RFC 9113 §4.1).
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_with_the_end_of_the_connection_counts() {
+    let settings = [frame(4, 0, 0, b""), frame(4, 1, 0, b"")].concat();
+    let answer = [
+        settings.clone(),
+        // `:status 200`, a message, and `grpc-status: 0` as a literal.
+        frame(1, 4, 1, b"\x88"),
+        frame(0, 0, 1, b"\0\0\0\0\x02\x08\x01"),
+        frame(1, 5, 1, b"\0\x0bgrpc-status\x010"),
+    ];
+    let at = hasty(answer.concat()).await;
+    let seen = run_grpc(&at).await;
+    assert_eq!(seen, (Status::Passing, format!("gRPC check {at}: success")));
+
+    // Only half of it is no answer.
+    let at = hasty(answer[..2].concat()).await;
+    assert_eq!(run_grpc(&at).await.0, Status::Critical);
+
+    // h2's own pings say this.
+    let pong = frame(6, 1, 0, &[0x3b, 0x7c, 0xdb, 0x7a, 0x0b, 0x87, 0x16, 0xb4]);
+    let at = hasty([settings, pong].concat()).await;
+    let CheckKind::H2Ping(ping) = kind(json!({"H2PING": at, "H2PingUseTLS": false})) else {
+        panic!("not an h2ping check")
+    };
+    let reach = Reach::default();
+    let run = h2ping_check::run(&ping, &reach);
+    let seen = tokio::time::timeout(NEVER, run).await.unwrap();
+    assert_eq!(seen.0, Status::Passing, "{}", seen.1);
+}
+
+#[tokio::test]
+async fn checks_do_not_begin_at_link_local_addresses_unless_allowed() {
+    let kinds = ["HTTP", "TCP", "UDP", "GRPC", "H2PING"];
+    for name in kinds {
+        let at = match name {
+            "HTTP" => "http://169.254.7.7:9/",
+            _ => "169.254.7.7:9",
+        };
+        let reach = Reach::default();
+        let (status, output) = match kind(json!({name: at})) {
+            CheckKind::Http(check) => crate::local::http_check::run(&check, 64, &reach).await,
+            CheckKind::Tcp(check) => crate::local::tcp_check::run(&check, &reach).await,
+            CheckKind::Udp(check) => udp_check::run(&check, NEVER, &reach).await,
+            CheckKind::Grpc(check) => grpc_check::run(&check, &reach).await,
+            CheckKind::H2Ping(check) => h2ping_check::run(&check, &reach).await,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(status, Status::Critical, "{name}");
+        assert!(output.contains("enable_link_local_checks"), "{output}");
+    }
+    let allowed = Reach {
+        link_local: true,
+        ..Reach::default()
+    };
+    let CheckKind::Udp(check) = kind(json!({"UDP": "169.254.7.7:9"})) else {
+        panic!("not a udp check")
+    };
+    let (_, output) = udp_check::run(&check, Duration::from_millis(20), &allowed).await;
+    assert!(!output.contains("enable_link_local_checks"), "{output}");
 }

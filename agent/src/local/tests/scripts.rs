@@ -18,7 +18,7 @@ async fn run(script: &str, limit: Duration, output_max: usize) -> RunResult {
     let CheckKind::Script(check) = check(body).kind else {
         panic!("not a script check")
     };
-    script_check::run(&check, limit, output_max).await
+    script_check::run(&check, limit, output_max, ()).await
 }
 
 #[tokio::test]
@@ -53,7 +53,7 @@ async fn a_command_that_is_not_there_is_critical() {
     let CheckKind::Script(check) = check(body).kind else {
         panic!("not a script check")
     };
-    let result = script_check::run(&check, LONG, 8).await;
+    let result = script_check::run(&check, LONG, 8, ()).await;
     assert_eq!(result.status, Status::Critical);
     assert!(
         result
