@@ -37,6 +37,9 @@ pub(crate) fn go_bool(text: &str) -> Result<bool, String> {
     }
 }
 
+/// The only flag of one letter with a value; all commands share it.
+const SHORT_WITH_VALUE: &str = "-o";
+
 /// Rewrites `-flag` to `--flag`. Negative numbers stay as they are, and so does what no flag is called
 /// once there is an argument: in Go's syntax flags end there, so it is a value (`kv put k -v`).
 pub(crate) fn normalise(command: &Command, argv: Vec<String>) -> Vec<String> {
@@ -68,6 +71,12 @@ pub(crate) fn normalise(command: &Command, argv: Vec<String>) -> Vec<String> {
         }
         let bare = word.trim_start_matches('-');
         let name = bare.split('=').next().unwrap_or(bare);
+        if word == SHORT_WITH_VALUE && takes_value(current, SHORT_WITH_VALUE).is_some() {
+            // Its value is not the first word of what may be a child's command.
+            out.push(word);
+            out.extend(input.next());
+            continue;
+        }
         match takes_value(current, name) {
             // Named as a whole in the error; clap would take it for a bundle of short flags.
             None if first && bare.len() > 1 && bare.parse::<f64>().is_err() => {
@@ -92,7 +101,10 @@ fn takes_value(command: &Command, name: &str) -> Option<bool> {
         return Some(false);
     }
     let known = |arg: &&clap::Arg| {
-        arg.get_long() == Some(name) || arg.get_all_aliases().is_some_and(|all| all.contains(&name))
+        let short = arg.get_short().map(|letter| format!("-{letter}"));
+        arg.get_long() == Some(name)
+            || short.as_deref() == Some(name)
+            || arg.get_all_aliases().is_some_and(|all| all.contains(&name))
     };
     let arg = command.get_arguments().find(known)?;
     Some(!arg.is_require_equals_set() && arg.get_action().takes_values())
@@ -117,6 +129,7 @@ mod tests {
         );
         let lock = Command::new("lock")
             .arg(Arg::new("n").long("n"))
+            .arg(Arg::new("output").short('o').long("output"))
             .arg(Arg::new("child").num_args(0..).trailing_var_arg(true));
         go_booleans(Command::new("weft").subcommand(kv).subcommand(lock))
     }
@@ -155,6 +168,10 @@ mod tests {
         check(
             "weft lock -n 3 prefix ls -n 5",
             "weft lock --n=3 -- prefix ls -n 5",
+        );
+        check(
+            "weft lock -o json prefix ls -o wide",
+            "weft lock -o json -- prefix ls -o wide",
         );
         check(
             "weft lock -n=3 prefix -- ls",

@@ -109,15 +109,9 @@ pub(crate) fn main(argv: impl Iterator<Item = std::ffi::OsString>) -> Asked {
     let argv: Vec<String> = argv
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
-    let wants_json = argv.iter().any(|word| {
-        matches!(
-            word.as_str(),
-            "-o=json" | "-format=json" | "--format=json" | "--output=json"
-        )
-    }) || argv
-        .windows(2)
-        .any(|pair| matches!(pair[0].as_str(), "-o" | "--output" | "-format") && pair[1] == "json");
-    let format = if wants_json {
+    let command = built();
+    let argv = argv::normalise(&command, argv);
+    let format = if wants_json(&argv) {
         Format::Json
     } else {
         Format::Table
@@ -125,7 +119,7 @@ pub(crate) fn main(argv: impl Iterator<Item = std::ffi::OsString>) -> Asked {
     if let Some(autocomplete) = completion::Autocomplete::asked(&argv) {
         return Asked::Done(finish(autocomplete.perform(), format));
     }
-    match parse(argv) {
+    match understood(command, argv) {
         Ok(Verb::Agent(args)) => match agent::start(args) {
             Ok(start) => Asked::Agent(Box::new(start)),
             Err(failure) => Asked::Done(failure.report(format)),
@@ -145,12 +139,31 @@ pub(crate) fn main(argv: impl Iterator<Item = std::ffi::OsString>) -> Asked {
     }
 }
 
-fn parse(argv: Vec<String>) -> Result<Verb, clap::Error> {
+fn built() -> clap::Command {
     let mut command = command();
     command.build();
-    let argv = argv::normalise(&command, argv);
+    command
+}
+
+/// Errors are said in the form asked for, those about the line itself too. What stands behind `--` is not
+/// ours: a child's words, or data.
+fn wants_json(argv: &[String]) -> bool {
+    let ours = argv.split(|word| word == "--").next().unwrap_or_default();
+    let joined = ["-o=json", "-ojson", "--format=json", "--output=json"];
+    ours.iter().any(|word| joined.contains(&word.as_str()))
+        || ours.windows(2).any(|pair| pair == ["-o", "json"])
+}
+
+fn understood(mut command: clap::Command, argv: Vec<String>) -> Result<Verb, clap::Error> {
     let matches = command.try_get_matches_from_mut(argv)?;
     Cli::from_arg_matches(&matches).map(|cli| cli.verb)
+}
+
+#[cfg(test)]
+fn parse(argv: Vec<String>) -> Result<Verb, clap::Error> {
+    let command = built();
+    let argv = argv::normalise(&command, argv);
+    understood(command, argv)
 }
 
 fn finish(done: Done, format: Format) -> ExitCode {

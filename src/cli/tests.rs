@@ -219,6 +219,31 @@ fn each_command_has_two_examples_and_all_are_understood() {
 }
 
 #[test]
+fn errors_are_json_when_the_line_is_ours_to_say_so() {
+    let wants = |line: &str| {
+        let argv = line.split_whitespace().map(str::to_owned).collect();
+        wants_json(&argv::normalise(&built(), argv))
+    };
+    for line in [
+        "weft kv get -o json a",
+        "weft kv get a -o=json",
+        "weft members -format json",
+        "weft members --output=json",
+        "weft lock -o json p ls",
+    ] {
+        assert!(wants(line), "{line}");
+    }
+    for line in [
+        "weft kv get a",
+        "weft lock p kubectl get pods -o json",
+        "weft watch -type=nodes jq -o json",
+        "weft kv put -- -o json",
+    ] {
+        assert!(!wants(line), "{line}");
+    }
+}
+
+#[test]
 fn each_command_speaks_json() {
     let mut without = Vec::new();
     each_command(&mut |command, path| {
