@@ -337,7 +337,7 @@ impl Disk {
                 (words.next() == Some(path)).then(|| words.next().unwrap_or_default())
             })
             // What was mounted last lies above.
-            .last()
+            .next_back()
             .unwrap_or_default();
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
         Ok(Self {
