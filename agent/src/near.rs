@@ -4,11 +4,48 @@
 //! coordinates: whoever sorts by them is not woken when they change.
 //! Source: Consul HTTP API, parameter `near`; CONSUL.md A.3.
 
-use weft_catalog::State;
+use std::net::IpAddr;
+
+use rand::seq::SliceRandom as _;
+use weft_catalog::{InstanceHealth, State, Trace};
 use weft_proto::coordinate::Coordinate;
 
 /// The agent that is asked, where a node is named to sort by.
 pub(crate) const HERE: &str = "_agent";
+
+/// Whoever asks, where a prepared query names a node to sort by.
+pub(crate) const CLIENT: &str = "_ip";
+
+/// Puts the instances that a prepared query selects into the order that its `Near` asks for: the nearest
+/// to a node first, those equally far in any order, and the node itself before all others. False: it
+/// names no node that is known, and they stay as they are.
+///
+/// `here`: the agent's node. `client`: whom the answer is for.
+pub(crate) fn nearest_first(
+    rows: &mut [InstanceHealth<'_>],
+    near: &str,
+    here: &str,
+    client: Option<IpAddr>,
+    state: &State,
+    dice: &mut impl rand::Rng,
+) -> bool {
+    let trace = Trace::off();
+    let node = match near {
+        "" => None,
+        HERE => Some(here),
+        CLIENT => client.and_then(|ip| {
+            let nodes = state.read(&trace).nodes_by_address(ip.to_canonical()).rows;
+            nodes.first().map(|node| node.name.as_str())
+        }),
+        name => Some(name),
+    };
+    let Some(node) = node else { return false };
+    rows.shuffle(dice);
+    Near::to(node, state).sort(rows, |row| &row.node.name);
+    // Also where nobody's place is known.
+    rows.sort_by_key(|row| !row.node.name.eq_ignore_ascii_case(node));
+    true
+}
 
 /// The order of nearness to one node.
 pub struct Near<'a> {

@@ -7,7 +7,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::seq::SliceRandom as _;
 use weft_catalog::prepared_query::{Expressions, render, select};
 use weft_catalog::{HealthRow, InstanceHealth, Reader, State, Trace};
 use weft_proto::duration;
@@ -15,7 +14,7 @@ use weft_proto::v1::{Check, Node, Service};
 
 use super::metrics::Cause;
 use super::name::{Target, Way};
-use crate::near::{HERE, Near};
+use crate::near::{CLIENT, nearest_first};
 
 /// Rows found for a name.
 pub(crate) enum Found<'a> {
@@ -71,9 +70,6 @@ pub(crate) struct Rules<'a> {
     /// Of the templates of prepared queries.
     pub(crate) expressions: &'a Expressions,
 }
-
-/// In a query's `Near`: whoever asks.
-const CLIENT: &str = "_ip";
 
 /// Servers named in NS answers.
 const NAME_SERVERS_MAX: usize = 3;
@@ -202,27 +198,13 @@ fn executed<'a>(
     if rows.is_empty() {
         return Found::NoName(Cause::NothingHealthy);
     }
-    let for_client = query.near == CLIENT;
-    let nearest_to = match query.near.as_str() {
-        "" => None,
-        HERE => Some(rules.node),
-        CLIENT => {
-            let nodes = read.nodes_by_address(rules.client.to_canonical()).rows;
-            nodes.first().map(|node| node.name.as_str())
-        }
-        name => Some(name),
-    };
-    if let Some(node) = nearest_to {
-        // Those equally far come in any order.
-        rows.shuffle(dice);
-        Near::to(node, state).sort(&mut rows, |row| &row.node.name);
-        rows.sort_by_key(|row| !row.node.name.eq_ignore_ascii_case(node));
-    }
+    let client = Some(rules.client);
+    let ordered = nearest_first(&mut rows, &query.near, rules.node, client, state, dice);
     Found::Query(Selected {
         serving: rows.iter().filter_map(selected).collect(),
         ttl: duration::parse(&query.dns_ttl).ok(),
-        ordered: nearest_to.is_some(),
-        for_client,
+        ordered,
+        for_client: query.near == CLIENT,
     })
 }
 

@@ -144,7 +144,7 @@ impl Api {
         };
         look.pretty |= query.has("pretty");
         let tail_from = path.len() - tail.len();
-        let call = Call::new(self, route, (head, body), query, tail_from);
+        let call = Call::new(self, route, (head, body), query, look.client, tail_from);
         let entered = match call.tail_bytes() {
             Ok(tail) => call.guard.enter(&tail),
             Err(failure) => Err(failure),

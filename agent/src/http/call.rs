@@ -4,6 +4,7 @@
 //! limit on the bytes really read.
 //! Never: knows a single endpoint.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -29,6 +30,7 @@ pub(super) struct Call {
     pub(super) head: Parts,
     pub(super) query: Query,
     pub(super) guard: Guard,
+    client: Option<IpAddr>,
     tail_from: usize,
     body: Option<Incoming>,
 }
@@ -40,6 +42,7 @@ impl Call {
         route: &'static Route,
         request: (Parts, Incoming),
         query: Query,
+        client: Option<IpAddr>,
         tail_from: usize,
     ) -> Self {
         let guard = Guard {
@@ -52,9 +55,19 @@ impl Call {
             head: request.0,
             query,
             guard,
+            client,
             tail_from,
             body: Some(request.1),
         }
+    }
+
+    /// Whom the answer is for, as far as it is known: the first address that a proxy forwards for, else
+    /// the other end. Anybody may claim to forward: no right depends on it.
+    pub(super) fn source(&self) -> Option<IpAddr> {
+        let forwarded = self.head.headers.get("x-forwarded-for");
+        let first = forwarded.and_then(|list| list.to_str().ok()?.split(',').next());
+        let first = first.and_then(|address| address.trim().parse().ok());
+        first.or(self.client)
     }
 
     /// The name in the path as bytes, decoded once.

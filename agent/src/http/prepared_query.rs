@@ -18,7 +18,7 @@ use super::call::{Call, parse_bool};
 use super::error::{Failure, WEFT_REASON};
 use super::reply::Reply;
 use crate::backend::Consistency;
-use crate::near::{HERE, Near};
+use crate::near::nearest_first;
 
 /// Length of an id, a UUID as text.
 const ID_BYTES: usize = 36;
@@ -245,17 +245,15 @@ fn limit(call: &Call) -> Result<usize, Failure> {
     }
 }
 
-/// Any order, unless a node is to come first: then the nearest to it first.
+/// Any order, unless the nearest are to come first.
 fn order(call: &Call, query: &PreparedQuery, state: &State, rows: &mut [InstanceHealth<'_>]) {
     let asked = call.query.get("near").filter(|near| !near.is_empty());
     let near = asked.unwrap_or(&query.near);
-    let node = match near {
-        "" => return rows.shuffle(&mut *call.api.rng.lock()),
-        HERE => call.api.deps.info.node_name.as_str(),
-        name => name,
-    };
-    Near::to(node, state).sort(rows, |row| &row.node.name);
-    rows.sort_by_key(|row| !row.node.name.eq_ignore_ascii_case(node));
+    let here = &call.api.deps.info.node_name;
+    let dice = &mut *call.api.rng.lock();
+    if !nearest_first(rows, near, here, call.source(), state, dice) {
+        rows.shuffle(dice);
+    }
 }
 
 fn executed(call: &Call, query: &PreparedQuery, rows: &[InstanceHealth<'_>]) -> Reply {

@@ -56,3 +56,36 @@ async fn rights_are_judged_by_the_name_the_query_has_when_it_is_changed() {
         world.stop().await;
     }
 }
+
+#[tokio::test]
+async fn near_ip_is_the_client_or_whom_a_proxy_forwards_for() {
+    let world = World::start().await;
+    for n in 0..6 {
+        let body =
+            format!(r#"{{"Node":"n{n}","Address":"10.0.0.{n}","Service":{{"Service":"db"}}}}"#);
+        let answer = world.ask("PUT /v1/catalog/register", &body).await;
+        assert_eq!(answer.status, 200);
+    }
+    let query = r#"{"Name":"near","Service":{"Service":"db","Near":"_ip"}}"#;
+    assert_eq!(world.ask("POST /v1/query", query).await.status, 200);
+    let orders = async |headers: &str| {
+        let mut orders = Vec::new();
+        for _ in 0..20 {
+            let answer = world.send("GET /v1/query/near/execute", b"", headers).await;
+            let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+            let nodes = body["Nodes"].as_array().unwrap().iter();
+            let name = |row: &serde_json::Value| row["Node"]["Node"].as_str().unwrap().to_owned();
+            orders.push(nodes.map(name).collect::<Vec<_>>());
+        }
+        orders
+    };
+    let stranger = orders("").await;
+    assert!(stranger.iter().any(|order| order[0] != stranger[0][0]));
+    let known = orders("X-Forwarded-For: 10.0.0.4, 192.0.2.1\r\n").await;
+    assert!(known.iter().all(|order| order[0] == "n4"), "{known:?}");
+    assert!(
+        known.iter().any(|order| order[1] != known[0][1]),
+        "those equally far have no order"
+    );
+    world.stop().await;
+}
