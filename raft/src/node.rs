@@ -57,6 +57,7 @@ pub(crate) struct Inner {
     metrics: Arc<RaftMetrics>,
     clock: Arc<dyn Clock>,
     reads: Reads,
+    transport: Arc<Transport>,
     status: watch::Receiver<Arc<Status>>,
     in_flight: AtomicUsize,
     /// Membership changes this server is making.
@@ -154,6 +155,12 @@ impl RaftNode {
         let took = inner.clock.monotonic().saturating_sub(start);
         inner.metrics.proposal(outcome(&result), took);
         result
+    }
+
+    /// Says that somebody at another server waits until that one has applied what this server, the leader,
+    /// is writing now: for the next 20 ms followers hear of commits at once instead of with the next write.
+    pub fn hurry(&self) {
+        self.inner.transport.hurry();
     }
 
     /// Confirms with a quorum that this server leads, and returns the index a linearizable read must see.
@@ -478,7 +485,7 @@ impl Boot {
         let publisher = Publisher {
             to: publish,
             acceptor: acceptor.clone(),
-            transport,
+            transport: transport.clone(),
             metrics: metrics.clone(),
             every: config.heartbeat_scaled(),
         };
@@ -506,6 +513,7 @@ impl Boot {
             acceptor,
             metrics,
             clock,
+            transport,
             reads,
             status,
             in_flight: AtomicUsize::new(0),

@@ -171,13 +171,7 @@ fn role(state: ServerState) -> Role {
 fn members(metrics: &Metrics) -> Vec<Member> {
     let membership = metrics.membership_config.membership();
     let voters = membership.get_joint_config();
-    let matched = |id: &RaftId| {
-        metrics
-            .replication
-            .as_ref()?
-            .get(id)?
-            .as_ref()
-    };
+    let matched = |id: &RaftId| metrics.replication.as_ref()?.get(id)?.as_ref();
     let heard = |id: &RaftId| {
         metrics
             .heartbeat

@@ -438,6 +438,8 @@ impl Server {
     /// On the leader: lets a server in as a learner, or takes note of its new address.
     pub(crate) async fn admit(&self, request: v1::JoinRequest) -> Result<(), ServerError> {
         let inner = &self.inner;
+        // One after the other: the second of two newcomers with one name is to find the first.
+        let _one = inner.admitting.lock().await;
         let id: RaftId = request
             .raft_id
             .parse()
@@ -461,7 +463,12 @@ impl Server {
             public_key: request.public_key,
         };
         tracing::info!(server.name = %peer.name, server.addr = %peer.address, raft.id = %id, "adding server as learner");
-        inner.raft.add_learner(peer).await.map_err(change_failed)
+        inner.raft.add_learner(peer).await.map_err(change_failed)?;
+        let mut status = inner.raft.watch_status();
+        let known = status.wait_for(|status| status.members.iter().any(|m| m.peer.id == id));
+        // In time or not, it was taken in.
+        let _ = tokio::time::timeout(SHOWN_WITHIN, known).await;
+        Ok(())
     }
 
     fn judge(&self, request: &v1::JoinRequest, id: RaftId) -> Result<Admission, String> {
@@ -485,6 +492,9 @@ impl Server {
         admission::judge(request, id, &seen)
     }
 }
+
+/// How long a change of the membership may take to be seen in this server's own status.
+const SHOWN_WITHIN: Duration = Duration::from_secs(1);
 
 fn change_failed(cause: impl std::fmt::Display) -> ServerError {
     ServerError::Failed(cause.to_string())

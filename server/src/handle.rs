@@ -130,6 +130,8 @@ pub(crate) struct Inner {
     pub(crate) health: Mutex<ServerHealth>,
     /// Since when this server leads, on the monotonic clock.
     pub(crate) leading_since: Mutex<Option<Duration>>,
+    /// Held while a server is let in.
+    pub(crate) admitting: tokio::sync::Mutex<()>,
     pub(crate) public_key: Bytes,
     /// Why a task of the role ended that must not.
     pub(crate) failed: watch::Sender<Option<String>>,

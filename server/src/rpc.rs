@@ -53,6 +53,8 @@ impl v1::server_server::Server for Service {
                 "this command is proposed by the leader itself only",
             ));
         }
+        // The caller answers its client when it has applied the write itself.
+        self.inner.raft.hurry();
         let result = match self.server().propose(command).await {
             Ok(outcome) => v1::write_reply::Result::Outcome(outcome.encode_to_vec().into()),
             Err(failure) => v1::write_reply::Result::Failure(describe(&failure)),
@@ -66,6 +68,7 @@ impl v1::server_server::Server for Service {
         &self,
         _request: Request<v1::ReadIndexRequest>,
     ) -> Result<Response<v1::ReadIndexReply>, Status> {
+        self.inner.raft.hurry();
         let reply = match self.inner.raft.read_index().await {
             Ok(log_index) => v1::ReadIndexReply {
                 leader: true,

@@ -101,6 +101,7 @@ impl Server {
             leaving: false.into(),
             health: parking_lot::Mutex::default(),
             leading_since: None.into(),
+            admitting: tokio::sync::Mutex::default(),
             public_key,
             failed: watch::channel(None).0,
             stop: watch::channel(false).0,

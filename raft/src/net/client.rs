@@ -6,9 +6,8 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -25,8 +24,9 @@ use openraft::raft::{
 };
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
+use super::append::AppendSession;
 use super::conn::{Conn, Opening};
 use super::convert;
 use super::{Dialer, snapshot_send};
@@ -37,13 +37,11 @@ use crate::types::{SnapshotMeta, Types, Vote, corrupt};
 use crate::wire::frame::Kind;
 use crate::wire::{self, transfer_reply};
 
-type RpcResult<T> = Result<T, RPCError<Types>>;
+pub(super) type RpcResult<T> = Result<T, RPCError<Types>>;
 type TransferResponse = openraft::raft::TransferLeaderResponse<Types>;
 
-/// Append requests on their way to one peer, at most.
-const IN_FLIGHT_MAX: usize = 64;
-/// Bytes of encoded requests not yet taken by the socket, at which we stop encoding more.
-const OUTPUT_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// How long after [`Transport::hurry`] commits are told at once.
+const HURRY: Duration = Duration::from_millis(20);
 /// Idle connections kept per peer (vote, heartbeat, append, snapshot take and return them).
 const IDLE_MAX: usize = 4;
 
@@ -58,6 +56,9 @@ pub(crate) struct Transport {
     idle: Mutex<BTreeMap<RaftId, Vec<Conn>>>,
     /// Newest membership, for addresses that changed since a link was made.
     peers: Mutex<BTreeMap<RaftId, Peer>>,
+    started: Instant,
+    /// Milliseconds from `started` until which followers wait to hear of commits.
+    hurry_until: AtomicU64,
 }
 
 impl Transport {
@@ -70,7 +71,25 @@ impl Transport {
             dialer,
             idle: Mutex::default(),
             peers: Mutex::default(),
+            started: Instant::now(),
+            hurry_until: AtomicU64::new(0),
         })
+    }
+
+    /// Somebody at a follower waits until it has applied what is being written now.
+    pub(crate) fn hurry(&self) {
+        let until = self.started.elapsed() + HURRY;
+        let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+        self.hurry_until.fetch_max(until, Ordering::Relaxed);
+    }
+
+    pub(super) fn in_hurry(&self) -> bool {
+        let until = self.hurry_until.load(Ordering::Relaxed);
+        until != 0 && self.started.elapsed() < Duration::from_millis(until)
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// Takes note of the newest membership.
@@ -324,177 +343,11 @@ impl NetStreamAppend<Types> for Link {
     {
         async move {
             self.connected().await.map_err(unreachable)?;
-            let session = AppendSession::new(self, input);
+            let id = self.next_session();
+            let session = AppendSession::new(self.conn.get_mut(), &self.transport, id, input);
             Ok(session.boxed())
         }
         .boxed()
-    }
-}
-
-/// Requests go out as they come, answers come back in order, all in the task that polls.
-struct AppendSession<'s, S> {
-    conn: &'s mut Option<Conn>,
-    id: u64,
-    input: Option<S>,
-    in_flight: usize,
-    /// Index of the last entry the peer was told of; it cannot have a later one from here.
-    sent_upto: u64,
-    patience: Duration,
-    /// Fires when requests are in flight and none was answered for `patience`.
-    deadline: Pin<Box<Sleep>>,
-    last_answer: Instant,
-    /// What waits to be written carries entries.
-    urgent: bool,
-    /// What waits to be written has let the other tasks go first once.
-    deferred: bool,
-    ended: bool,
-}
-
-impl<'s, S> AppendSession<'s, S> {
-    fn new(link: &'s mut Link, input: S) -> Self {
-        let id = link.next_session();
-        let (patience, now) = (link.transport.patience, Instant::now());
-        Self {
-            conn: link.conn.get_mut(),
-            id,
-            input: Some(input),
-            in_flight: 0,
-            sent_upto: 0,
-            patience,
-            deadline: Box::pin(sleep_until(now + patience)),
-            last_answer: now,
-            urgent: false,
-            deferred: false,
-            ended: false,
-        }
-    }
-
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        while self.deadline.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            if self.in_flight > 0 && now >= self.last_answer + self.patience {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            let from = if self.in_flight > 0 {
-                self.last_answer
-            } else {
-                now
-            };
-            self.deadline.as_mut().reset(from + self.patience);
-        }
-        Ok(())
-    }
-}
-
-impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> AppendSession<'_, S> {
-    /// Writes what waits. News without entries (how far is committed, a heartbeat) go after what the
-    /// other tasks are about to do: somebody waits for the apply that the same commit sets off.
-    fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(conn) = self.conn.as_mut() else {
-            return Poll::Ready(Ok(()));
-        };
-        if conn.pending_output() > 0 && !self.urgent && !self.deferred {
-            self.deferred = true;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        std::task::ready!(conn.poll_flush(cx))?;
-        (self.urgent, self.deferred) = (false, false);
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_input(&mut self, cx: &mut Context<'_>) {
-        let Some(conn) = self.conn.as_mut() else {
-            return;
-        };
-        while self.in_flight < IN_FLIGHT_MAX && conn.pending_output() < OUTPUT_MAX_BYTES {
-            let Some(input) = self.input.as_mut() else {
-                return;
-            };
-            match input.poll_next_unpin(cx) {
-                Poll::Pending => return,
-                Poll::Ready(None) => self.input = None,
-                Poll::Ready(Some(request)) => {
-                    if self.in_flight == 0 {
-                        self.last_answer = Instant::now();
-                    }
-                    self.in_flight += 1;
-                    self.sent_upto = self.sent_upto.max(last_of(&request));
-                    self.urgent |= !request.entries.is_empty();
-                    conn.push(Kind::Append(convert::append_record(self.id, request)));
-                }
-            }
-        }
-    }
-
-    fn poll_answer(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<Option<StreamAppendResult<Types>>>> {
-        self.poll_deadline(cx)?;
-        loop {
-            self.poll_input(cx);
-            if self.input.is_none() && self.in_flight == 0 {
-                return Poll::Ready(Ok(None));
-            }
-            if let Poll::Ready(Err(cause)) = self.poll_output(cx) {
-                return Poll::Ready(Err(cause));
-            }
-            let Some(conn) = self.conn.as_mut() else {
-                return Poll::Ready(Ok(None));
-            };
-            match std::task::ready!(conn.poll_next(cx))? {
-                // Left over from a session that was given up.
-                Kind::AppendReply(reply) if reply.session != self.id => {}
-                Kind::AppendReply(reply) => {
-                    let beyond = |at: wire::LogId| at.index > self.sent_upto;
-                    if self.in_flight == 0 || reply.log_id.is_some_and(beyond) {
-                        return Poll::Ready(Err(corrupt("peer answered what it was not asked")));
-                    }
-                    self.in_flight -= 1;
-                    self.last_answer = Instant::now();
-                    return Poll::Ready(convert::append_reply_of(reply).map(Some));
-                }
-                _ => {
-                    return Poll::Ready(Err(corrupt(
-                        "peer answered an append with something else",
-                    )));
-                }
-            }
-        }
-    }
-}
-
-fn last_of(request: &AppendEntriesRequest<Types>) -> u64 {
-    let last = request.entries.last().map(|entry| entry.log_id);
-    last.or(request.prev_log_id).map_or(0, |id| id.index)
-}
-
-impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Stream for AppendSession<'_, S> {
-    type Item = RpcResult<StreamAppendResult<Types>>;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        if this.ended {
-            return Poll::Ready(None);
-        }
-        let item = match std::task::ready!(this.poll_answer(cx)) {
-            Ok(Some(answer)) => {
-                this.ended = answer.is_err();
-                Some(Ok(answer))
-            }
-            Ok(None) => {
-                this.ended = true;
-                None
-            }
-            Err(cause) => {
-                this.ended = true;
-                *this.conn = None;
-                tracing::debug!(error = %cause, "append stream to a peer broke");
-                Some(Err(unreachable(cause)))
-            }
-        };
-        Poll::Ready(item)
     }
 }
 
@@ -502,7 +355,7 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Stream for AppendSes
     clippy::needless_pass_by_value,
     reason = "used as `map_err(unreachable)`"
 )]
-fn unreachable(cause: io::Error) -> RPCError<Types> {
+pub(super) fn unreachable(cause: io::Error) -> RPCError<Types> {
     if cause.kind() == io::ErrorKind::TimedOut {
         return RPCError::Network(NetworkError::new(&cause));
     }

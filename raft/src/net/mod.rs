@@ -8,6 +8,7 @@
 //! only cost CPU per append. Heartbeats and votes never queue behind appends,
 //! nor appends behind snapshots, because each kind has its own connection.
 
+mod append;
 mod client;
 mod conn;
 mod convert;

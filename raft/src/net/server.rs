@@ -129,7 +129,7 @@ impl Acceptor {
         loop {
             let request =
                 poll_fn(|cx| poll_request(&mut conn, &mut answers, &mut watch, cx)).await?;
-            speaks_for_itself(&request, from)?;
+            may_ask(&self.gate, &request, from)?;
             match request {
                 Kind::SnapshotBegin(begin) => {
                     let reply = self.install(&mut conn, begin).await?;
@@ -267,8 +267,14 @@ impl Acceptor {
     }
 }
 
-/// Whoever asks for a vote, or leads, does so in its own name.
-fn speaks_for_itself(request: &Kind, from: RaftId) -> io::Result<()> {
+/// Whoever asks for a vote, or leads, does so in its own name, and may have been removed since it was let in.
+fn may_ask(gate: &Gate, request: &Kind, from: RaftId) -> io::Result<()> {
+    if !gate.knows(from) {
+        let why = format!(
+            "raft_unknown_server: {from} is no longer a member of this cluster, nor in its gossip pool"
+        );
+        return Err(crate::types::corrupt(&why));
+    }
     let vote = match request {
         Kind::Append(append) => &append.vote,
         Kind::Vote(request) => &request.vote,
@@ -382,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_votes_or_leads_in_the_name_of_another() {
+    fn nobody_votes_or_leads_in_the_name_of_another_or_after_it_was_removed() {
         let requests = |n| {
             [
                 Kind::Append(wire::Append {
@@ -403,12 +409,18 @@ mod tests {
                 }),
             ]
         };
+        let gate = Gate::new(id(2));
         for request in requests(1) {
-            assert!(speaks_for_itself(&request, id(1)).is_ok());
+            assert!(may_ask(&gate, &request, id(1)).is_ok());
         }
         for request in requests(3) {
-            let refused = speaks_for_itself(&request, id(1)).unwrap_err();
+            let refused = may_ask(&gate, &request, id(1)).unwrap_err();
             assert!(refused.to_string().contains("raft_borrowed_id"));
+        }
+        gate.set_members([id(2), id(3)].into());
+        for request in requests(1) {
+            let removed = may_ask(&gate, &request, id(1)).unwrap_err();
+            assert!(removed.to_string().contains("raft_unknown_server"));
         }
     }
 

@@ -4,8 +4,12 @@
 //! Never: takes this leader's own state for the right one; the hash that a quorum has is.
 
 use std::collections::BTreeMap;
+use std::future::ready;
+use std::pin::pin;
 use std::time::Duration;
 
+use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt};
 use weft_catalog::{CLUSTER_VERSION_MAX, HASH_FORM};
 use weft_proto::v1;
 use weft_proto::v1::stamped::Command;
@@ -59,14 +63,12 @@ async fn compare(server: &Server) -> Option<u64> {
         return Some(at_index);
     }
     drop(state);
-    let hashes: BTreeMap<_, _> = ask(server, &others, async move |mut client| {
-        client.digest(v1::DigestRequest { at_index }).await
-    })
-    .await
-    .into_iter()
-    .filter(|(_, reply)| reply.known && reply.hash_form == HASH_FORM)
-    .map(|(id, reply)| (id, reply.hash))
-    .collect();
+    let digest =
+        async move |mut client: Client| client.digest(v1::DigestRequest { at_index }).await;
+    let answers = asked(server, &others, digest)
+        .filter(|(_, reply)| ready(reply.known && reply.hash_form == HASH_FORM))
+        .map(|(id, reply)| (id, reply.hash));
+    let (verdict, hashes) = first_verdict(ours, &status.members, answers).await;
     for member in &others {
         if let Some(theirs) = hashes
             .get(&member.peer.id)
@@ -80,7 +82,7 @@ async fn compare(server: &Server) -> Option<u64> {
             );
         }
     }
-    match judge(ours, &status.members, &hashes) {
+    match verdict {
         Verdict::Right => {
             let command = Command::StateHash(v1::StateHash {
                 at_index,
@@ -122,6 +124,27 @@ enum Verdict {
     Unknown,
 }
 
+/// Judges as soon as the answers suffice: replicas keep their newest hashes only, and while a silent member
+/// is waited for the others would forget this one.
+async fn first_verdict(
+    ours: u64,
+    members: &[Member],
+    answers: impl Stream<Item = (RaftId, u64)>,
+) -> (Verdict, BTreeMap<RaftId, u64>) {
+    let mut answers = pin!(answers);
+    let mut hashes = BTreeMap::new();
+    loop {
+        let verdict = judge(ours, members, &hashes);
+        if verdict != Verdict::Unknown {
+            return (verdict, hashes);
+        }
+        match answers.next().await {
+            Some((id, hash)) => hashes.insert(id, hash),
+            None => return (verdict, hashes),
+        };
+    }
+}
+
 /// `hashes`: those of the other members that answered. This leader is one of the voters.
 fn judge(ours: u64, members: &[Member], hashes: &BTreeMap<RaftId, u64>) -> Verdict {
     let voters = || members.iter().filter(|m| m.voter);
@@ -150,10 +173,9 @@ async fn raise_version(server: &Server) {
             .collect();
         if now < CLUSTER_VERSION_MAX {
             let datacenter = inner.config.datacenter.clone();
-            let hellos = ask(server, &others, async move |mut client| {
-                client.hello(v1::HelloRequest { datacenter }).await
-            })
-            .await;
+            let hello =
+                async move |mut client: Client| client.hello(v1::HelloRequest { datacenter }).await;
+            let hellos: BTreeMap<_, _> = asked(server, &others, hello).collect().await;
             let theirs = hellos
                 .values()
                 .map(|hello| follows(hello.cluster_version_max));
@@ -174,22 +196,22 @@ pub(crate) fn follows(said: u32) -> u32 {
     said.max(1)
 }
 
-/// The same call to each of `members`; those that do not answer are left out.
-async fn ask<T>(
+/// The same call to each of `members`, their answers as they come; those that do not answer are left out.
+fn asked<T>(
     server: &Server,
     members: &[&Member],
     call: impl AsyncFnOnce(Client) -> Result<tonic::Response<T>, tonic::Status> + Clone,
-) -> BTreeMap<RaftId, T> {
+) -> impl Stream<Item = (RaftId, T)> {
     let inner = &server.inner;
     let calls = members.iter().map(|member| {
         let (call, address) = (call.clone(), inner.transport.address_of(&member.peer));
+        let id = member.peer.id;
         async move {
             let answer = inner.forwarder.call(&address, ANSWER_WITHIN, call).await;
-            Some((member.peer.id, answer.ok()?))
+            Some((id, answer.ok()?))
         }
     });
-    let answers = futures::future::join_all(calls).await;
-    answers.into_iter().flatten().collect()
+    calls.collect::<FuturesUnordered<_>>().filter_map(ready)
 }
 
 #[cfg(test)]

@@ -46,6 +46,27 @@ fn what_a_quorum_computed_is_right() {
     assert_eq!(judged(&[]), Verdict::Unknown);
 }
 
+#[tokio::test]
+async fn a_silent_member_is_not_waited_for() {
+    let members: Vec<Member> = (1..=3)
+        .map(|n| Member {
+            peer: weft_raft::Peer {
+                id: id(n),
+                ..Default::default()
+            },
+            voter: true,
+            ..Member::default()
+        })
+        .collect();
+    let silent = futures::stream::pending();
+    let answers = futures::stream::iter([(id(2), 7)]).chain(silent);
+    let judged = tokio::time::timeout(Duration::from_secs(5), first_verdict(7, &members, answers));
+    let (verdict, hashes) = judged.await.unwrap();
+    assert_eq!((verdict, hashes.len()), (Verdict::Right, 1));
+    let (verdict, _) = first_verdict(7, &members, futures::stream::iter([(id(2), 8)])).await;
+    assert_eq!(verdict, Verdict::Unknown);
+}
+
 async fn start(name: &str, bootstrap: Bootstrap) -> Server {
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let address: SocketAddr = free.local_addr().unwrap();
