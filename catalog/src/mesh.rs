@@ -1,7 +1,7 @@
 //! Who stands for a service in the mesh: proxies, instances that speak it themselves, and gateways.
 //!
 //! Owns: reading that from an instance or a gateway's config entry.
-//! Never: keeps it; [`crate::rows`] does.
+//! Never: keeps it; `rows` does.
 //! Source: Consul docs, "Connect", "Ingress gateway", "Terminating gateway".
 
 use std::borrow::Cow;

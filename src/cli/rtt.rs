@@ -11,7 +11,7 @@ use super::output::{self, Format, field};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  weft rtt db-1 web-1\n  weft rtt -wan s1.dc1 s2.dc1")]
 pub(crate) struct RttArgs {
-    /// Between servers of any datacenter, named <node>.<datacenter>
+    /// Between servers of any datacenter, named `NODE.DATACENTER`
     #[arg(long)]
     wan: bool,
     /// One node, or two; the second is the agent's own unless set
