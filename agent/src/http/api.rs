@@ -225,7 +225,7 @@ impl Api {
                 Failure::bad_request("http.query.too_many", text)
             }
             Refused::Broken(pair) => {
-                let text = format!("Invalid query string: {pair:?} cannot be read");
+                let text = format!("Invalid query string: {:?} cannot be read", named(&pair));
                 Failure::bad_request("http.query.broken", text)
             }
         })?;
@@ -273,6 +273,12 @@ struct Look {
     client: Option<IpAddr>,
 }
 
+/// What is shown of a parameter that cannot be read: a token may stand behind its name, and what is
+/// answered is logged too.
+fn named(pair: &str) -> &str {
+    pair.split(['=', ';']).next().unwrap_or_default()
+}
+
 fn accepts_gzip(headers: &HeaderMap) -> bool {
     let Some(value) = headers
         .get(ACCEPT_ENCODING)
@@ -306,5 +312,18 @@ mod tests {
         assert!(!accepts("gzip;q=0"));
         assert!(!accepts("br"));
         assert!(!accepts_gzip(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn of_a_parameter_that_cannot_be_read_only_the_name_is_shown() {
+        for (pair, shown) in [
+            ("token=0a1b;x", "token"),
+            ("passing;token=0a1b", "passing"),
+            ("tag=%zz", "tag"),
+            ("%zz=1", "%zz"),
+            ("%", "%"),
+        ] {
+            assert_eq!(named(pair), shown);
+        }
     }
 }
