@@ -7,9 +7,11 @@ mod support;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use support::fake::FakeAgent;
 use support::{WEFT, World, said};
 
 /// Examples that are not run here, by how they begin, and why.
@@ -343,12 +345,20 @@ fn every_verb_answers_in_json_when_asked_to() {
 
 #[test]
 fn a_bundle_holds_what_was_asked_for_and_no_secret() {
+    let token = "11111111-2222-3333-4444-555555555555";
+    let (gossip_key, hook_token) = ("c2l4dGVlbiBieXRlcyEhIQ==", "the-hooks-own");
+    // Nobody listens at port 1: the agent's log then says what it tried to reach.
+    let watch = format!(
+        "watches = [{{ type = \"key\", key = \"poke\", handler_type = \"http\", http_handler_config {{ \
+         path = \"http://127.0.0.1:1/hook?token={hook_token}&from={token}\" }} }}]"
+    );
     let w = World::servers(1)
-        .with("-encrypt=c2l4dGVlbiBieXRlcyEhIQ==")
+        .with(format!("-encrypt={gossip_key}"))
+        .with(format!("-node-meta=owner:{token}"))
+        .with(format!("-hcl={watch}"))
         .start();
     let out = w.path("incident");
-    let flag = format!("-output={}", out.display());
-    let token = "11111111-2222-3333-4444-555555555555";
+    let flag = format!("-output={}/", out.display());
     let address = format!("-http-addr={}:8500", w.address(1));
     let mut recording = Command::new(WEFT)
         .args([
@@ -369,11 +379,20 @@ fn a_bundle_holds_what_was_asked_for_and_no_secret() {
     w.until("a sample of metrics", || {
         (size("metrics.ndjson") > 0).then_some(())
     });
-    // Something to be logged, with the token in it.
-    w.until("a line of the log", || {
-        w.at(1).get(&format!("/v1/nope?token={token}")).unwrap();
-        (size("agent.log") > 0).then_some(())
+    // Something to be logged, with secrets in it.
+    let mut pokes = 0;
+    w.until("a line of the log about the hook", || {
+        pokes += 1;
+        w.at(1).kv_put("poke", pokes.to_string());
+        let log = std::fs::read_to_string(out.join("agent.log")).unwrap_or_default();
+        log.contains("/hook?").then_some(())
     });
+    for secret in [token, hook_token] {
+        assert!(
+            w.log(1).contains(secret),
+            "{secret} is not what the agent logs"
+        );
+    }
     rustix::process::kill_process(rustix::process::Pid::from_child(&recording), Signal::INT)
         .unwrap();
     assert_eq!(
@@ -428,8 +447,165 @@ fn a_bundle_holds_what_was_asked_for_and_no_secret() {
     assert!(read("members.json").contains("\"s1\""));
     for file in std::fs::read_dir(&out).unwrap() {
         let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
-        for secret in [token, "c2l4dGVlbiBieXRlcyEhIQ=="] {
+        for secret in [token, hook_token, gossip_key] {
             assert!(!text.contains(secret), "{secret} in {text}");
         }
+    }
+    let log = read("agent.log");
+    assert!(
+        log.contains("/hook?token=<redacted>&from=<redacted>"),
+        "{log}"
+    );
+    let about: Value = serde_json::from_str(&read("config.json")).unwrap();
+    assert_eq!(about["NodeMeta"]["owner"], "<redacted>");
+    assert!(index["Masked"].as_u64().unwrap() >= 3, "{index}");
+}
+
+/// `weft debug …` of a made-up agent, whose bundle stays a directory.
+fn record(agent: &FakeAgent, out: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(WEFT);
+    command
+        .args(["debug", "-archive=false"])
+        .arg(format!("-http-addr={}", agent.address()))
+        .arg(format!("-output={}", out.display()))
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn index_of(out: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(out.join("index.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn a_recording_of_an_agent_that_hangs_ends_when_asked_to() {
+    let w = World::servers(0);
+    let hanging = FakeAgent::start(|_| None);
+    let half = FakeAgent::start(|asked| {
+        let about = json!({"Config": {"NodeName": "half"}}).to_string();
+        asked
+            .starts_with("GET /v1/agent/self")
+            .then_some((200, about))
+    });
+    // Where it hangs, what is captured, the exit code, and what is missing then.
+    for (nth, (agent, hangs_at, capture, code, missing)) in [
+        (&hanging, "self", "agent", 1, None),
+        (
+            &half,
+            "host",
+            "agent,host,members,metrics",
+            0,
+            Some(json!(["host", "members", "metrics"])),
+        ),
+        (&half, "monitor", "agent,logs", 0, Some(json!([]))),
+        (
+            &half,
+            "metrics",
+            "agent,metrics",
+            0,
+            Some(json!(["metrics"])),
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (out, path) = (
+            w.path(&nth.to_string()),
+            format!("GET /v1/agent/{hangs_at}"),
+        );
+        let before = agent.asked(&path);
+        let capture = format!("-capture={capture}");
+        let mut recording = record(agent, &out, &[&capture, "-duration=1h"])
+            .spawn()
+            .unwrap();
+        w.until(&path, || (agent.asked(&path) > before).then_some(()));
+        let asked_at = w.now();
+        let process = rustix::process::Pid::from_child(&recording);
+        rustix::process::kill_process(process, Signal::INT).unwrap();
+        let status = w.until("its end", || recording.try_wait().unwrap());
+        assert_eq!(status.code(), Some(code), "{hangs_at}");
+        // The limit of a request is longer.
+        assert!((w.now() - asked_at).as_secs() < 8, "{hangs_at}");
+        assert_eq!(out.exists(), missing.is_some(), "{hangs_at}");
+        let Some(missing) = missing else { continue };
+        let index = index_of(&out);
+        let names: Vec<_> = index["Missing"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| &one["Target"])
+            .collect();
+        assert_eq!(
+            (json!(names), &index["Interrupted"]),
+            (missing, &json!(true))
+        );
+        assert!(out.join("agent.json").exists());
+    }
+}
+
+#[test]
+fn an_agent_that_hangs_is_not_waited_for_without_end() {
+    let w = World::servers(0);
+    let agent = FakeAgent::start(|_| None);
+    let output = record(&agent, &w.path("out"), &[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(7), "{}", said(&output));
+    let told = said(&output);
+    assert!(
+        told.contains("/v1/agent/self: no answer within 10s"),
+        "{told}"
+    );
+    assert!(!w.path("out").exists());
+
+    let agent = FakeAgent::start(|asked| {
+        let about = json!({"Config": {"NodeName": "half"}}).to_string();
+        asked
+            .starts_with("GET /v1/agent/self")
+            .then_some((200, about))
+    });
+    let out = w.path("out");
+    let arguments = ["-capture=logs,metrics", "-duration=1s", "-interval=1s"];
+    let output = record(&agent, &out, &arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let index = index_of(&out);
+    let reasons = index["Missing"].to_string();
+    for path in ["/v1/agent/monitor", "/v1/agent/metrics"] {
+        assert!(
+            reasons.contains(&format!("{path}: no answer within 10s")),
+            "{reasons}"
+        );
+    }
+}
+
+#[test]
+fn metrics_are_missing_only_if_no_sample_was_answered() {
+    let w = World::servers(0);
+    for (failing, missing) in [(1, false), (usize::MAX, true)] {
+        let asked_for = AtomicUsize::new(0);
+        let agent = FakeAgent::start(move |asked| {
+            let failed = asked.starts_with("GET /v1/agent/metrics")
+                && asked_for.fetch_add(1, Ordering::Relaxed) < failing;
+            Some(if failed {
+                (500, "not now".to_owned())
+            } else {
+                (200, "{}".to_owned())
+            })
+        });
+        let out = w.path(if missing { "none" } else { "some" });
+        let arguments = ["-capture=metrics", "-duration=4s", "-interval=1s"];
+        let output = record(&agent, &out, &arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        let index = index_of(&out);
+        let failed = index["MetricsFailed"].as_u64().unwrap();
+        assert!(if missing { failed >= 1 } else { failed == 1 }, "{index}");
+        assert!(
+            index["MetricsFailedReason"]
+                .as_str()
+                .unwrap()
+                .contains("not now"),
+            "{index}"
+        );
+        assert_eq!(index["Missing"] != json!([]), missing, "{index}");
+        assert_eq!(!out.join("metrics.ndjson").exists(), missing);
     }
 }

@@ -9,6 +9,7 @@
 )]
 
 pub(crate) mod dns;
+pub(crate) mod fake;
 mod http;
 pub(crate) mod load;
 

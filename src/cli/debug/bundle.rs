@@ -33,6 +33,15 @@ struct Captured {
 impl Bundle {
     /// Makes the directory, for its owner alone.
     pub(super) fn create(directory: &Path) -> Result<Self, Failure> {
+        if directory.file_name().is_none() {
+            let message = format!(
+                "-output {:?} names no directory of its own",
+                directory.display()
+            );
+            return Err(Failure::usage(message).hint("for example -output=incident"));
+        }
+        // Without a slash at its end: the archive goes beside the directory, not into it.
+        let directory = &*directory.components().collect::<PathBuf>();
         let archive = archive_path(directory);
         if archive.exists() || directory.exists() {
             let taken = if archive.exists() {
@@ -103,23 +112,20 @@ impl Bundle {
     /// Packs everything, and removes the directory; answers where the archive is, and its size.
     pub(super) fn archive(self) -> Result<(PathBuf, u64), Failure> {
         let target = archive_path(&self.directory);
-        let packed = self.pack(&target);
-        let size = match packed {
-            Ok(size) => size,
-            Err(error) => {
-                // What was captured stays where it is; half an archive would mislead.
-                let _ = std::fs::remove_file(&target);
-                return Err(failed("cannot write", &target, &error)
-                    .hint(format!("the files are in {}", self.directory.display())));
-            }
-        };
+        let kept = format!("the files are in {}", self.directory.display());
+        // One that has come meanwhile is somebody else's, and stays.
+        let file = create(&target).map_err(|failure| failure.hint(kept.clone()))?;
+        let size = self.pack(file).map_err(|error| {
+            // What was captured stays where it is; half an archive would mislead.
+            let _ = std::fs::remove_file(&target);
+            failed("cannot write", &target, &error).hint(kept)
+        })?;
         std::fs::remove_dir_all(&self.directory)
             .map_err(|error| failed("cannot remove", &self.directory, &error))?;
         Ok((target, size))
     }
 
-    fn pack(&self, target: &Path) -> std::io::Result<u64> {
-        let file = options().open(target)?;
+    fn pack(&self, file: File) -> std::io::Result<u64> {
         let mut tar = tar::Builder::new(GzEncoder::new(file, Compression::default()));
         let top = Path::new(self.directory.file_name().unwrap_or_default());
         for one in &self.files {
@@ -141,15 +147,12 @@ fn archive_path(directory: &Path) -> PathBuf {
     name.into()
 }
 
-/// New, and for its owner alone: it is about somebody's cluster.
-fn options() -> std::fs::OpenOptions {
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    options
-}
-
+/// A new file, for its owner alone: it is about somebody's cluster.
 fn create(path: &Path) -> Result<File, Failure> {
-    options()
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
         .open(path)
         .map_err(|error| failed("cannot make", path, &error))
 }
@@ -185,6 +188,42 @@ mod tests {
         assert!(
             Bundle::create(&top.path().join("b")).is_err(),
             "the archive is there"
+        );
+    }
+
+    #[test]
+    fn the_archive_lies_beside_its_directory_whatever_ends_the_path() {
+        let top = tempfile::tempdir().unwrap();
+        for name in ["one/", "two//", "three/."] {
+            let mut bundle = Bundle::create(&top.path().join(name)).unwrap();
+            bundle.append("agent.log", b"kept").unwrap();
+            let (archive, _) = bundle.archive().unwrap();
+            let plain = name.trim_end_matches(['/', '.']);
+            assert_eq!(archive, top.path().join(format!("{plain}.tar.gz")));
+            let packed = flate2::read::GzDecoder::new(File::open(&archive).unwrap());
+            let mut packed = tar::Archive::new(packed);
+            let names = packed.entries().unwrap();
+            let names: Vec<_> = names
+                .map(|one| one.unwrap().path().unwrap().into_owned())
+                .collect();
+            assert_eq!(names, [Path::new(plain).join("agent.log")]);
+        }
+        for name in ["", ".", "..", "/", "a/.."] {
+            assert!(Bundle::create(Path::new(name)).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn somebody_elses_archive_is_not_touched() {
+        let top = tempfile::tempdir().unwrap();
+        let mut bundle = Bundle::create(&top.path().join("b")).unwrap();
+        bundle.append("agent.log", b"kept").unwrap();
+        std::fs::write(top.path().join("b.tar.gz"), "theirs").unwrap();
+        assert!(bundle.archive().is_err());
+        let read = |name| std::fs::read_to_string(top.path().join(name)).unwrap();
+        assert_eq!(
+            (read("b.tar.gz"), read("b/agent.log")),
+            ("theirs".into(), "kept".into())
         );
     }
 }

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{Fuse, FusedFuture};
 use http::Method;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -21,7 +23,7 @@ use weft_proto::duration;
 
 use super::child::Signals;
 use super::client::{self, Client, ClientArgs};
-use super::failure::{Done, Failure};
+use super::failure::{Done, Exit, Failure};
 use super::output::{self, Format, field};
 use super::progress::Countdown;
 use bundle::Bundle;
@@ -35,8 +37,12 @@ const MOST: Duration = Duration::from_secs(24 * 60 * 60);
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// A line of the log longer than this is cut in two.
 const LINE_MAX_BYTES: usize = 1 << 20;
+/// Who the agent is, and its configuration.
+const ABOUT: &str = "/v1/agent/self";
 const LOG: &str = "agent.log";
 const METRICS: &str = "metrics.ndjson";
+const SAMPLED: &str = "/v1/agent/metrics";
+const MONITOR: &str = "/v1/agent/monitor";
 
 /// Record a bundle about an agent, for whoever is to help
 #[derive(clap::Args)]
@@ -193,31 +199,46 @@ async fn debug(client: Client, args: &DebugArgs) -> Done {
     let recording = Recording::of(args, &clock)?;
     let mut signals = Signals::new();
     // Who cannot answer this cannot be recorded; nothing has been written yet.
-    let about = client.get("/v1/agent/self", &[]).await?;
+    let about = tokio::select! {
+        about = in_time(ABOUT, client.get(ABOUT, &[])) => about?,
+        name = signals.asked_to_stop() => {
+            let message = format!("Shutdown triggered by {name} before anything was recorded");
+            return Err(Failure::new(Exit::Negative, message));
+        }
+    };
     let mut capture = Capture {
         bundle: Bundle::create(&recording.directory)?,
         redactor: Redactor::new(client.token().map(str::to_owned)),
-        client,
+        client: &client,
         recording,
         missing: Vec::new(),
+        failed: FailedSamples::default(),
     };
     capture.announce(&about)?;
     let started = rfc3339(clock.wall());
-    capture.documents(&about).await?;
-    let interrupted = capture.over_time(&clock, &mut signals).await?;
+    let interrupted = capture.documents(&about, &mut signals).await?
+        || capture.over_time(&clock, &mut signals).await?;
     capture.finish(&about, &started, interrupted, args.archive)
 }
 
 /// A recording under way.
-struct Capture {
-    client: Client,
+struct Capture<'a> {
+    client: &'a Client,
     recording: Recording,
     bundle: Bundle,
     redactor: Redactor,
     missing: Vec<Value>,
+    failed: FailedSamples,
 }
 
-impl Capture {
+/// Samples of metrics that could not be had.
+#[derive(Default)]
+struct FailedSamples {
+    number: u64,
+    last_reason: Option<String>,
+}
+
+impl Capture<'_> {
     fn announce(&self, about: &Value) -> Done {
         if self.client.format() == Format::Json {
             return Ok(());
@@ -237,36 +258,53 @@ impl Capture {
         Ok(())
     }
 
-    /// What does not change while it is recorded.
-    async fn documents(&mut self, about: &Value) -> Done {
-        for target in self.recording.targets.clone() {
-            match target {
-                Target::Agent => {
-                    let mut shown = about.clone();
-                    if let Value::Object(members) = &mut shown {
-                        members.remove("DebugConfig");
+    /// What does not change while it is recorded; answers whether somebody asked to end.
+    async fn documents(&mut self, about: &Value, signals: &mut Signals) -> Result<bool, Failure> {
+        let targets = self.recording.targets.clone();
+        for (nth, target) in targets.iter().enumerate() {
+            tokio::select! {
+                done = self.now(*target, about) => done?,
+                _ = signals.asked_to_stop() => {
+                    for target in &targets[nth..] {
+                        self.lacks(*target, "the recording was ended before");
                     }
-                    self.document("agent.json", shown)?;
+                    return Ok(true);
                 }
-                Target::Config => self.document("config.json", about["DebugConfig"].clone())?,
-                Target::Host => self.fetch(target, "/v1/agent/host", "host.json").await?,
-                Target::Members => {
-                    self.fetch(target, "/v1/agent/members", "members.json")
-                        .await?
-                }
-                Target::Raft => {
-                    let (servers, state) = (
-                        "/v1/operator/raft/configuration",
-                        "/v1/operator/autopilot/state",
-                    );
-                    self.fetch(target, servers, "raft.json").await?;
-                    self.fetch(target, state, "autopilot.json").await?;
-                }
-                Target::Profiles => self.lacks(target, "weft has no profiles of Go's"),
-                Target::Metrics | Target::Logs => {}
             }
         }
-        Ok(())
+        Ok(false)
+    }
+
+    /// What a target has to show at once.
+    async fn now(&mut self, target: Target, about: &Value) -> Done {
+        match target {
+            Target::Agent => {
+                let mut shown = about.clone();
+                if let Value::Object(members) = &mut shown {
+                    members.remove("DebugConfig");
+                }
+                self.document("agent.json", shown)
+            }
+            Target::Config => self.document("config.json", about["DebugConfig"].clone()),
+            Target::Host => self.fetch(target, "/v1/agent/host", "host.json").await,
+            Target::Members => {
+                self.fetch(target, "/v1/agent/members", "members.json")
+                    .await
+            }
+            Target::Raft => {
+                let (servers, state) = (
+                    "/v1/operator/raft/configuration",
+                    "/v1/operator/autopilot/state",
+                );
+                self.fetch(target, servers, "raft.json").await?;
+                self.fetch(target, state, "autopilot.json").await
+            }
+            Target::Profiles => {
+                self.lacks(target, "weft has no profiles of Go's");
+                Ok(())
+            }
+            Target::Metrics | Target::Logs => Ok(()),
+        }
     }
 
     fn document(&mut self, name: &'static str, mut value: Value) -> Done {
@@ -289,23 +327,12 @@ impl Capture {
     }
 
     async fn fetch(&mut self, target: Target, path: &str, name: &'static str) -> Done {
-        match self.get(path).await {
+        match in_time(path, self.client.get(path, &[])).await {
             Ok(value) => self.document(name, value),
             Err(why) => {
-                self.lacks(target, why);
+                self.lacks(target, why.to_string());
                 Ok(())
             }
-        }
-    }
-
-    async fn get(&self, path: &str) -> Result<Value, String> {
-        let answer = self.client.get(path, &[]);
-        match tokio::time::timeout(REQUEST_LIMIT, answer).await {
-            Ok(answer) => answer.map_err(|failure| format!("{path}: {failure}")),
-            Err(_) => Err(format!(
-                "{path}: no answer within {}",
-                duration::format(REQUEST_LIMIT)
-            )),
         }
     }
 
@@ -326,8 +353,14 @@ impl Capture {
         if logs {
             // There even if nothing is logged meanwhile.
             self.bundle.append(LOG, b"")?;
-            log = self.open_log().await;
+            log = tokio::select! {
+                log = self.open_log() => log,
+                _ = signals.asked_to_stop() => return Ok(true),
+            };
         }
+        let client = self.client;
+        let sample = Fuse::terminated();
+        tokio::pin!(sample);
         let begun = Instant::now();
         let end = tokio::time::sleep_until(begun + self.recording.duration);
         tokio::pin!(end);
@@ -337,11 +370,16 @@ impl Capture {
         let mut moments = tokio::time::interval(LEAST);
         let interrupted = loop {
             tokio::select! {
-                () = &mut end => break false,
+                biased;
+                // A sample that is on its way is waited for.
+                () = &mut end, if sample.is_terminated() => break false,
                 _ = signals.asked_to_stop() => break true,
-                _ = samples.tick(), if metrics => self.sample(clock).await?,
-                frame = next(&mut log), if log.is_some() => self.log(frame, &mut log)?,
+                _ = samples.tick(), if metrics && sample.is_terminated() => {
+                    sample.set(in_time(SAMPLED, client.get(SAMPLED, &[])).fuse());
+                }
+                answer = &mut sample => self.sampled(answer, clock)?,
                 _ = moments.tick() => progress.at(begun.elapsed(), || self.so_far()),
+                frame = next(&mut log), if log.is_some() => self.log(frame, &mut log)?,
             }
         };
         progress.finish();
@@ -357,15 +395,19 @@ impl Capture {
         format!("{} of metrics, {} of log", size(METRICS), size(LOG))
     }
 
-    async fn sample(&mut self, clock: &SystemClock) -> Done {
-        match self.get("/v1/agent/metrics").await {
+    fn sampled(&mut self, answer: Result<Value, Failure>, clock: &SystemClock) -> Done {
+        match answer {
             Ok(mut value) => {
                 self.redactor.json(&mut value);
                 value["CapturedAt"] = rfc3339(clock.wall()).into();
                 self.bundle.append(METRICS, format!("{value}\n").as_bytes())
             }
             Err(why) => {
-                self.lacks(Target::Metrics, why);
+                if self.failed.number == 0 {
+                    eprintln!("a sample of metrics is left out: {why}");
+                }
+                self.failed.number += 1;
+                self.failed.last_reason = Some(why.to_string());
                 Ok(())
             }
         }
@@ -375,11 +417,8 @@ impl Capture {
         let level = self.recording.log_level.clone();
         let query = [("loglevel", level.as_str())];
         let nothing = client::whole(Bytes::new());
-        let opened = self
-            .client
-            .open(Method::GET, "/v1/agent/monitor", &query, nothing)
-            .await;
-        match opened {
+        let opened = self.client.open(Method::GET, MONITOR, &query, nothing);
+        match in_time(MONITOR, opened).await {
             Ok(body) => Some(Log {
                 body,
                 rest: Vec::new(),
@@ -422,6 +461,11 @@ impl Capture {
     }
 
     fn finish(mut self, about: &Value, started: &str, interrupted: bool, archive: bool) -> Done {
+        if self.recording.wants(Target::Metrics) && self.bundle.size(METRICS) == 0 {
+            let reason = self.failed.last_reason.clone();
+            let reason = reason.unwrap_or_else(|| "the recording was ended before".to_owned());
+            self.lacks(Target::Metrics, reason);
+        }
         let recording = &self.recording;
         self.bundle.index(json!({
             "WeftVersion": super::version::SHORT,
@@ -432,6 +476,8 @@ impl Capture {
             "Interval": duration::format(recording.interval),
             "Targets": recording.words(),
             "Missing": self.missing,
+            "MetricsFailed": self.failed.number,
+            "MetricsFailedReason": self.failed.last_reason,
             "Interrupted": interrupted,
             "Masked": self.redactor.masked,
         }))?;
@@ -452,6 +498,21 @@ impl Capture {
             Some(size) => format!("Saved {shown} ({})", indicatif::HumanBytes(size)),
             None => format!("Saved {shown}"),
         })
+    }
+}
+
+/// An answer, or the failure that none came in time; both name what was asked for.
+async fn in_time<T>(
+    path: &str,
+    asking: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(REQUEST_LIMIT, asking).await {
+        Ok(answer) => answer.map_err(|failure| failure.context(path)),
+        Err(_) => {
+            let limit = duration::format(REQUEST_LIMIT);
+            let message = format!("{path}: no answer within {limit}");
+            Err(Failure::new(Exit::Timeout, message).hint("does the agent hang?"))
+        }
     }
 }
 

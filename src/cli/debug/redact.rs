@@ -3,6 +3,8 @@
 //! Owns: what counts as a secret, in JSON and in lines of a log.
 //! Never: trusts that the agent has masked its own already.
 
+use std::ops::Range;
+
 use serde_json::Value;
 
 /// What stands where a secret was.
@@ -21,7 +23,7 @@ const SECRET_NAMES: [&str; 9] = [
 ];
 /// Names that are secret only as a whole.
 const SECRET_WORDS: [&str; 2] = ["encrypt", "accessorkey"];
-/// Ends a value in a line of a log.
+/// Ends a bare value in a line of a log.
 const DELIMITERS: [char; 10] = ['\\', ' ', '\t', '"', '\'', ',', ';', '&', '}', ']'];
 
 /// Masks, and counts what was masked.
@@ -54,7 +56,8 @@ impl Redactor {
             }
             Value::Array(items) => items.iter_mut().for_each(|item| self.json(item)),
             Value::String(text) if text.contains("PRIVATE KEY-----") => self.mask(text),
-            Value::String(text) => self.mask_known(text),
+            // A URL, a header or a whole document may stand in it.
+            Value::String(text) => *text = self.line(text),
             Value::Null | Value::Bool(_) | Value::Number(_) => {}
         }
     }
@@ -93,17 +96,22 @@ impl Redactor {
         }
         let mut out = String::with_capacity(line.len());
         let mut rest = line.as_str();
-        while let Some((name_at, value_at)) = next_pair(rest) {
-            let name = &rest[name_at.0..name_at.1];
-            let end = rest[value_at..]
-                .find(DELIMITERS)
-                .map_or(rest.len(), |at| value_at + at);
-            let value = &rest[value_at..end];
-            let secret = is_secret(name) && !value.is_empty() && !value.starts_with(MASK);
-            out.push_str(&rest[..value_at]);
-            out.push_str(if secret { MASK } else { value });
-            self.masked += u64::from(secret);
-            rest = &rest[end..];
+        while let Some(sign) = rest.find(['=', ':']) {
+            let name = name_before(&rest[..sign]);
+            let (before, behind) = rest.split_at(sign + 1);
+            out.push_str(before);
+            rest = behind;
+            if !is_secret(name) {
+                // What seems to be its value may have pairs within: a URL's query, say.
+                continue;
+            }
+            let value = value_in(name, behind);
+            if !value.is_empty() && &behind[value.clone()] != MASK {
+                out.push_str(&behind[..value.start]);
+                out.push_str(MASK);
+                rest = &behind[value.end..];
+                self.masked += 1;
+            }
         }
         out.push_str(rest);
         out
@@ -111,28 +119,81 @@ impl Redactor {
 }
 
 fn is_secret(name: &str) -> bool {
-    let plain: String = name
-        .chars()
-        .filter(|c| !matches!(c, '_' | '-'))
-        .flat_map(char::to_lowercase)
-        .collect();
+    let plain = plain(name);
     SECRET_WORDS.contains(&plain.as_str()) || SECRET_NAMES.iter().any(|part| plain.contains(part))
 }
 
-/// The next `name=value`, `name: value` or `"name":"value"`: where the name is, where the value begins.
-fn next_pair(text: &str) -> Option<((usize, usize), usize)> {
-    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    let sign = text.find(['=', ':'])?;
-    let before = text[..sign].trim_end_matches(['"', '\\']);
-    let start = before
-        .char_indices()
-        .rev()
-        .take_while(|(_, c)| is_name(*c))
-        .last()
-        .map_or(before.len(), |(at, _)| at);
-    let behind = &text[sign + 1..];
-    let value = behind.trim_start_matches([' ', '"', '\\', '\'']);
-    Some(((start, before.len()), text.len() - value.len()))
+/// In lower case, without what separates words.
+fn plain(name: &str) -> String {
+    name.chars()
+        .filter(|c| !matches!(c, '_' | '-'))
+        .flat_map(char::to_lowercase)
+        .collect()
+}
+
+/// The name that ends before a sign, quoted or not: of `"name":`, `name =`, `x["name"]=`.
+fn name_before(text: &str) -> &str {
+    let text = text.trim_end_matches([' ', '\t', '"', '\'', '\\', ']']);
+    let before = text.trim_end_matches(|c: char| c.is_ascii_alphanumeric() || "_-.".contains(c));
+    &text[before.len()..]
+}
+
+/// Where the value behind a sign is: what a quote or a bracket encloses, else up to a delimiter.
+/// Where that is in doubt, rather too much than too little.
+fn value_in(name: &str, text: &str) -> Range<usize> {
+    // Two signs in a row are one: `==`, `:=`, `=>`.
+    let value = text.trim_start_matches([' ', '\t', '=', ':', '>']);
+    let start = text.len() - value.len();
+    // A type's name may stand before a bracket, as in `Some("…")`.
+    let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
+    let word = value.len() - value.trim_start_matches(is_word).len();
+    let slashes = value[word..].len() - value[word..].trim_start_matches('\\').len();
+    let opened = word + slashes;
+    let bare_to = |end: usize| start..start + end;
+    let inside = |end: usize| start + opened + 1..start + opened + 1 + end;
+    match value[opened..].chars().next() {
+        Some(quote @ ('"' | '\'')) if word == 0 => {
+            inside(end_of_quote(&value[opened + 1..], quote, slashes))
+        }
+        Some('[' | '{' | '(') if word == 0 => inside(end_of_bracket(&value[opened + 1..])),
+        // `Bearer …`, `Digest username="…", response="…"`.
+        _ if plain(name).contains("authorization") => bare_to(value.len()),
+        // Bytes, as they are shown for debugging.
+        Some(quote @ ('"' | '\'')) if &value[..word] == "b" => {
+            bare_to(opened + 1 + end_of_quote(&value[opened + 1..], quote, slashes))
+        }
+        Some('[' | '{' | '(') => bare_to(opened + 1 + end_of_bracket(&value[opened + 1..])),
+        _ => bare_to(value.find(DELIMITERS).unwrap_or(value.len())),
+    }
+}
+
+/// Where the quote ends that was opened before `text`, by a sign with so many backslashes before it.
+fn end_of_quote(text: &str, quote: char, slashes: usize) -> usize {
+    let mut run = 0;
+    for (at, c) in text.char_indices() {
+        if c == quote && run <= slashes {
+            return at - run;
+        }
+        run = if c == '\\' { run + 1 } else { 0 };
+    }
+    text.len()
+}
+
+/// Where the bracket is closed that was opened before `text`. Those in quotes do not count.
+fn end_of_bracket(text: &str) -> usize {
+    let (mut depth, mut quoted) = (1, false);
+    for (at, c) in text.char_indices() {
+        match c {
+            '"' => quoted = !quoted,
+            '[' | '{' | '(' if !quoted => depth += 1,
+            ']' | '}' | ')' if !quoted => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return at;
+        }
+    }
+    text.len()
 }
 
 #[cfg(test)]
@@ -194,5 +255,70 @@ mod tests {
             assert_eq!(redactor.line(line), expected);
         }
         assert_eq!(redactor.masked, 7);
+    }
+
+    #[test]
+    fn a_secret_is_found_wherever_it_stands_and_masked_whole() {
+        for (line, expected) in [
+            ("https://h/x?token=S3", "https://h/x?token=<redacted>"),
+            (
+                "path=/v1/kv/a?token=S3&dc=x done",
+                "path=/v1/kv/a?token=<redacted>&dc=x done",
+            ),
+            (
+                r#"error="Post \"http://h:80/x?a=b&token=S3\": refused" retry=1s"#,
+                r#"error="Post \"http://h:80/x?a=b&token=<redacted>\": refused" retry=1s"#,
+            ),
+            ("Authorization: Bearer S3", "Authorization: <redacted>"),
+            (
+                r#"Authorization: Digest username="S3", response="S3""#,
+                "Authorization: <redacted>",
+            ),
+            (
+                r#"{"Authorization":"Bearer S3","Port":80}"#,
+                r#"{"Authorization":"<redacted>","Port":80}"#,
+            ),
+            (
+                r#"{"Proxy-Authorization":["Basic S3"],"Port":80}"#,
+                r#"{"Proxy-Authorization":[<redacted>],"Port":80}"#,
+            ),
+            (r#""tokens":["S3"]"#, r#""tokens":[<redacted>]"#),
+            (
+                r#"{"tokens":["S3]","S3"],"acl":{"tokens":{"agent":"S3","x":["S3"]}},"port":80}"#,
+                r#"{"tokens":[<redacted>],"acl":{"tokens":{<redacted>}},"port":80}"#,
+            ),
+            (
+                r#"password="S3 and S3" user=me"#,
+                r#"password="<redacted>" user=me"#,
+            ),
+            (
+                r#"m="{\"secret\":\"S3 \\\"S3\",\"n\":1}""#,
+                r#"m="{\"secret\":\"<redacted>\",\"n\":1}""#,
+            ),
+            ("token == 'S3' or a", "token == '<redacted>' or a"),
+            ("encrypt = \"S3\"", "encrypt = \"<redacted>\""),
+            ("headers[\"x-token\"]=S3", "headers[\"x-token\"]=<redacted>"),
+            (
+                "Query { token: Some(\"S3\"), dc: None }",
+                "Query { token: <redacted>), dc: None }",
+            ),
+            (
+                "{\"x-token\": b\"S3\", a: 1}",
+                "{\"x-token\": <redacted>\", a: 1}",
+            ),
+            ("token=<redacted>", "token=<redacted>"),
+            ("token=\"\" a=S4", "token=\"\" a=S4"),
+        ] {
+            let mut redactor = Redactor::default();
+            assert_eq!(redactor.line(line), expected);
+            assert_eq!(redactor.masked > 0, line.contains("S3"), "{line}");
+        }
+        let mut value = json!({"URL": "https://h/x?token=S3", "Header": "Authorization: Bearer S3", "At": "tcp://h:80"});
+        let mut redactor = Redactor::default();
+        redactor.json(&mut value);
+        let expected = json!({
+            "URL": format!("https://h/x?token={MASK}"), "Header": format!("Authorization: {MASK}"), "At": "tcp://h:80"
+        });
+        assert_eq!((value, redactor.masked), (expected, 2));
     }
 }
