@@ -6,9 +6,12 @@ mod support;
 
 use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
+use support::fake::FakeAgent;
 use support::{WEFT, World, said};
 
 /// `weft lock …` at server 1, in the world's directory.
@@ -192,4 +195,115 @@ fn a_child_gets_our_input_and_its_words_as_they_are() {
         Some(0),
         "only with -child-exit-code it counts"
     );
+}
+
+#[test]
+fn a_lock_is_lost_when_its_session_cannot_be_renewed() {
+    let w = World::servers(1).start();
+    // Watches that fail are not what counts here.
+    let line = "echo on >>held; exec sleep 1000";
+    let mut holder = lock(&w, &["-monitor-retry=1000000", "job", line]);
+    wait_for(&w, "held", "on");
+    w.pause(1);
+    let (code, stderr) = end(&w, &mut holder);
+    w.resume(1);
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("Lock lost"), "{stderr}");
+}
+
+/// An agent with whom a lock is won. It renews its session, and answers nothing that comes later.
+fn silent_once_held() -> FakeAgent {
+    let held = AtomicBool::new(false);
+    FakeAgent::start(move |asked| {
+        let said = |value: Value| Some((200, value.to_string()));
+        let pair =
+            json!([{"Session": "me", "Flags": 3_304_740_253_564_472_344_u64, "ModifyIndex": 5}]);
+        match asked.split_once("/v1/").unwrap().1 {
+            "session/create" => said(json!({"ID": "me"})),
+            "session/renew/me" => said(json!([])),
+            acquire if acquire.starts_with("kv/job/.lock?acquire=") => {
+                held.store(true, Ordering::Relaxed);
+                said(json!(true))
+            }
+            "kv/job/.lock?consistent" if held.load(Ordering::Relaxed) => said(pair),
+            "kv/job/.lock?consistent" => Some((404, String::new())),
+            _ => None,
+        }
+    })
+}
+
+#[test]
+fn a_lock_is_lost_when_its_watch_is_not_answered() {
+    let w = World::servers(0);
+    let agent = silent_once_held();
+    let address = format!("-http-addr={}", agent.address());
+    let mut holder = Command::new(WEFT)
+        .args([
+            "lock",
+            &address,
+            "-monitor-retry=0",
+            "job",
+            "exec sleep 1000",
+        ])
+        .env("SHELL", "/bin/sh")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (code, stderr) = end(&w, &mut holder);
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("Lock lost"), "{stderr}");
+    assert!(agent.asked("PUT /v1/session/renew/") > 0);
+    for farewell in ["kv/job/.lock?release=", "session/destroy/"] {
+        assert_eq!(agent.asked(&format!("PUT /v1/{farewell}")), 1, "{farewell}");
+    }
+}
+
+#[test]
+fn an_agent_that_hangs_does_not_hold_up_the_end() {
+    let w = World::servers(0);
+    let agent = silent_once_held();
+    let address = format!("-http-addr={}", agent.address());
+    let mut holder = Command::new(WEFT)
+        .args(["lock", &address, "job", "true"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (code, stderr) = end(&w, &mut holder);
+    assert_eq!(code, 7, "{stderr}");
+    assert!(stderr.contains("was not destroyed within 10s"), "{stderr}");
+}
+
+#[test]
+fn a_child_at_our_terminal_hears_each_ctrl_c_once() {
+    let w = World::servers(1).start();
+    let child =
+        "trap \"echo int >>seen\" INT; echo up >>seen; while [ ! -e go ]; do sleep 0.05; done";
+    let address = format!("{}:8500", w.address(1));
+    let line = format!(
+        "exec {WEFT} lock -pass-stdin -shell=false -http-addr={address} job sh -c '{child}'"
+    );
+    let mut terminal = Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .env("SHELL", "/bin/sh")
+        .current_dir(w.path(""))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for(&w, "seen", "up");
+    let heard = || {
+        let seen = std::fs::read_to_string(w.path("seen")).unwrap();
+        seen.matches("int").count()
+    };
+    let keys = terminal.stdin.as_mut().unwrap();
+    for nth in 1..=5 {
+        keys.write_all(b"\x03").unwrap();
+        w.until("the signal", || (heard() >= nth).then_some(()));
+        // Time for another one, which must not come.
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(heard(), nth);
+    }
+    std::fs::write(w.path("go"), "").unwrap();
+    let status = w.until("the end", || terminal.try_wait().unwrap());
+    assert!(status.success(), "{status}");
 }

@@ -3,6 +3,7 @@
 //! Owns: how it is started, the signals it is handed, and its end.
 //! Never: decides what its exit code means.
 
+use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::task::Poll;
@@ -50,6 +51,8 @@ pub(crate) enum Input {
 pub(crate) struct Child {
     process: tokio::process::Child,
     group: Option<Pid>,
+    /// In our group, with a terminal that sends signals to the whole of it.
+    hears_terminal: bool,
 }
 
 impl Child {
@@ -76,7 +79,11 @@ impl Child {
             tokio::spawn(async move { drop(stdin.write_all(&data).await) });
         }
         let group = pid(&process).filter(|_| apart);
-        Ok(Self { process, group })
+        Ok(Self {
+            process,
+            group,
+            hears_terminal: !apart && std::io::stdin().is_terminal(),
+        })
     }
 
     /// Waits for its end, handing our signals on. Answers the exit code, 128 + n for signal n, and
@@ -92,7 +99,9 @@ impl Child {
                 }
                 signal = signals.next() => {
                     asked_to_stop |= name(signal).is_some();
-                    self.signal(signal);
+                    if !(self.hears_terminal && of_terminal(signal)) {
+                        self.signal(signal);
+                    }
                 }
             }
         }
@@ -182,6 +191,11 @@ impl Signals {
             }
         }
     }
+}
+
+/// Ctrl-C and Ctrl-\: a terminal sends them to every process of the group in front.
+fn of_terminal(signal: Signal) -> bool {
+    matches!(signal, Signal::INT | Signal::QUIT)
 }
 
 /// The name of a signal that asks us to end.

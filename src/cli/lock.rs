@@ -23,6 +23,12 @@ use contest::Contest;
 const CHILD_FAILED: u8 = 2;
 /// Life of the session; renewed at half of it.
 const SESSION_TTL: Duration = Duration::from_secs(15);
+/// How long one renewal may take; the next one goes over a new connection.
+const RENEWAL_LIMIT: Duration = Duration::from_secs(4);
+/// Pause after a renewal that failed.
+const RENEWAL_RETRY: Duration = Duration::from_secs(1);
+/// How long the session's end may take; without it the session ends by itself.
+const DESTROY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Run a command while holding a lock
 #[derive(clap::Args)]
@@ -106,10 +112,20 @@ async fn lock(client: Client, args: &LockArgs) -> Done {
     let session = create_session(&client, args, prefix).await?;
     let result = hold(&client, args, prefix, &session, patience).await;
     // The session's end is the lock's end, whatever happened before.
-    let destroyed = client
-        .put(&format!("/v1/session/destroy/{session}"), &[], "")
-        .await;
-    result.and(destroyed.map(|_| ()))
+    result.and(destroy_session(&client, &session).await)
+}
+
+async fn destroy_session(client: &Client, session: &str) -> Done {
+    let path = format!("/v1/session/destroy/{session}");
+    let destroying = client.put(&path, &[], "");
+    match tokio::time::timeout(DESTROY_LIMIT, destroying).await {
+        Ok(destroyed) => destroyed.map(|_| ()),
+        Err(_) => {
+            let limit = duration::format(DESTROY_LIMIT);
+            let message = format!("the session was not destroyed within {limit}");
+            Err(Failure::new(Exit::Timeout, message).hint(format!("{session} ends by itself")))
+        }
+    }
 }
 
 async fn create_session(client: &Client, args: &LockArgs, prefix: &str) -> Result<String, Failure> {
@@ -130,17 +146,27 @@ async fn create_session(client: &Client, args: &LockArgs, prefix: &str) -> Resul
 
 /// Renews the session until it is gone; answers why it is.
 async fn keep_alive(client: &Client, session: &str) -> Failure {
+    let path = format!("/v1/session/renew/{session}");
     let mut deadline = Instant::now() + SESSION_TTL;
+    let mut pause = SESSION_TTL / 2;
     loop {
-        tokio::time::sleep(SESSION_TTL / 2).await;
-        match client
-            .put(&format!("/v1/session/renew/{session}"), &[], "")
-            .await
-        {
-            Ok(_) => deadline = Instant::now() + SESSION_TTL,
-            // Servers may be electing a leader; the session lives on meanwhile.
-            Err(_) if Instant::now() < deadline => {}
-            Err(failure) => return failure,
+        tokio::time::sleep(pause).await;
+        let asked = Instant::now();
+        let limit = deadline.min(asked + RENEWAL_LIMIT);
+        let failure = match tokio::time::timeout_at(limit, client.put(&path, &[], "")).await {
+            Ok(Ok(_)) => {
+                // It may have been granted as early as it was asked for.
+                deadline = asked + SESSION_TTL;
+                pause = SESSION_TTL / 2;
+                continue;
+            }
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::new(Exit::Timeout, "the session was not renewed in time"),
+        };
+        // Servers may be electing a leader; the session lives on meanwhile.
+        pause = RENEWAL_RETRY;
+        if Instant::now() + pause >= deadline {
+            return failure;
         }
     }
 }
@@ -168,9 +194,11 @@ async fn hold(
     )?;
     say(args, "Attempting lock acquisition")?;
     let mut signals = Signals::new();
+    let keep_alive = keep_alive(client, session);
+    tokio::pin!(keep_alive);
     tokio::select! {
         won = contest.win(patience) => won?,
-        failure = keep_alive(client, session) => return Err(failure.hint("the session was lost before the lock was won")),
+        failure = &mut keep_alive => return Err(failure.hint("the session was lost before the lock was won")),
         name = signals.asked_to_stop() => {
             contest.give_back().await;
             return Err(Failure::new(Exit::Negative, format!("Shutdown triggered by {name} before the lock was won")));
@@ -197,7 +225,7 @@ async fn hold(
     let done = tokio::select! {
         done = child.run(&mut signals) => done.map(|(code, _)| code),
         () = contest.lost() => lost(&mut child).await,
-        _ = keep_alive(client, session) => lost(&mut child).await,
+        _ = &mut keep_alive => lost(&mut child).await,
     };
     say(args, "Child terminated, releasing lock")?;
     contest.give_back().await;

@@ -21,6 +21,10 @@ const LOCK_FLAGS: &str = "3304740253564472344";
 const SEMAPHORE_FLAGS: &str = "16210313421097356768";
 /// Longest single watch.
 const WATCH: &str = "15s";
+/// How long its answer may take: the wait, what the agent adds to it by chance, and the way.
+const WATCH_LIMIT: Duration = Duration::from_secs(20);
+/// How long giving back may take, and how long cleaning up.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(5);
 /// Pause after a refused attempt: the lock delay shows nothing a watch could wait for.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -195,10 +199,14 @@ impl Contest<'_> {
         } else {
             &[("consistent", ""), ("index", index), ("wait", WATCH)]
         };
-        let answer = self
-            .client
-            .send(Method::GET, &self.key(), query, Bytes::new())
-            .await?;
+        let key = self.key();
+        let asking = self.client.send(Method::GET, &key, query, Bytes::new());
+        let answer = tokio::time::timeout(WATCH_LIMIT, asking).await;
+        let answer = answer.unwrap_or_else(|_| {
+            let limit = WATCH_LIMIT.as_secs();
+            let message = format!("a watch of the lock was not answered within {limit} s");
+            Err(Failure::new(Exit::Timeout, message))
+        })?;
         let index = answer
             .headers
             .get("X-Consul-Index")
@@ -242,6 +250,11 @@ impl Contest<'_> {
 
     /// Removes the lock's key if nobody holds it or waits behind it; answers whether it is gone.
     pub(super) async fn clean_up(&self) -> bool {
+        let gone = tokio::time::timeout(FAREWELL_LIMIT, self.remove_unused()).await;
+        gone.unwrap_or(false)
+    }
+
+    async fn remove_unused(&self) -> bool {
         let Ok(seen) = self.watch("0").await else {
             return false;
         };
@@ -271,6 +284,10 @@ impl Contest<'_> {
 
     /// Lets go at once instead of by the session's end; failing that, the session's end does it.
     pub(super) async fn give_back(&self) {
+        let _ = tokio::time::timeout(FAREWELL_LIMIT, self.release()).await;
+    }
+
+    async fn release(&self) {
         if self.limit == 1 {
             let query = [("release", self.session), ("flags", LOCK_FLAGS)];
             let _ = self.client.put(&self.key(), &query, "").await;
