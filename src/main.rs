@@ -1,8 +1,10 @@
 //! The binary: argv, configuration, run. It wires; it decides nothing.
 #![deny(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 mod cli;
 mod run;
+mod stderr;
 
 use std::process::ExitCode;
 

@@ -153,3 +153,15 @@ fn configuration_errors_name_the_place_and_the_remedy() {
         assert!(!validated.status.success(), "validate accepts {text}");
     }
 }
+
+#[test]
+fn words_that_nobody_reads_break_nothing() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let wrong = Command::new(WEFT)
+        .args(["kv", "no-such-verb"])
+        .stderr(writer)
+        .status()
+        .unwrap();
+    assert_eq!(wrong.code(), Some(2));
+}

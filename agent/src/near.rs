@@ -77,8 +77,9 @@ impl<'a> Near<'a> {
             return 0;
         }
         place(self.state, node).map_or(u64::MAX, |place| {
-            // A distance is at least two heights, so never negative; beyond u64 it saturates.
-            1 + (from.distance(&place) * 1e9) as u64
+            // A cast saturates at both ends; who is near itself stays first, who is nowhere last.
+            let distance = (from.distance(&place) * 1e9) as u64;
+            distance.saturating_add(1).min(u64::MAX - 1)
         })
     }
 }

@@ -155,6 +155,8 @@ mod tests {
     use rand::SeedableRng;
     use rand::rngs::StdRng;
 
+    use weft_proto::coordinate::SECONDS_MAX;
+
     use super::*;
 
     /// Nodes that measure each other in turn; answers the largest relative error of a distance.
@@ -225,10 +227,13 @@ mod tests {
     #[test]
     fn a_coordinate_that_ran_away_begins_anew() {
         let mut rng = StdRng::seed_from_u64(8);
-        let mut node = Vivaldi::default();
         let far = Coordinate {
-            vector: [f64::MAX; DIMENSIONS],
+            vector: [SECONDS_MAX; DIMENSIONS],
             ..Coordinate::default()
+        };
+        let mut node = Vivaldi {
+            own: far,
+            ..Vivaldi::default()
         };
         assert_eq!(node.learn([1; 16], &far, 1.0, &mut rng), Learned::Reset);
         assert_eq!(node.own(), Coordinate::default());

@@ -429,7 +429,7 @@ mod tests {
             newest: BTreeMap::new(),
             inbox: Vec::new(),
             refused: 0,
-            events: Events::default(),
+            events: Events::new(std::time::Duration::ZERO),
             relays: true,
             passed: Passed::default(),
         }

@@ -10,6 +10,8 @@ use crate::v1;
 pub const DIMENSIONS: usize = 8;
 /// The error of a coordinate that knows nothing; no error is larger.
 pub const ERROR_MAX: f64 = 1.5;
+/// Seconds; no number of a coordinate is larger. Eleven days: a network that slow is none.
+pub const SECONDS_MAX: f64 = 1.0e6;
 /// Seconds; the access link costs at least this.
 pub const HEIGHT_MIN: f64 = 10.0e-6;
 
@@ -38,10 +40,11 @@ impl Default for Coordinate {
 }
 
 impl Coordinate {
-    /// Whether every number is one.
+    /// Whether every number is one, and of a size that a network can have.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.numbers().iter().all(|number| number.is_finite())
+        let sized = |number: &f64| number.abs() <= SECONDS_MAX;
+        self.numbers().iter().all(sized) && self.height >= 0.0
     }
 
     /// The time a packet takes to the other and back, in seconds, as the model has it.
@@ -153,7 +156,11 @@ mod tests {
         short.number_bits.pop();
         assert_eq!(Coordinate::of_record(&short), None);
         let mut wrong = record;
-        wrong.number_bits[0] = f64::NAN.to_bits();
-        assert_eq!(Coordinate::of_record(&wrong), None);
+        for number in [f64::NAN, f64::INFINITY, 1e200, -1e7] {
+            wrong.number_bits[0] = number.to_bits();
+            assert_eq!(Coordinate::of_record(&wrong), None, "{number}");
+        }
+        let below = at(0.0, -0.1, 0.0);
+        assert_eq!(Coordinate::of_record(&below.record("n1")), None);
     }
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use weft_catalog::Trace;
 use weft_proto::v1;
 use weft_proto::v1::stamped::Command;
 
@@ -53,11 +54,14 @@ impl Waiting {
 
 impl Server {
     /// Takes the coordinate of a node, to be written with the next batch, within five seconds. If the batch
-    /// cannot be written it is lost.
+    /// cannot be written it is lost, and so is that of a node this server does not know: it would be left out
+    /// in the end, and takes no place of one that counts.
     ///
     /// Errors: [`WriteFailure::Overloaded`] when too many wait already.
     pub fn report_coordinate(&self, coordinate: v1::Coordinate) -> Result<(), WriteFailure> {
-        if self.inner.coordinates.put(coordinate) {
+        let (state, trace) = (self.state(), Trace::off());
+        let unknown = state.read(&trace).node(&coordinate.node).rows.is_none();
+        if unknown || self.inner.coordinates.put(coordinate) {
             return Ok(());
         }
         self.inner.metrics.coordinates_refused.inc();

@@ -135,7 +135,7 @@ async fn nodes(client: Client, args: &NodesArgs) -> Done {
     }
     if nodes.is_empty() {
         // Not a failure for Consul, so not for scripts.
-        eprintln!("No nodes match the given query - try expanding your search.");
+        crate::stderr::note!("No nodes match the given query - try expanding your search.");
         return Ok(());
     }
     output::table(&if args.detailed {
@@ -222,7 +222,7 @@ async fn services(client: Client, args: &ServicesArgs) -> Done {
         });
     }
     if rows.is_empty() {
-        eprintln!("No services match the given query - try expanding your search.");
+        crate::stderr::note!("No services match the given query - try expanding your search.");
         return Ok(());
     }
     output::table_with_gap(&rows, 6)

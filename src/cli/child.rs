@@ -114,7 +114,7 @@ impl Child {
             .await
             .is_err()
         {
-            eprintln!("Child did not end after {} s, killing it", GRACE.as_secs());
+            crate::stderr::note!("Child did not end after {} s, killing it", GRACE.as_secs());
             self.signal(Signal::KILL);
             let _ = self.process.kill().await;
         }

@@ -88,7 +88,7 @@ impl Autocomplete {
         }
         if self == Self::Install {
             let functions = homes.data.join("zsh/site-functions");
-            eprintln!(
+            crate::stderr::note!(
                 "zsh needs this in .zshrc, before compinit: fpath+=({})",
                 functions.display()
             );

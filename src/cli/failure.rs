@@ -109,12 +109,12 @@ impl Failure {
             _ if self.message.is_empty() => {}
             Format::Json => {
                 let error = json!({"error": {"code": self.word, "message": self.message, "hint": self.hint}});
-                eprintln!("{error}");
+                crate::stderr::note!("{error}");
             }
             Format::Table => {
-                eprintln!("{}", self.message);
+                crate::stderr::note!("{}", self.message);
                 if let Some(hint) = &self.hint {
-                    eprintln!("  hint: {hint}");
+                    crate::stderr::note!("  hint: {hint}");
                 }
             }
         }

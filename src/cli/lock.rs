@@ -242,14 +242,14 @@ async fn hold(
 }
 
 async fn lost(child: &mut Child) -> Result<u8, Failure> {
-    eprintln!("Lock lost, killing child");
+    crate::stderr::note!("Lock lost, killing child");
     child.stop().await;
     Err(Failure::new(Exit::Negative, "Lock lost"))
 }
 
 fn finish(code: u8, told: bool) -> Done {
     if code != 0 {
-        eprintln!("Error running handler: exit status {code}");
+        crate::stderr::note!("Error running handler: exit status {code}");
     }
     if code != 0 && told {
         Err(Failure::silent(CHILD_FAILED))

@@ -133,7 +133,7 @@ pub(crate) fn main(argv: impl Iterator<Item = std::ffi::OsString>) -> Asked {
             Asked::Done(Failure::usage(error.to_string()).report(format))
         }
         Err(error) => {
-            eprint!("{error}");
+            crate::stderr::note!("{}", error.to_string().trim_end());
             Asked::Done(ExitCode::from(Exit::Usage as u8))
         }
     }

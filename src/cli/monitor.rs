@@ -49,6 +49,6 @@ async fn monitor(client: Client, args: &MonitorArgs) -> Done {
         }
     }
     // Not among the lines: a program may be reading them.
-    eprintln!("The agent has stopped");
+    crate::stderr::note!("The agent has stopped");
     Ok(())
 }

@@ -50,7 +50,7 @@ impl Progress {
                 .total
                 .map(|total| format!(" of {}", HumanBytes(total)))
                 .unwrap_or_default();
-            eprintln!(
+            crate::stderr::note!(
                 "{}: {}{of}, {:.1} MiB/s",
                 self.what,
                 HumanBytes(self.done),
@@ -115,7 +115,7 @@ impl Countdown {
         if elapsed >= self.next_line {
             self.next_line = elapsed + LINE_EVERY;
             let (elapsed, total) = (elapsed.as_secs(), self.total.as_secs());
-            eprintln!("{}: {elapsed} of {total} s, {}", self.what, done());
+            crate::stderr::note!("{}: {elapsed} of {total} s, {}", self.what, done());
         }
     }
 

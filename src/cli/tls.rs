@@ -167,11 +167,11 @@ fn create_cert(args: CertArgs) -> Done {
     let path = |text: &str| PathBuf::from(text.replace("#DOMAIN#", args.domain.trim_matches('.')));
     let (ca, key) = (path(&args.ca), path(&args.key));
     if kind == CertKind::Server {
-        eprintln!(
+        crate::stderr::note!(
             "==> WARNING: whoever holds a server certificate can become a server and read everything; keep it as safe as the CA key"
         );
     }
-    eprintln!("==> Using {} and {}", ca.display(), key.display());
+    crate::stderr::note!("==> Using {} and {}", ca.display(), key.display());
     let now = SystemClock::new().wall();
     let written = pki::write_cert(Path::new(""), &request, (&ca, &key), now);
     saved(args.format, &written.map_err(refused)?)

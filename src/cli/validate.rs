@@ -54,10 +54,10 @@ pub(crate) fn run(args: ValidateArgs) -> Done {
         return output::json(&json!({"valid": true, "warnings": warnings, "exposed": exposed}));
     }
     for refusal in &refusals {
-        eprintln!("{}", refusal.to_string().replacen("error", "warning", 1));
+        crate::stderr::note!("{}", refusal.to_string().replacen("error", "warning", 1));
     }
     for problem in &config.warnings {
-        eprintln!("{problem}");
+        crate::stderr::note!("{problem}");
     }
     if args.quiet {
         Ok(())

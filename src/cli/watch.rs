@@ -118,7 +118,7 @@ async fn watch(client: Client, args: &WatchArgs, plan: Plan) -> Done {
                 follower.failed();
                 let pause = backoff.pause();
                 failure.report(client.format());
-                eprintln!("Asking again in {:.1} s", pause.as_secs_f64());
+                crate::stderr::note!("Asking again in {:.1} s", pause.as_secs_f64());
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
                     _ = signals.asked_to_stop() => return Ok(()),

@@ -41,7 +41,7 @@ pub(crate) fn agent(config: RuntimeConfig, load: Load) -> ExitCode {
     let refusals = config::exposure(&config);
     if !refusals.is_empty() {
         for refusal in &refusals {
-            eprintln!("{refusal}");
+            crate::stderr::note!("{refusal}");
         }
         return ExitCode::from(EXIT_CONFIG);
     }
@@ -52,7 +52,7 @@ pub(crate) fn agent(config: RuntimeConfig, load: Load) -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(cause) => {
-            eprintln!("error: cannot start threads: {cause}");
+            crate::stderr::note!("error: cannot start threads: {cause}");
             return ExitCode::from(EXIT_FATAL);
         }
     };
@@ -65,7 +65,7 @@ pub(crate) fn agent(config: RuntimeConfig, load: Load) -> ExitCode {
 async fn run(config: RuntimeConfig, load: Load) -> ExitCode {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     if let Err(cause) = logging::start(&config.log, clock.clone()) {
-        eprintln!("error: {cause:#}");
+        crate::stderr::note!("error: {cause:#}");
         return ExitCode::from(EXIT_CONFIG);
     }
     say_what_is_odd(&config);
@@ -75,7 +75,7 @@ async fn run(config: RuntimeConfig, load: Load) -> ExitCode {
         Ok(parts) => Arc::new(parts),
         Err(cause) => {
             tracing::error!(error = %format!("{cause:#}"), "the agent could not start");
-            eprintln!("error: {cause:#}");
+            crate::stderr::note!("error: {cause:#}");
             return ExitCode::from(1);
         }
     };
@@ -138,7 +138,7 @@ async fn serve(
             }
             fatal = parts.fatal() => {
                 tracing::error!(reason = %fatal, "the server role ended; exiting so that the supervisor restarts it");
-                eprintln!("error: {fatal}");
+                crate::stderr::note!("error: {fatal}");
                 parts.stop().await;
                 return ExitCode::from(EXIT_FATAL);
             }

@@ -52,6 +52,7 @@ pub(crate) fn here(
                 Some(found) => {
                     add(sections, asked, found.answers);
                     next.extend(found.aliases);
+                    sections.for_client |= found.for_client;
                 }
                 None => foreign.push(name),
             }
@@ -168,6 +169,18 @@ mod tests {
             3,
             &["www.example."],
         );
+    }
+
+    #[test]
+    fn an_answer_for_one_client_stays_one_behind_an_alias() {
+        let mut sections = alias("a.consul.", "b.consul.");
+        here(&mut sections, &name("a.consul."), RecordType::A, |next| {
+            Some(Sections {
+                for_client: true,
+                ..host(&next.to_ascii())
+            })
+        });
+        assert!(sections.for_client);
     }
 
     #[test]

@@ -148,14 +148,17 @@ fn labels(mut text: &str) -> Vec<(&str, String)> {
     out
 }
 
-/// Counters are totals since the start, and so is their rate; every count was of one.
+/// Counters are totals since the start, and so is their rate; every count was of one. A total of seconds
+/// counts nothing, and Consul's clients read whole numbers there: it is a gauge.
 fn write_json(
     json: &mut Json,
     (samples, points): (&[Sample<'_>], &[Point]),
     now_millis: u64,
     uptime: Duration,
 ) {
-    let is_counter = |sample: &&Sample<'_>| sample.name.ends_with("_total");
+    let is_counter = |sample: &&Sample<'_>| {
+        sample.name.ends_with("_total") && sample.value.parse::<u64>().is_ok()
+    };
     let is_part = |sample: &&Sample<'_>| {
         ["_bucket", "_sum", "_count"]
             .iter()
@@ -329,6 +332,16 @@ mod tests {
             (&serde_json::json!(4), &serde_json::json!(2.0))
         );
         assert_eq!(counter["Labels"]["route"], "/v1/\"x");
+    }
+
+    #[test]
+    fn seconds_are_not_counted() {
+        let mut json = Json::default();
+        let samples = [Sample::parse("waited_seconds_total 0.008").unwrap()];
+        write_json(&mut json, (&samples, &[]), 0, Duration::from_secs(2));
+        let value: serde_json::Value = serde_json::from_slice(&json.into_bytes()).unwrap();
+        assert_eq!(value["Counters"], serde_json::json!([]));
+        assert_eq!(value["Gauges"][0]["Value"], 0.008);
     }
 
     #[test]

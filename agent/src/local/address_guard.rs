@@ -31,9 +31,14 @@ pub(super) fn redirect_refusal(from: IpAddr, to: IpAddr) -> Option<&'static str>
 
 /// Why a check may not begin at `to`, an address that its definition names or its name resolves to.
 pub(super) fn target_refusal(to: IpAddr) -> Option<&'static str> {
-    is_link_local(to.to_canonical()).then_some(
-        "link-local, where clouds hand out credentials; enable_link_local_checks allows it",
-    )
+    let to = to.to_canonical();
+    if is_link_local(to) {
+        Some("link-local, where clouds hand out credentials; enable_link_local_checks allows it")
+    } else if METADATA.contains(&to) {
+        Some("a cloud's metadata service; enable_link_local_checks allows it")
+    } else {
+        None
+    }
 }
 
 fn is_link_local(address: IpAddr) -> bool {
@@ -73,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_does_not_begin_at_a_link_local_address() {
+    fn a_check_does_not_begin_where_credentials_are_handed_out() {
         for (to, allowed) in [
             ("10.0.0.1", true),
             ("127.0.0.1", true),
@@ -84,6 +89,9 @@ mod tests {
             ("fe80::1", false),
             ("febf::1", false),
             ("fec0::1", true),
+            ("fd00:ec2::254", false),
+            ("100.100.100.200", false),
+            ("::ffff:168.63.129.16", false),
         ] {
             let refused = target_refusal(to.parse().unwrap());
             assert_eq!(refused.is_none(), allowed, "{to}: {refused:?}");

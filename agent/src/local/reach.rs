@@ -18,7 +18,7 @@ pub type ClientTlsSource = Arc<dyn Fn() -> Arc<rustls::ClientConfig> + Send + Sy
 /// What checks may reach, and as whom.
 #[derive(Clone, Default)]
 pub struct Reach {
-    /// `enable_link_local_checks`: link-local addresses are no worse than others.
+    /// `enable_link_local_checks`: link-local addresses and metadata services are no worse than others.
     pub link_local: bool,
     /// `enable_agent_tls_for_checks`: checks over TLS show the agent's certificate and trust its roots.
     pub agent_tls: Option<ClientTlsSource>,

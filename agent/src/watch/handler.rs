@@ -75,7 +75,11 @@ async fn post(request: &HttpCheck, news: &News) -> Result<String, String> {
         }
     }
     request.body = news.json.to_string();
-    let reach = Reach::default();
+    // The address is the operator's own: it stands in a file of the agent.
+    let reach = Reach {
+        link_local: true,
+        ..Reach::default()
+    };
     let (limit, sending) = (
         request.pace.timeout,
         http_exchange(&request, OUTPUT_MAX_BYTES, &reach),

@@ -15,7 +15,7 @@ impl Core {
     ///
     /// Errors: [`GossipError::EventTooLarge`], [`GossipError::EventsWaiting`], [`GossipError::Stopped`].
     pub fn fire(&mut self, now: Duration, id: EventId, body: Vec<u8>) -> Result<u64, GossipError> {
-        self.effects.now = now;
+        self.pass(now);
         if self.phase == Phase::Gone {
             return Err(GossipError::Stopped);
         }
@@ -47,6 +47,12 @@ impl Core {
         if let Err(error) = self.swim.gossip(&mut self.effects) {
             tracing::debug!(%error, "gossip round");
         }
+    }
+
+    /// It is `now`, for all parts that ask.
+    pub(super) fn pass(&mut self, now: Duration) {
+        self.effects.now = now;
+        lock(&self.shared).events.pass(now);
     }
 
     /// Events that came too late to tell whether they had been heard before.

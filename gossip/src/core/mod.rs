@@ -192,7 +192,7 @@ impl Core {
             newest: BTreeMap::new(),
             inbox: Vec::new(),
             refused: 0,
-            events: Events::default(),
+            events: Events::new(now),
             relays: false,
             passed: Passed::default(),
         }));
@@ -289,7 +289,7 @@ impl Core {
 
     /// An unsealed datagram body came in. `false` when it was not understood.
     pub fn handle_packet(&mut self, now: Duration, from: SocketAddr, body: &[u8]) -> bool {
-        self.effects.now = now;
+        self.pass(now);
         if self.phase == Phase::Gone {
             return true;
         }
@@ -311,7 +311,7 @@ impl Core {
 
     /// Fires every timer that is due.
     pub fn handle_timers(&mut self, now: Duration) {
-        self.effects.now = now;
+        self.pass(now);
         while let Some(entry) = self.effects.timers.first_entry() {
             if entry.key().0 > now {
                 break;
@@ -370,7 +370,7 @@ impl Core {
     /// Errors: [`GossipError::TagsTooLarge`]; the old ones stay.
     pub fn set_tags(&mut self, now: Duration, tags: Tags) -> Result<(), GossipError> {
         check_tags(&tags)?;
-        self.effects.now = now;
+        self.pass(now);
         if tags != self.tags {
             self.tags = tags;
             self.tags_version += 1;
@@ -382,7 +382,7 @@ impl Core {
 
     /// Begins a graceful leave: the intent goes out, then the farewell, then [`Action::LeaveDone`].
     pub fn leave(&mut self, now: Duration) {
-        self.effects.now = now;
+        self.pass(now);
         if self.phase != Phase::Running {
             return;
         }
@@ -408,7 +408,7 @@ impl Core {
         name: &str,
         prune: bool,
     ) -> Result<(), GossipError> {
-        self.effects.now = now;
+        self.pass(now);
         let record = self
             .table
             .by_name(name)

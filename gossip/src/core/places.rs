@@ -58,10 +58,11 @@ impl Core {
 
     /// Looks at what foca sent and got since the last look.
     pub(super) fn measure(&mut self) {
+        // Taken in any case: the codec notes what passes without knowing whether anybody looks.
+        let passed = std::mem::take(&mut lock(&self.shared).passed);
         if !self.config.coordinates {
             return;
         }
-        let passed = std::mem::take(&mut lock(&self.shared).passed);
         if let Some((peer, number)) = passed.pinged {
             self.probe = Some(Probe {
                 peer,
@@ -123,5 +124,25 @@ impl Core {
             Learned::Refused => counts.refused += 1,
             Learned::Reset => counts.resets += 1,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::CoreConfig;
+
+    #[test]
+    fn what_passes_is_not_gathered_when_nobody_looks() {
+        let address: SocketAddr = "127.0.0.1:8301".parse().unwrap();
+        let id = "00000000-0000-0000-0000-000000000001";
+        let config = CoreConfig {
+            coordinates: false,
+            ..CoreConfig::new("n1", id, "dc1", address)
+        };
+        let mut core = Core::new(config, Duration::ZERO, 7).unwrap();
+        lock(&core.shared).passed.answered.push(address);
+        core.measure();
+        assert!(lock(&core.shared).passed.answered.is_empty());
     }
 }

@@ -80,7 +80,7 @@ impl Core {
         from: SocketAddr,
         state: SyncState,
     ) -> Result<(), GossipError> {
-        self.effects.now = now;
+        self.pass(now);
         let Some(sender) = state.rows.first() else {
             return Err(GossipError::Frame {
                 peer: from,

@@ -321,7 +321,7 @@ impl Capture<'_> {
         {
             return;
         }
-        eprintln!("{} is left out: {reason}", target.word());
+        crate::stderr::note!("{} is left out: {reason}", target.word());
         self.missing
             .push(json!({"Target": target.word(), "Reason": reason}));
     }
@@ -404,7 +404,7 @@ impl Capture<'_> {
             }
             Err(why) => {
                 if self.failed.number == 0 {
-                    eprintln!("a sample of metrics is left out: {why}");
+                    crate::stderr::note!("a sample of metrics is left out: {why}");
                 }
                 self.failed.number += 1;
                 self.failed.last_reason = Some(why.to_string());
