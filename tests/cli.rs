@@ -474,6 +474,13 @@ fn record(agent: &FakeAgent, out: &Path, arguments: &[&str]) -> Command {
     command
 }
 
+/// Runs it to its end, which a test waits for as for anything else.
+fn finish(w: &World, mut command: Command) -> Output {
+    let mut running = command.spawn().unwrap();
+    w.until("its end", || running.try_wait().unwrap());
+    running.wait_with_output().unwrap()
+}
+
 fn index_of(out: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(out.join("index.json")).unwrap()).unwrap()
 }
@@ -548,7 +555,7 @@ fn a_recording_of_an_agent_that_hangs_ends_when_asked_to() {
 fn an_agent_that_hangs_is_not_waited_for_without_end() {
     let w = World::servers(0);
     let agent = FakeAgent::start(|_| None);
-    let output = record(&agent, &w.path("out"), &[]).output().unwrap();
+    let output = finish(&w, record(&agent, &w.path("out"), &[]));
     assert_eq!(output.status.code(), Some(7), "{}", said(&output));
     let told = said(&output);
     assert!(
@@ -565,7 +572,7 @@ fn an_agent_that_hangs_is_not_waited_for_without_end() {
     });
     let out = w.path("out");
     let arguments = ["-capture=logs,metrics", "-duration=1s", "-interval=1s"];
-    let output = record(&agent, &out, &arguments).output().unwrap();
+    let output = finish(&w, record(&agent, &out, &arguments));
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     let index = index_of(&out);
     let reasons = index["Missing"].to_string();
