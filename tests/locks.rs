@@ -276,8 +276,7 @@ fn an_agent_that_hangs_does_not_hold_up_the_end() {
 #[test]
 fn a_child_at_our_terminal_hears_each_ctrl_c_once() {
     let w = World::servers(1).start();
-    let child =
-        "trap \"echo int >>seen\" INT; echo up >>seen; while [ ! -e go ]; do :; done";
+    let child = "trap \"echo int >>seen\" INT; echo up >>seen; while [ ! -e go ]; do :; done";
     let address = format!("{}:8500", w.address(1));
     let line = format!(
         "exec {WEFT} lock -pass-stdin -shell=false -http-addr={address} job sh -c '{child}'"

@@ -399,7 +399,7 @@ impl Capture<'_> {
         match answer {
             Ok(mut value) => {
                 self.redactor.json(&mut value);
-                value["CapturedAt"] = rfc3339(clock.wall()).into();
+                let value = stamped(value, rfc3339(clock.wall()));
                 self.bundle.append(METRICS, format!("{value}\n").as_bytes())
             }
             Err(why) => {
@@ -529,5 +529,34 @@ async fn next(log: &mut Option<Log>) -> Result<Option<Bytes>, String> {
         None => Ok(None),
         Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
         Some(Err(error)) => Err(error.to_string()),
+    }
+}
+
+/// A sample with the time it was taken. Whatever answers in an agent's place may answer anything.
+fn stamped(mut sample: Value, at: String) -> Value {
+    match sample.as_object_mut() {
+        Some(fields) => {
+            fields.insert("CapturedAt".to_owned(), at.into());
+            sample
+        }
+        None => json!({"CapturedAt": at, "Answer": sample}),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_of_any_form_has_its_time() {
+        let at = || "now".to_owned();
+        assert_eq!(
+            stamped(json!({"Gauges": []}), at()),
+            json!({"Gauges": [], "CapturedAt": "now"})
+        );
+        assert_eq!(
+            stamped(json!(["?"]), at()),
+            json!({"CapturedAt": "now", "Answer": ["?"]})
+        );
     }
 }
