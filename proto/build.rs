@@ -5,6 +5,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "weft/v1/types.proto",
         "weft/v1/command.proto",
         "weft/v1/rpc.proto",
+        "weft/v1/agents.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed=proto/{file}");

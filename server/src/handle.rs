@@ -3,8 +3,8 @@
 //! Owns: finding the leader within the hold time, and saying what is known about a write.
 //! Never: retries anything that may have been proposed.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -19,6 +19,7 @@ use weft_proto::clock::Clock;
 use weft_proto::v1;
 use weft_raft::{ProposeError, RaftNode, ReadIndexError, Role, Status};
 
+use crate::agents::AgentApi;
 use crate::config::ServerConfig;
 use crate::coordinates::Waiting;
 use crate::disk_reserve::DiskReserve;
@@ -133,6 +134,8 @@ pub(crate) struct Inner {
     /// Held while a server is let in.
     pub(crate) admitting: tokio::sync::Mutex<()>,
     pub(crate) public_key: Bytes,
+    /// By which calls that agents forward are answered.
+    pub(crate) api: OnceLock<Arc<dyn AgentApi>>,
     /// Why a task of the role ended that must not.
     pub(crate) failed: watch::Sender<Option<String>>,
     pub(crate) stop: watch::Sender<bool>,

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod agents;
 mod alone;
 mod archive;
 mod census;
@@ -29,10 +30,11 @@ mod stamp;
 mod start;
 mod transport;
 
+pub use agents::AgentApi;
 pub use archive::{ArchiveError, ArchiveMeta, inspect as inspect_archive};
 pub use census::{Census, GROUPS_MAX, Grouping, OTHERS, Share, census};
 pub use config::{Bootstrap, LogBackend, ServerConfig};
 pub use handle::{ReadFailure, Server, ServerError, WriteFailure};
 pub use published::Published;
 pub use reads::ReadMeta;
-pub use transport::{RpcTls, Transport};
+pub use transport::{Accepted, Conn, RpcTls, Transport};

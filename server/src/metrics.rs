@@ -20,6 +20,22 @@ pub(crate) struct Metrics {
     pub(crate) catalog_rows: Family<TableLabel, Gauge>,
     pub(crate) disk_available_bytes: Gauge,
     pub(crate) coordinates_refused: Counter,
+    agent_connections: Gauge,
+    agent_calls: Family<AgentCallLabel, Counter>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct AgentCallLabel {
+    kind: &'static str,
+}
+
+/// Counts an agent's connection for as long as it lives.
+pub(crate) struct AgentConnection(Gauge);
+
+impl Drop for AgentConnection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -57,10 +73,32 @@ impl Metrics {
             self.coordinates_refused.clone(),
         );
         registry.register(
+            "weft_server_agent_connections",
+            "Open connections of agents that are not servers",
+            self.agent_connections.clone(),
+        );
+        registry.register(
+            "weft_server_agent_calls",
+            "Calls of such agents, by kind: forwarded HTTP, or typed",
+            self.agent_calls.clone(),
+        );
+        registry.register(
             "weft_disk_available_bytes",
             "Free bytes under data_dir",
             self.disk_available_bytes.clone(),
         );
+    }
+
+    /// An agent has connected; until the answer is dropped.
+    pub(crate) fn agent_connected(&self) -> AgentConnection {
+        self.agent_connections.inc();
+        AgentConnection(self.agent_connections.clone())
+    }
+
+    pub(crate) fn agent_call(&self, kind: &'static str) {
+        self.agent_calls
+            .get_or_create(&AgentCallLabel { kind })
+            .inc();
     }
 
     pub(crate) fn state_mismatch(&self) {

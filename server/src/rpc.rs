@@ -202,7 +202,7 @@ fn internal_only(command: &v1::stamped::Command) -> bool {
     )
 }
 
-fn describe(failure: &WriteFailure) -> v1::WriteFailure {
+pub(crate) fn describe(failure: &WriteFailure) -> v1::WriteFailure {
     use v1::WriteFailureKind as Kind;
     let kind = match failure {
         WriteFailure::NoLeader | WriteFailure::Stopped(_) => Kind::NoLeader,

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -17,10 +17,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use weft_catalog::Catalog;
 use weft_proto::clock::Clock;
+use weft_proto::v1;
 use weft_proto::v1::server_server::ServerServer;
 use weft_raft::log::{LogStore, SledLog, SledOptions, Wal, WalOptions};
 use weft_raft::{RaftConfig, RaftId, RaftNode, Role};
 
+use crate::agents;
 use crate::config::{LogBackend, ServerConfig};
 use crate::coordinates::{self, Waiting};
 use crate::disk_reserve::DiskReserve;
@@ -103,6 +105,7 @@ impl Server {
             leading_since: None.into(),
             admitting: tokio::sync::Mutex::default(),
             public_key,
+            api: OnceLock::new(),
             failed: watch::channel(None).0,
             stop: watch::channel(false).0,
             config,
@@ -118,9 +121,19 @@ impl Server {
             listener,
             inner.config.rpc_handshake_timeout,
             inner.config.rpc_max_conns_per_client,
+            v1::AgentWelcome {
+                datacenter: inner.config.datacenter.clone(),
+                node_name: inner.config.node_name.clone(),
+                ..v1::AgentWelcome::default()
+            },
         );
         let (rpc_tx, rpc_rx) = mpsc::channel(RPC_BACKLOG);
         let raft = inner.raft.clone();
+        // What agents ask is load of the API's kind: it is served where that is.
+        let (general, agents) = (tokio::runtime::Handle::current(), inner.clone());
+        let agents = move |stream, greeting| {
+            general.spawn(agents::serve(agents.clone(), stream, greeting));
+        };
         let mut stopped = inner.stop.subscribe();
         // Accepting, TLS and Raft's own connections live on Raft's runtime: load on the API's cannot
         // delay a heartbeat.
@@ -129,7 +142,7 @@ impl Server {
                 let _ = stopped.wait_for(|stopped| *stopped).await;
             };
             acceptor
-                .run(move |stream| raft.serve(stream), rpc_tx, stop)
+                .run(move |stream| raft.serve(stream), rpc_tx, agents, stop)
                 .await;
         };
         inner.raft.spawn(self.watched("server port", accepting));

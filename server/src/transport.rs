@@ -1,6 +1,7 @@
-//! The server port: one listener, TLS when configured, one type byte, two protocols.
+//! The server port: one listener, TLS when configured, one type byte, three protocols.
 //!
-//! Owns: accepting and dialing of server-to-server connections, and where a Raft id lives now.
+//! Owns: accepting and dialing of connections between servers and of agents to servers, who may speak which
+//! protocol, and where a Raft id lives now.
 //! Never: knows what travels inside; addresses come from gossip, identity from certificates.
 
 use std::collections::BTreeMap;
@@ -16,27 +17,41 @@ use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use weft_proto::v1;
 use weft_raft::{Dialer, Peer, RaftId, RaftStream};
+
+use crate::agents::greeting;
 
 /// First byte after TLS: what the connection carries.
 const RAFT: u8 = 0x01;
 const RPC: u8 = 0x02;
+/// An agent that is no server: a greeting ([`crate::agents::greeting`]), then HTTP/2.
+const AGENT: u8 = 0x03;
 /// First byte of a TLS record of type handshake (RFC 8446 §5.1): a TLS peer on a clear-text port.
 const TLS_HANDSHAKE: u8 = 0x16;
 
 /// A connection of either protocol after TLS and type byte.
-pub(crate) type Conn = Box<dyn RaftStream>;
+pub type Conn = Box<dyn RaftStream>;
 
 /// TLS of the server port, supplied by the binary from `identity`.
 pub trait RpcTls: Send + Sync + 'static {
     /// Wraps an accepted connection; refuses a peer that does not prove itself as configured.
-    fn accept(&self, tcp: TcpStream) -> BoxFuture<'static, io::Result<Box<dyn RaftStream>>>;
+    fn accept(&self, tcp: TcpStream) -> BoxFuture<'static, io::Result<Accepted>>;
     /// Wraps a dialed connection.
     fn connect(&self, tcp: TcpStream) -> BoxFuture<'static, io::Result<Box<dyn RaftStream>>>;
     /// Incoming connections without TLS are refused (`verify_incoming`).
     fn required(&self) -> bool;
     /// Outgoing connections use TLS (`verify_outgoing`).
     fn outgoing(&self) -> bool;
+}
+
+/// A connection whose TLS handshake was done.
+pub struct Accepted {
+    /// The connection inside TLS.
+    pub stream: Box<dyn RaftStream>,
+    /// Why the caller is not taken for a server, when certificates are asked for and its is none of a server's: it
+    /// may only ask what agents may.
+    pub no_server: Option<io::Error>,
 }
 
 /// Dials peers and knows their current addresses.
@@ -79,6 +94,23 @@ impl Transport {
         self.dial_as(address, RPC).await
     }
 
+    /// Opens an agent's connection: greeted, and ready for HTTP/2.
+    ///
+    /// Errors: `PermissionDenied` with the server's own words when it has declined; else what the system or
+    /// TLS says.
+    pub async fn dial_agent(
+        &self,
+        address: &str,
+        greeting: &v1::AgentGreeting,
+    ) -> io::Result<(Conn, v1::AgentWelcome)> {
+        let dialing = async {
+            let mut stream = self.dial_as(address, AGENT).await?;
+            let welcome = greeting::greet(&mut stream, greeting).await?;
+            Ok((stream, welcome))
+        };
+        self.in_time(address, dialing).await
+    }
+
     async fn dial_as(&self, address: &str, kind: u8) -> io::Result<Conn> {
         let dialing = async {
             let tcp = connect(address).await?;
@@ -90,6 +122,14 @@ impl Transport {
             stream.flush().await?;
             Ok(stream)
         };
+        self.in_time(address, dialing).await
+    }
+
+    async fn in_time<T>(
+        &self,
+        address: &str,
+        dialing: impl Future<Output = io::Result<T>>,
+    ) -> io::Result<T> {
         tokio::time::timeout(self.timeout, dialing)
             .await
             .unwrap_or_else(|_| {
@@ -114,6 +154,8 @@ pub(crate) struct Acceptor {
     pub(crate) tls: Option<Arc<dyn RpcTls>>,
     pub(crate) handshake_timeout: Duration,
     pub(crate) max_conns_per_client: usize,
+    /// What agents are told of this server, and must agree with.
+    pub(crate) us: v1::AgentWelcome,
 }
 
 impl Transport {
@@ -123,9 +165,11 @@ impl Transport {
         listener: TcpListener,
         handshake_timeout: Duration,
         max_conns_per_client: usize,
+        us: v1::AgentWelcome,
     ) -> Acceptor {
         Acceptor {
             listener,
+            us,
             tls: self.tls.clone(),
             handshake_timeout,
             max_conns_per_client,
@@ -134,11 +178,12 @@ impl Transport {
 }
 
 impl Acceptor {
-    /// Runs until `stop` resolves: Raft connections go to `raft`, RPC connections to `rpc`.
+    /// Runs until `stop` resolves: Raft connections go to `raft`, RPC connections to `rpc`, agents' to `agents`.
     pub(crate) async fn run(
         self,
         raft: impl Fn(Conn) + Clone + Send + 'static,
         rpc: mpsc::Sender<io::Result<Seated>>,
+        agents: impl Fn(Seated, v1::AgentGreeting) + Clone + Send + 'static,
         stop: impl Future<Output = ()>,
     ) {
         let counts: Arc<Mutex<BTreeMap<IpAddr, usize>>> = Arc::default();
@@ -163,25 +208,21 @@ impl Acceptor {
                 tracing::warn!(peer.addr = %from, limit = self.max_conns_per_client, "connection refused: limits.rpc_max_conns_per_client reached");
                 continue;
             };
-            let (tls, limit, raft, rpc) = (
-                self.tls.clone(),
-                self.handshake_timeout,
-                raft.clone(),
-                rpc.clone(),
-            );
+            let (tls, limit, us) = (self.tls.clone(), self.handshake_timeout, self.us.clone());
+            let (raft, rpc, agents) = (raft.clone(), rpc.clone(), agents.clone());
             tokio::spawn(async move {
-                match tokio::time::timeout(limit, open(tls, tcp)).await {
+                match tokio::time::timeout(limit, open(tls, tcp, &us)).await {
                     Ok(Ok((kind, stream))) => {
                         let seated = Seated {
                             stream,
                             from,
                             _seat: seat,
                         };
-                        if kind == RAFT {
-                            raft(Box::new(seated));
-                        } else {
+                        match kind {
+                            Kind::Raft => raft(Box::new(seated)),
                             // The RPC service has ended: so does the connection.
-                            drop(rpc.send(Ok(seated)).await);
+                            Kind::Rpc => drop(rpc.send(Ok(seated)).await),
+                            Kind::Agent(greeting) => agents(seated, greeting),
                         }
                     }
                     Ok(Err(cause)) => {
@@ -196,33 +237,61 @@ impl Acceptor {
     }
 }
 
-async fn open(tls: Option<Arc<dyn RpcTls>>, tcp: TcpStream) -> io::Result<(u8, Conn)> {
+/// What a connection carries, as far as it has said.
+#[derive(Debug)]
+enum Kind {
+    Raft,
+    Rpc,
+    Agent(v1::AgentGreeting),
+}
+
+async fn open(
+    tls: Option<Arc<dyn RpcTls>>,
+    mut tcp: TcpStream,
+    us: &v1::AgentWelcome,
+) -> io::Result<(Kind, Conn)> {
     prepare(&tcp)?;
     let mut first = [0; 1];
     if tcp.peek(&mut first).await? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let mut stream: Conn = match (tls, first[0] == TLS_HANDSHAKE) {
-        (Some(tls), true) => tls.accept(tcp).await?,
+    let (mut stream, no_server): (Conn, _) = match (tls, first[0] == TLS_HANDSHAKE) {
+        (Some(tls), true) => {
+            let accepted = tls.accept(tcp).await?;
+            (accepted.stream, accepted.no_server)
+        }
         (Some(tls), false) if tls.required() => {
-            return Err(refuse(
-                "clear text on a port that requires TLS (tls.internal_rpc.verify_incoming); give the caller a certificate and verify_outgoing",
-            ));
+            if first[0] == AGENT {
+                greeting::decline(&mut tcp, "rpc.tls_required", CLEAR_TEXT).await;
+            }
+            return Err(refuse(CLEAR_TEXT));
         }
         (None, true) => {
             return Err(refuse(
                 "TLS on a port that has none configured; set tls.defaults.cert_file and key_file here, or switch verify_outgoing off at the caller",
             ));
         }
-        (_, false) => Box::new(tcp),
+        (_, false) => (Box::new(tcp), None),
     };
-    match stream.read_u8().await? {
-        kind @ (RAFT | RPC) => Ok((kind, stream)),
-        other => Err(refuse(&format!(
-            "unknown protocol byte 0x{other:02x}; is the caller a weft server of a compatible version?"
-        ))),
-    }
+    let kind = match stream.read_u8().await? {
+        RAFT => Kind::Raft,
+        RPC => Kind::Rpc,
+        AGENT => {
+            return Ok((
+                Kind::Agent(greeting::welcome(&mut stream, us).await?),
+                stream,
+            ));
+        }
+        other => {
+            return Err(refuse(&format!(
+                "unknown protocol byte 0x{other:02x}; is the caller a weft agent of a compatible version?"
+            )));
+        }
+    };
+    no_server.map_or(Ok((kind, stream)), Err)
 }
+
+const CLEAR_TEXT: &str = "clear text on a port that requires TLS (tls.internal_rpc.verify_incoming); give the caller a certificate and verify_outgoing";
 
 /// Probes of a silent connection: a machine that vanished is noticed within a minute on either side.
 const PROBE_AFTER: Duration = Duration::from_secs(30);
@@ -330,6 +399,13 @@ impl tokio::io::AsyncWrite for Seated {
     }
 }
 
+impl Seated {
+    /// The other end.
+    pub(crate) fn from(&self) -> SocketAddr {
+        self.from
+    }
+}
+
 impl tonic::transport::server::Connected for Seated {
     type ConnectInfo = SocketAddr;
     fn connect_info(&self) -> SocketAddr {
@@ -351,7 +427,9 @@ mod tests {
         let (mut dialed, (accepted, _)) = (dialed.unwrap(), accepted.unwrap());
         dialed.write_all(&[RPC]).await.unwrap();
         let same = accepted.as_fd().try_clone_to_owned().unwrap();
-        open(None, accepted).await.unwrap();
+        open(None, accepted, &v1::AgentWelcome::default())
+            .await
+            .unwrap();
         for socket in [dialed.as_fd(), same.as_fd()] {
             assert!(sockopt::socket_keepalive(socket).unwrap());
             assert_eq!(sockopt::tcp_keepidle(socket).unwrap(), PROBE_AFTER);

@@ -18,7 +18,7 @@ use weft_identity::PeerFacts;
 use weft_identity::tls::{MinVersion, TlsContext, TlsMaterial};
 use weft_proto::clock::Clock;
 use weft_raft::RaftStream;
-use weft_server::RpcTls;
+use weft_server::{Accepted, RpcTls};
 
 /// The contexts that are configured.
 pub(crate) struct Tls {
@@ -150,7 +150,7 @@ struct Rpc {
 }
 
 impl RpcTls for Rpc {
-    fn accept(&self, tcp: TcpStream) -> BoxFuture<'static, io::Result<Box<dyn RaftStream>>> {
+    fn accept(&self, tcp: TcpStream) -> BoxFuture<'static, io::Result<Accepted>> {
         let (context, limit) = (self.context.clone(), self.limit);
         let (datacenter, domain) = (self.datacenter.clone(), self.domain.clone());
         Box::pin(async move {
@@ -161,10 +161,12 @@ impl RpcTls for Rpc {
                 .accept(tcp, &peer, limit)
                 .await
                 .map_err(io::Error::other)?;
-            if context.material().verify_incoming {
-                must_be_server("caller", facts.as_ref(), &datacenter, &domain)?;
-            }
-            Ok(Box::new(stream) as Box<dyn RaftStream>)
+            let must_show = context.material().verify_incoming;
+            let shown = must_be_server("caller", facts.as_ref(), &datacenter, &domain);
+            Ok(Accepted {
+                stream: Box::new(stream),
+                no_server: shown.err().filter(|_| must_show),
+            })
         })
     }
 
@@ -191,8 +193,8 @@ impl RpcTls for Rpc {
     }
 }
 
-/// Whoever speaks on this port may propose and vote, and is told everything: only a server's certificate
-/// opens it, whatever `verify_server_hostname` says, not any certificate of the CA.
+/// Who speaks Raft on this port, or as a server, may propose and vote, and is told everything: only a server's
+/// certificate opens that, whatever `verify_server_hostname` says. Any certificate of the CA is good for an agent.
 fn must_be_server(
     whose: &str,
     facts: Option<&PeerFacts>,
@@ -259,15 +261,14 @@ mod tests {
         let near = TcpStream::connect(listener.local_addr().unwrap()).await;
         let (far, _) = listener.accept().await.unwrap();
         let (near, far) = tokio::join!(caller.connect(near.unwrap()), called.accept(far));
-        let judged = |found: io::Result<Box<dyn RaftStream>>| {
-            let refused = found.err();
+        let judged = |refused: Option<io::Error>| {
             if let Some(cause) = &refused {
                 assert_eq!(cause.kind(), io::ErrorKind::PermissionDenied, "{cause}");
                 assert!(cause.to_string().contains("server.dc1.consul"), "{cause}");
             }
             refused.is_none()
         };
-        (judged(near), judged(far))
+        (judged(near.err()), judged(far.unwrap().no_server))
     }
 
     #[tokio::test]
