@@ -1,8 +1,8 @@
 //! The seams through which the agent reaches the cluster.
 //!
-//! Owns: the three traits ([`Backend`], [`Operator`], [`Membership`]) and the errors they answer with.
-//! Never: implements them. The binary wires the in-process server role to them; a client agent's
-//! pooled RPC to the servers will be the second side.
+//! Owns: the traits ([`Backend`], [`Relay`], [`Operator`], [`Membership`]) and the errors they answer with.
+//! Never: implements them. The binary wires the in-process server role to them, or on an agent that is no server
+//! the client role with its pooled connections to the servers.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -60,6 +60,9 @@ pub enum WriteError {
     /// The server role is shutting down or has failed. Nothing was proposed.
     #[error("{0}")]
     Stopped(String),
+    /// No server has taken it. Nothing was proposed.
+    #[error("{0}")]
+    Unreachable(String),
 }
 
 /// Why a read was not answered.
@@ -74,9 +77,17 @@ pub enum ReadError {
     /// The server role is shutting down or has failed.
     #[error("{0}")]
     Stopped(String),
+    /// No server has answered.
+    #[error("{0}")]
+    Unreachable(String),
 }
 
+/// Keeps rows up to date until it is dropped.
+pub type Following = Box<dyn Send + Sync>;
+
 /// The replicated state: written through the log, read from published snapshots.
+///
+/// On an agent that is no server it is a part of the state: the rows of this node, and of those that are followed.
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
     /// Stamps, proposes and waits until the command is applied on the answering server, so that a
@@ -89,11 +100,82 @@ pub trait Backend: Send + Sync + 'static {
     /// Takes the network coordinate of a node, to be written soon with others.
     fn report_coordinate(&self, coordinate: v1::Coordinate) -> Result<(), WriteError>;
 
+    /// Brings the rows of `node` in [`Backend::state`] up to date, and keeps them so until the answer is dropped.
+    async fn follow(&self, node: &str) -> Result<Following, ReadError>;
+
+    /// How many nodes the whole state has.
+    fn nodes(&self) -> usize {
+        self.state().counts().nodes
+    }
+
     /// The newest published state. O(1), never blocks.
     fn state(&self) -> Arc<State>;
 
     /// Wakes watchers of topics after each publication of [`Backend::state`].
     fn hub(&self) -> &Hub;
+}
+
+/// A request for a server to answer.
+pub struct RelayCall {
+    /// Method, path, query and the headers that concern the server.
+    pub head: http::request::Parts,
+    /// The body.
+    pub body: RelayBody,
+    /// How long the answer may take to begin.
+    pub limit: RelayLimit,
+}
+
+/// The body of a [`RelayCall`].
+#[derive(Debug)]
+pub enum RelayBody {
+    /// Can be sent again when no server has taken it.
+    Whole(Bytes),
+    /// As it arrives.
+    Streamed(hyper::body::Incoming),
+}
+
+/// How long the answer to a [`RelayCall`] may take to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelayLimit {
+    /// As long as servers take at most.
+    Usual,
+    /// A wait that was asked for, and what is usual.
+    Wait(Duration),
+    /// As long as the server shows that it lives.
+    Open,
+}
+
+/// A server's body as it arrives.
+pub type RelayedBody = http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// Why a [`RelayCall`] brought no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RelayError {
+    /// No server is known. Nothing was sent.
+    #[error("No known Consul servers")]
+    NoServers,
+    /// No server took it in time. Nothing was executed; safe to retry.
+    #[error("{0}")]
+    NotSent(String),
+    /// It was sent, and no answer came. It may have been executed.
+    #[error("{0}")]
+    Unknown(String),
+    /// It was sent, and no answer came. It changes nothing; safe to retry.
+    #[error("{0}")]
+    Unanswered(String),
+    /// Too many calls are on their way. Nothing was sent; retry later.
+    #[error("{0}")]
+    TooMany(String),
+    /// The client did not send the body it announced.
+    #[error("The request body ended early")]
+    Body,
+}
+
+/// The way to the API of a server, for an agent that is none.
+#[async_trait]
+pub trait Relay: Send + Sync + 'static {
+    /// Has a server answer; the answer is as the server sends it.
+    async fn relay(&self, call: RelayCall) -> Result<http::Response<RelayedBody>, RelayError>;
 }
 
 /// An operator's request that could not be done.

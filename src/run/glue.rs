@@ -4,23 +4,30 @@
 //! Never: adds behaviour; a choice made here would be invisible to both sides.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tonic::body::Body;
 use weft_agent::backend::{
-    Backend, Consistency, FireError, Member, MemberStatus, Membership, Operator, OperatorError,
-    ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
+    Backend, Consistency, FireError, Following, Member, MemberStatus, Membership, Operator,
+    OperatorError, ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
 };
 use weft_agent::dns::{DnsView, Viewed};
 use weft_agent::events::Events;
+use weft_agent::http::InProcess;
 use weft_catalog::{Hub, State};
 use weft_gossip::{Gossip, GossipError};
 use weft_proto::coordinate::Coordinate;
 use weft_proto::v1;
 use weft_proto::v1::operate_request::Op;
-use weft_server::{ReadFailure, Server, ServerError, WriteFailure};
+use weft_server::{AgentApi, ReadFailure, Server, ServerError, WriteFailure};
 
 /// The in-process server role, as the agent sees it.
 #[derive(Clone)]
@@ -60,12 +67,36 @@ impl Backend for Local {
             .map_err(write_failed)
     }
 
+    async fn follow(&self, _node: &str) -> Result<Following, ReadError> {
+        // A server has the whole state.
+        self.barrier(Consistency::Default).await?;
+        Ok(Box::new(()))
+    }
+
     fn state(&self) -> Arc<State> {
         self.server.state()
     }
 
     fn hub(&self) -> &Hub {
         self.server.hub()
+    }
+}
+
+/// This server's API, for calls that other agents forward.
+pub(crate) struct Forwarded(pub(crate) InProcess);
+
+impl AgentApi for Forwarded {
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+        agent: SocketAddr,
+    ) -> BoxFuture<'static, Response<Body>> {
+        let inside = self.0.clone();
+        async move {
+            tracing::trace!(peer.addr = %agent, "an agent forwards a call");
+            inside.answer(request).await.map(Body::new)
+        }
+        .boxed()
     }
 }
 

@@ -4,6 +4,7 @@
 //! Never: decides what a part should; each part says why it cannot start.
 
 mod about;
+mod client;
 mod control;
 mod footprint;
 mod glue;
@@ -15,6 +16,7 @@ mod node;
 mod parts;
 mod places;
 mod pool_metrics;
+mod role;
 mod tls;
 
 use std::process::ExitCode;

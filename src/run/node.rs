@@ -114,15 +114,17 @@ pub(crate) fn record(config: &RuntimeConfig, id: &str) -> v1::Node {
     }
 }
 
-/// What the pool is told about this server, in Consul's words where Consul has them.
-pub(crate) fn tags(config: &RuntimeConfig, id: &str, raft_id: &str) -> BTreeMap<String, String> {
+/// What the pool is told about this node, in Consul's words where Consul has them. `raft_id`: a server's.
+pub(crate) fn tags(
+    config: &RuntimeConfig,
+    id: &str,
+    raft_id: Option<&str>,
+) -> BTreeMap<String, String> {
     let mut tags = BTreeMap::from(
         [
-            ("role", "consul"),
+            ("role", raft_id.map_or("node", |_| "consul")),
             ("dc", &config.datacenter),
             ("id", id),
-            ("raft_id", raft_id),
-            ("port", &config.network.advertise_rpc().port().to_string()),
             (
                 "build",
                 &format!("{CONSUL_VERSION}:weft-{}", env!("CARGO_PKG_VERSION")),
@@ -130,11 +132,17 @@ pub(crate) fn tags(config: &RuntimeConfig, id: &str, raft_id: &str) -> BTreeMap<
             ("vsn", "2"),
             ("vsn_min", "2"),
             ("vsn_max", "3"),
-            ("raft_vsn", "3"),
             ("segment", ""),
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );
+    let Some(raft_id) = raft_id else {
+        return tags;
+    };
+    tags.insert("raft_id".into(), raft_id.to_owned());
+    tags.insert("raft_vsn".into(), "3".into());
+    let port = config.network.advertise_rpc().port();
+    tags.insert("port".into(), port.to_string());
     match config.bootstrap {
         Bootstrap::Expect(n) => drop(tags.insert("expect".into(), n.to_string())),
         Bootstrap::Alone => drop(tags.insert("bootstrap".into(), "1".into())),

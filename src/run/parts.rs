@@ -12,7 +12,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use weft_agent::config::{self, RuntimeConfig, runtime};
 use weft_agent::dns::{
-    DnsMetrics, DnsOptions, DnsServer, RecursorOptions, Soa, Strategy, TtlRules,
+    DnsMetrics, DnsOptions, DnsServer, DnsView, RecursorOptions, Soa, Strategy, TtlRules,
 };
 use weft_agent::events::Events;
 use weft_agent::http::{AgentInfo, Deps, HttpConfig, HttpLimits, HttpServer, Listen};
@@ -24,8 +24,9 @@ use weft_server::{Bootstrap, LogBackend, Server, ServerConfig};
 
 use super::control::Process;
 use super::node::{self, DataDirLock};
+use super::role::Role;
 use super::tls::Tls;
-use super::{glue, join, logging, places, pool_metrics};
+use super::{client, glue, join, logging, places, pool_metrics};
 
 /// How long a leaving node waits for the pool to have heard it.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -38,7 +39,7 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(60);
 /// Everything that runs.
 pub(crate) struct Parts {
     config: ArcSwap<RuntimeConfig>,
-    server: Server,
+    role: Role,
     gossip: Arc<Gossip>,
     /// The pool was told goodbye: its task ends.
     leaving: AtomicBool,
@@ -55,7 +56,7 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// Starts the server role, the pool, local registrations, HTTP and DNS.
+    /// Starts the server role or the client's, the pool, local registrations, HTTP and DNS.
     ///
     /// Errors name what could not be had and the remedy.
     pub(crate) async fn start(
@@ -63,47 +64,29 @@ impl Parts {
         clock: Arc<dyn Clock>,
         process: Arc<Process>,
     ) -> anyhow::Result<Self> {
-        anyhow::ensure!(
-            config.server,
-            "this version runs servers only: add -server (or -dev to try it out); agents without the server role come with a later version"
-        );
         let data_dir = node::lock_data_dir(config.data_dir.as_deref())?;
         let id = node::node_id(&config)?;
         let tls = Tls::load(&config, clock.clone())?;
         let seed = seed_of(&id, clock.as_ref());
         let registry = Arc::new(Mutex::new(Registry::default()));
-        let public_key = match &config.data_dir {
-            Some(dir) => Bytes::from(
-                weft_identity::server_key::ServerKey::load_or_create(dir)
-                    .context("the server's own key")?
-                    .public_key()
-                    .to_vec(),
-            ),
-            None => Bytes::new(),
+        let role = if config.server {
+            Role::Server(start_server(&config, &id, &tls, seed, clock.clone()).await?)
+        } else {
+            Role::Client(client::role(&config, &id, &tls, seed, clock.clone()))
         };
-        let server = Server::start(
-            server_config(&config, &id, seed),
-            tls.rpc(),
-            public_key,
-            clock.clone(),
-        )
-        .await?;
-        let gossip = start_gossip(&config, &id, &server, clock.clone()).await?;
-        server.attach_gossip(gossip.clone());
+        let gossip = start_gossip(&config, &id, role.raft_id().as_deref(), clock.clone()).await?;
+        role.attach_gossip(&gossip, &config.datacenter);
         let local = Local::open(local_config(&config, &tls, &id, seed), clock.clone())?;
         local
             .replace_files(config.services.clone(), config.node_checks.clone())
             .await
             .map_err(|causes| anyhow::anyhow!(all(&causes)))?;
-        let glue = glue::Local {
-            server: server.clone(),
-        };
-        let backend = Arc::new(glue.clone());
-        let running = local.start(backend.clone());
+        let seams = role.seams(&config.node.name);
+        let running = local.start(seams.backend.clone());
         let events = Events::new(local.clone());
         tokio::spawn(places::report(
             gossip.clone(),
-            server.clone(),
+            seams.backend.clone(),
             config.node.name.clone(),
         ));
         tokio::spawn(glue::carry_events(gossip.clone(), events.clone()));
@@ -113,17 +96,18 @@ impl Parts {
         let watch_metrics = WatchMetrics::default();
         {
             let mut registry = registry.lock();
-            server.register_metrics(&mut registry);
+            role.register_metrics(&mut registry);
             local.metrics().register(&mut registry, &local);
             dns_metrics.register(&mut registry);
             watch_metrics.register(&mut registry);
             events.register(&mut registry);
             pool_metrics::register(&mut registry, gossip.clone());
         }
-        let dns = start_dns(&config, &glue, &dns_metrics, &clock, seed, &stop).await?;
+        let dns = start_dns(&config, &seams.view, &dns_metrics, &clock, seed, &stop).await?;
         let deps = Deps {
-            backend,
-            operator: Arc::new(glue),
+            backend: seams.backend,
+            relay: seams.relay,
+            operator: seams.operator,
             membership: Arc::new(glue::Pool(gossip.clone())),
             local: Arc::new(local.clone()),
             events,
@@ -134,6 +118,10 @@ impl Parts {
             info: Arc::new(agent_info(&config, &id)),
         };
         let http = HttpServer::start(http_config(&config, &tls, seed)?, deps, stop.clone()).await?;
+        role.attach_api(http.inside());
+        if let Role::Client(client) = &role {
+            tokio::spawn(client.clone().run(stop.clone()));
+        }
         let watches = Watches::new(http.inside(), watch_metrics, seed);
         watches.replace(&config.watches);
         join::at_start(&gossip, &config.join.start_join).await?;
@@ -148,7 +136,7 @@ impl Parts {
         });
         Ok(Self {
             config: ArcSwap::from_pointee(config),
-            server,
+            role,
             gossip,
             leaving: AtomicBool::new(false),
             local,
@@ -170,15 +158,10 @@ impl Parts {
 
     /// Resolves when the process must end, with the reason.
     pub(crate) async fn fatal(&self) -> String {
-        let mut status = self.server.watch_status();
         let mut given_up = self.given_up.lock().await;
         tokio::select! {
-            failed = status.wait_for(|status| status.fatal.is_some()) => match failed {
-                Ok(status) => status.fatal.clone().unwrap_or_default(),
-                Err(_) => "consensus has stopped".into(),
-            },
+            why = self.role.failed() => why,
             Some(why) = given_up.recv() => why,
-            why = self.server.failed() => why,
             () = self.gossip_lost() => "gossip.stopped: the gossip task ended; this is a defect of weft".into(),
         }
     }
@@ -218,11 +201,8 @@ impl Parts {
     /// Leaves for good: out of the Raft membership, then out of the pool.
     pub(crate) async fn leave(&self) -> Result<(), String> {
         self.leaving.store(true, Ordering::SeqCst);
-        let leaving = in_time(LEAVE_LIMIT, "leaving", self.server.leave()).await;
-        let left = leaving.map_or_else(
-            || Err(format!("no answer within {LEAVE_LIMIT:?}")),
-            |left| left.map_err(|cause| cause.to_string()),
-        );
+        let leaving = in_time(LEAVE_LIMIT, "leaving", self.role.leave()).await;
+        let left = leaving.unwrap_or_else(|| Err(format!("no answer within {LEAVE_LIMIT:?}")));
         self.gossip.leave(GOODBYE).await;
         left
     }
@@ -246,7 +226,7 @@ impl Parts {
         if let Some(running) = running {
             let _ = tokio::time::timeout(Duration::from_secs(2), running.stop()).await;
         }
-        self.server.shutdown().await;
+        self.role.shutdown().await;
         self.gossip.shutdown().await;
     }
 }
@@ -316,10 +296,30 @@ fn server_config(config: &RuntimeConfig, id: &str, seed: u64) -> ServerConfig {
     }
 }
 
+async fn start_server(
+    config: &RuntimeConfig,
+    id: &str,
+    tls: &Tls,
+    seed: u64,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<Server> {
+    let public_key = match &config.data_dir {
+        Some(dir) => Bytes::from(
+            weft_identity::server_key::ServerKey::load_or_create(dir)
+                .context("the server's own key")?
+                .public_key()
+                .to_vec(),
+        ),
+        None => Bytes::new(),
+    };
+    let settings = server_config(config, id, seed);
+    Ok(Server::start(settings, tls.rpc(), public_key, clock).await?)
+}
+
 async fn start_gossip(
     config: &RuntimeConfig,
     id: &str,
-    server: &Server,
+    raft_id: Option<&str>,
     clock: Arc<dyn Clock>,
 ) -> anyhow::Result<Arc<Gossip>> {
     let mut core = CoreConfig::new(
@@ -341,7 +341,7 @@ async fn start_gossip(
     };
     core.reconnect_timeout = lan.reconnect_timeout;
     core.coordinates = lan.coordinates;
-    core.tags = node::tags(config, id, &server.raft_id().to_string());
+    core.tags = node::tags(config, id, raft_id);
     let mut gossip = GossipConfig::new(core, config.network.serf_lan);
     gossip.verify_incoming = lan.verify_incoming;
     gossip.verify_outgoing = lan.verify_outgoing;
@@ -377,7 +377,7 @@ fn local_config(config: &RuntimeConfig, tls: &Tls, id: &str, seed: u64) -> Local
 
 async fn start_dns(
     config: &RuntimeConfig,
-    view: &glue::Local,
+    view: &Arc<dyn DnsView>,
     metrics: &DnsMetrics,
     clock: &Arc<dyn Clock>,
     seed: u64,
@@ -388,7 +388,7 @@ async fn start_dns(
         let server = DnsServer::start(
             *address,
             dns_options(config),
-            Arc::new(view.clone()),
+            view.clone(),
             metrics.clone(),
             clock.clone(),
             seed.wrapping_add(servers.len() as u64),

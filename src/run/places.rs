@@ -1,15 +1,15 @@
 //! This node's network coordinate on its way into the catalog.
 //!
 //! Owns: when it is reported: at the start, then only when it has moved, the rarer the larger the pool.
-//! Never: learns or writes it; the pool and the server do.
+//! Never: learns or writes it; the pool and the servers do.
 //! Source: Consul docs, "Network coordinates" (64 reports a second in all, 15 s at least between two).
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use weft_agent::backend::Backend;
 use weft_gossip::Gossip;
 use weft_proto::coordinate::Coordinate;
-use weft_server::Server;
 
 /// Reports a second of the whole pool.
 const REPORTS_PER_SECOND: u32 = 64;
@@ -24,7 +24,7 @@ const MOVED: f64 = 0.000_1;
 const SURER: f64 = 0.1;
 
 /// Reports until the pool ends, or at once when coordinates are off.
-pub(crate) async fn report(gossip: Arc<Gossip>, server: Server, node: String) {
+pub(crate) async fn report(gossip: Arc<Gossip>, backend: Arc<dyn Backend>, node: String) {
     let mut wait = FIRST;
     loop {
         tokio::select! {
@@ -34,12 +34,12 @@ pub(crate) async fn report(gossip: Arc<Gossip>, server: Server, node: String) {
         let Some(own) = gossip.coordinate() else {
             return;
         };
-        let state = server.state();
+        let state = backend.state();
         let known = state
             .coordinate(&node)
             .and_then(|row| Coordinate::of_record(row));
         if known.is_none_or(|known| has_moved(&known, &own))
-            && let Err(cause) = server.report_coordinate(own.record(&node))
+            && let Err(cause) = backend.report_coordinate(own.record(&node))
         {
             tracing::debug!(error = %cause, "coordinate not reported");
         }

@@ -27,6 +27,7 @@ use super::error::Failure;
 use super::metrics::Metrics;
 use super::options::check_scope;
 use super::query::{PARAMETERS_MAX, Query, Refused, percent_decode};
+use super::relay::{client_of, is_local};
 use super::reply::{Body, Reply};
 use super::route::{Lookup, Routes};
 use super::table::TABLE;
@@ -79,14 +80,40 @@ impl Api {
         request: Request<Incoming>,
         client: Option<IpAddr>,
     ) -> Response<Body> {
+        let mut response = Arc::clone(&self).answer_as(request, client, false).await;
+        for (name, value) in &self.config.response_headers {
+            response.headers_mut().insert(name.clone(), value.clone());
+        }
+        response
+    }
+
+    /// Answers one request that an agent forwards for a client of its own. What that agent's configuration
+    /// says of its clients, it has seen to.
+    pub(super) async fn answer_forwarded(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let (mut head, body) = request.into_parts();
+        let client = client_of(&mut head);
+        self.answer_as(Request::from_parts(head, body), client, true)
+            .await
+    }
+
+    async fn answer_as(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        client: Option<IpAddr>,
+        forwarded: bool,
+    ) -> Response<Body> {
         let _flight = self.metrics.enter();
         let began = self.deps.clock.monotonic();
         let (head, body) = request.into_parts();
         let accepts_gzip = accepts_gzip(&head.headers);
         let look = Look {
-            pretty: self.config.always_pretty,
+            pretty: self.config.always_pretty && !forwarded,
             route: None,
             client,
+            forwarded,
         };
         let (look, result) = Arc::clone(&self).dispatch(head, body, look).await;
         let reply = result.unwrap_or_else(|failure| {
@@ -95,11 +122,7 @@ impl Api {
         });
         let took = self.deps.clock.monotonic().saturating_sub(began);
         self.metrics.count(look.route, reply.status, took);
-        let mut response = reply.finish(look.pretty, accepts_gzip);
-        for (name, value) in &self.config.response_headers {
-            response.headers_mut().insert(name.clone(), value.clone());
-        }
-        response
+        reply.finish(look.pretty, accepts_gzip)
     }
 
     /// The route stands for the path and the query string stays out: it may carry a token.
@@ -135,14 +158,22 @@ impl Api {
             Lookup::Unknown => return (look, self.unknown(path, head.uri.query())),
         };
         look.route = Some(at);
-        let prepared = self
-            .may_write(&head, look.client)
-            .and_then(|()| self.prepare(&head, path));
+        let allowed = if look.forwarded {
+            Ok(())
+        } else {
+            self.may_write(&head, look.client)
+                .and_then(|()| self.is_open(path))
+        };
+        let prepared = allowed.and_then(|()| self.prepare(&head, path));
         let query = match prepared {
             Ok(query) => query,
             Err(failure) => return (look, Err(failure)),
         };
         look.pretty |= query.has("pretty");
+        if let Some(relay) = api.deps.relay.as_deref().filter(|_| !is_local(path)) {
+            let answer = self.relayed(relay, (head, body), &query, look.client).await;
+            return (look, answer);
+        }
         let tail_from = path.len() - tail.len();
         let call = Call::new(self, route, (head, body), query, look.client, tail_from);
         let entered = match call.tail_bytes() {
@@ -198,8 +229,8 @@ impl Api {
         ))
     }
 
-    /// What is checked alike for every route.
-    fn prepare(&self, head: &Parts, path: &str) -> Result<Query, Failure> {
+    /// `http_config.block_endpoints`.
+    fn is_open(&self, path: &str) -> Result<(), Failure> {
         // As the handler will see it: `%73` is an `s`. What does not decode is refused there.
         let decoded = percent_decode(path.as_bytes()).unwrap_or_default();
         if self
@@ -211,6 +242,11 @@ impl Api {
             let text = "Endpoint is blocked by agent configuration";
             return Err(Failure::new(StatusCode::FORBIDDEN, "http.blocked", text));
         }
+        Ok(())
+    }
+
+    /// What is checked alike for every route.
+    fn prepare(&self, head: &Parts, path: &str) -> Result<Query, Failure> {
         let Some(text) = head.uri.query() else {
             if !head.headers.contains_key("x-consul-namespace")
                 && !head.headers.contains_key("x-consul-partition")
@@ -271,6 +307,8 @@ struct Look {
     pretty: bool,
     route: Option<usize>,
     client: Option<IpAddr>,
+    /// An agent forwards it.
+    forwarded: bool,
 }
 
 /// What is shown of a parameter that cannot be read: a token may stand behind its name, and what is

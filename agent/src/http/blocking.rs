@@ -116,7 +116,7 @@ impl Found {
             Content::Whole(_, bytes) => Some(bytes.clone()),
             Content::Shared(shared) => Some(SharedBody::plain(shared).clone()),
             Content::Empty => Some(Bytes::new()),
-            Content::Stream(_) => None,
+            Content::Stream(_) | Content::Relayed(_) => None,
         }
     }
 }

@@ -12,7 +12,7 @@ use http::header::{HeaderName, HeaderValue};
 use weft_catalog::acl::Authorizer;
 use weft_proto::clock::Clock;
 
-use crate::backend::{Backend, Membership, Operator};
+use crate::backend::{Backend, Membership, Operator, Relay};
 use crate::events::Events;
 use crate::local::Local;
 
@@ -181,6 +181,8 @@ pub struct AgentInfo {
 pub struct Deps {
     /// The replicated state.
     pub backend: Arc<dyn Backend>,
+    /// Has servers answer what this agent cannot; `None` on a server, which answers all itself.
+    pub relay: Option<Arc<dyn Relay>>,
     /// Raft membership and snapshots.
     pub operator: Arc<dyn Operator>,
     /// The LAN pool.

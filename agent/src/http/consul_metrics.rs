@@ -207,11 +207,13 @@ fn known(call: &Call, resident_bytes: Option<u64>) -> Vec<Point> {
             gauge(name, value);
         }
     }
-    let state: &State = &deps.backend.state();
-    gauge(
-        "consul.session_ttl.active",
-        state.session_deadlines().count() as u64,
-    );
+    if deps.info.server {
+        let state: &State = &deps.backend.state();
+        gauge(
+            "consul.session_ttl.active",
+            state.session_deadlines().count() as u64,
+        );
+    }
     points.push(Point {
         name: "consul.version",
         labels: vec![("version", deps.info.version.clone())],

@@ -13,7 +13,7 @@ use weft_proto::json::DecodeError;
 use weft_proto::v1;
 
 use super::reply::Reply;
-use crate::backend::{FireError, OperatorError, ReadError, WriteError};
+use crate::backend::{FireError, OperatorError, ReadError, RelayError, WriteError};
 use crate::events::FilterError;
 use crate::local::{DefinitionError, LocalError, LocalErrorKind};
 
@@ -128,6 +128,7 @@ impl From<WriteError> for Failure {
             WriteError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "raft.proposal_too_large"),
             WriteError::Denied(_) => (StatusCode::FORBIDDEN, "acl.denied"),
             WriteError::Stopped(_) => (StatusCode::INTERNAL_SERVER_ERROR, "raft.stopped"),
+            WriteError::Unreachable(_) => (StatusCode::INTERNAL_SERVER_ERROR, "rpc.unreachable"),
         };
         Self::new(status, reason, error.to_string())
     }
@@ -139,8 +140,23 @@ impl From<ReadError> for Failure {
             ReadError::NoLeader => "raft.no_leader",
             ReadError::Timeout(_) => "raft.read_timeout",
             ReadError::Stopped(_) => "raft.stopped",
+            ReadError::Unreachable(_) => "rpc.unreachable",
         };
         Self::internal(reason, error.to_string())
+    }
+}
+
+impl From<RelayError> for Failure {
+    fn from(error: RelayError) -> Self {
+        let text = error.to_string();
+        match error {
+            RelayError::NoServers => Self::internal("rpc.no_servers", text),
+            RelayError::NotSent(_) => Self::internal("rpc.unreachable", text),
+            RelayError::Unknown(_) => Self::internal("rpc.outcome_unknown", text),
+            RelayError::Unanswered(_) => Self::internal("rpc.unanswered", text),
+            RelayError::TooMany(_) => Self::too_many("rpc.too_many_calls", text),
+            RelayError::Body => Self::bad_request("http.body", text),
+        }
     }
 }
 

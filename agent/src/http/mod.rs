@@ -39,6 +39,7 @@ mod options;
 mod pace;
 mod prepared_query;
 mod query;
+mod relay;
 mod reply;
 mod route;
 mod rows;
@@ -56,6 +57,7 @@ pub use config::{
     AgentInfo, Control, Deps, HttpConfig, HttpLimits, Listen, LogLevel, LogLines, TlsSource,
 };
 pub use query::percent_encode;
+pub use reply::RelayedAnswer;
 pub use route::{Need, Route};
 pub use serve::{HttpServer, InProcess, StartError};
 

@@ -18,6 +18,8 @@ use hyper::body::{Frame, SizeHint};
 use tokio::sync::mpsc;
 use weft_proto::json::write::pretty;
 
+use crate::backend::RelayedBody;
+
 /// Bodies below this are not compressed: the answer would fit one packet anyway (as in Consul).
 const GZIP_MIN_BYTES: usize = 1_400;
 
@@ -67,6 +69,8 @@ pub(super) enum Content {
     Shared(Arc<SharedBody>),
     /// A body that is still being made. A failure ends the connection without its closing chunk.
     Stream(mpsc::Receiver<Result<Bytes, std::io::Error>>),
+    /// A server's body, as it is.
+    Relayed(RelayedBody),
 }
 
 /// An answer.
@@ -132,6 +136,16 @@ impl Reply {
         Self::of(Content::Stream(stream)).with(CONTENT_TYPE, HeaderValue::from_static(content_type))
     }
 
+    /// A server's answer, as it is.
+    pub(super) fn relayed(answer: Response<RelayedBody>) -> Self {
+        let (head, body) = answer.into_parts();
+        Self {
+            status: head.status,
+            headers: head.headers,
+            content: Content::Relayed(body),
+        }
+    }
+
     /// Another status.
     pub(super) fn status(mut self, status: StatusCode) -> Self {
         self.status = status;
@@ -153,6 +167,7 @@ impl Reply {
         } = self;
         headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
         let body = match content {
+            Content::Relayed(body) => Body::Relayed(body),
             Content::Empty => Body::Whole(None),
             Content::Stream(stream) => Body::Stream(stream),
             Content::Whole(kind, bytes) => {
@@ -212,6 +227,32 @@ pub(super) enum Body {
     Whole(Option<Bytes>),
     /// In pieces.
     Stream(mpsc::Receiver<Result<Bytes, std::io::Error>>),
+    /// As a server sends it.
+    Relayed(RelayedBody),
+}
+
+/// What a call that an agent has forwarded is answered with.
+#[derive(Debug)]
+pub struct RelayedAnswer(pub(super) Body);
+
+impl hyper::body::Body for RelayedAnswer {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        Pin::new(&mut self.get_mut().0).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
 }
 
 impl hyper::body::Body for Body {
@@ -227,6 +268,7 @@ impl hyper::body::Body for Body {
             Self::Stream(stream) => stream
                 .poll_recv(cx)
                 .map(|piece| piece.map(|bytes| bytes.map(Frame::data))),
+            Self::Relayed(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -234,6 +276,7 @@ impl hyper::body::Body for Body {
         match self {
             Self::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Self::Stream(_) => false,
+            Self::Relayed(body) => body.is_end_stream(),
         }
     }
 
@@ -243,6 +286,7 @@ impl hyper::body::Body for Body {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Self::Stream(_) => SizeHint::default(),
+            Self::Relayed(body) => body.size_hint(),
         }
     }
 }

@@ -22,6 +22,7 @@ use super::api::Api;
 use super::config::{Deps, HttpConfig, Listen, TlsSource};
 use super::head_timeout::{Answering, Patience, Watched};
 use super::metrics::Flight;
+use super::reply::RelayedAnswer;
 
 /// hyper's least buffer.
 const BUFFER_MIN_BYTES: usize = 8 * 1024;
@@ -78,6 +79,15 @@ impl InProcess {
         let (ours, theirs) = tokio::io::duplex(IN_PROCESS_BYTES);
         self.0.serve(place, theirs, false);
         Ok(ours)
+    }
+
+    /// Answers a call that another agent forwards for one of its clients.
+    pub async fn answer(
+        &self,
+        request: hyper::Request<hyper::body::Incoming>,
+    ) -> hyper::Response<RelayedAnswer> {
+        let api = Arc::clone(&self.0.api);
+        api.answer_forwarded(request).await.map(RelayedAnswer)
     }
 }
 

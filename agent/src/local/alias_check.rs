@@ -14,7 +14,7 @@ use super::inner::Inner;
 use super::status::Status;
 use super::table::Table;
 use super::{AliasCheck, CheckDefinition};
-use crate::backend::{Backend, Consistency};
+use crate::backend::Backend;
 
 /// Changes within this time are mirrored together.
 const COALESCE: Duration = Duration::from_millis(50);
@@ -100,12 +100,13 @@ async fn follow_catalog(
     backend: &dyn Backend,
 ) {
     // A catalog that is still being read in would show the target as missing.
-    while backend.barrier(Consistency::Default).await.is_err() {
-        if local.strong_count() == 0 {
-            return;
+    let _following = loop {
+        match backend.follow(&alias.node).await {
+            Ok(following) => break following,
+            Err(_) if local.strong_count() == 0 => return,
+            Err(_) => tokio::time::sleep(RETRY).await,
         }
-        tokio::time::sleep(RETRY).await;
-    }
+    };
     loop {
         let (topics, _) = in_catalog(backend, check, alias);
         let watch = backend.hub().watch(&topics);

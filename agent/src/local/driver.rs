@@ -154,8 +154,7 @@ impl Driver {
         }
         self.retry = RETRY_MIN;
         if kind == SyncKind::Full {
-            let interval =
-                self.local.config.sync_interval * scale(self.backend.state().counts().nodes);
+            let interval = self.local.config.sync_interval * scale(self.backend.nodes());
             self.next_full = now + interval + self.local.jitter(interval);
         }
     }

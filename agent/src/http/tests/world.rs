@@ -21,8 +21,8 @@ use weft_proto::ids::LogIndex;
 use weft_proto::v1;
 
 use crate::backend::{
-    Backend, Consistency, FireError, Member, MemberStatus, Membership, Operator, OperatorError,
-    ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
+    Backend, Consistency, FireError, Following, Member, MemberStatus, Membership, Operator,
+    OperatorError, ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
 };
 use crate::events::Events;
 use crate::http::{
@@ -118,6 +118,11 @@ impl Backend for TestBackend {
             coordinates,
         }));
         Ok(())
+    }
+
+    async fn follow(&self, _node: &str) -> Result<Following, ReadError> {
+        self.barrier(Consistency::Default).await?;
+        Ok(Box::new(()))
     }
 
     fn state(&self) -> Arc<State> {
@@ -389,6 +394,7 @@ fn deps(backend: &Arc<TestBackend>, cluster: &Arc<TestCluster>) -> Deps {
     *cluster.events.lock() = Some(events.clone());
     Deps {
         backend: backend.clone(),
+        relay: None,
         operator: cluster.clone(),
         membership: cluster.clone(),
         local: Arc::new(local),

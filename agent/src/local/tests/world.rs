@@ -14,7 +14,7 @@ use weft_proto::v1;
 use weft_proto::v1::outcome::Result as Verdict;
 use weft_proto::v1::stamped::Command;
 
-use crate::backend::{Backend, Consistency, ReadError, ReadMeta, WriteError};
+use crate::backend::{Backend, Consistency, Following, ReadError, ReadMeta, WriteError};
 use crate::local::{
     CheckDefinition, Local, LocalConfig, RegisterOptions, ServiceDefinition, Source, UnknownKeys,
 };
@@ -183,6 +183,11 @@ impl Backend for Cluster {
 
     fn report_coordinate(&self, _coordinate: v1::Coordinate) -> Result<(), WriteError> {
         unreachable!("anti-entropy reports no coordinate")
+    }
+
+    async fn follow(&self, _node: &str) -> Result<Following, ReadError> {
+        self.barrier(Consistency::Default).await?;
+        Ok(Box::new(()))
     }
 
     fn state(&self) -> Arc<State> {
