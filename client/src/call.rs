@@ -60,19 +60,29 @@ pub struct Answer {
 /// A place among the calls on their way.
 pub struct Place {
     gauge: Gauge,
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Place {
+    /// Among those of users, whose number is bounded.
     fn take(inner: &Inner) -> Result<Self, CallError> {
         let permit = Arc::clone(&inner.places).try_acquire_owned();
         let permit = permit.map_err(|_| CallError::TooMany(inner.config.max_calls))?;
+        Ok(Self::with(inner, Some(permit)))
+    }
+
+    /// For the agent's own calls: few, and no flood of users keeps them from the servers.
+    fn own(inner: &Inner) -> Self {
+        Self::with(inner, None)
+    }
+
+    fn with(inner: &Inner, permit: Option<OwnedSemaphorePermit>) -> Self {
         let gauge = inner.metrics.in_flight.clone();
         gauge.inc();
-        Ok(Self {
+        Self {
             gauge,
             _permit: permit,
-        })
+        }
     }
 }
 
@@ -103,7 +113,7 @@ enum Attempt {
 }
 
 impl Client {
-    /// Sends a call to a server, and to others while none has taken it.
+    /// Sends a user's call to a server, and to others while none has taken it.
     ///
     /// `safe`: executing it twice is executing it once.
     pub async fn call(
@@ -114,17 +124,23 @@ impl Client {
         limit: Limit,
     ) -> Result<Answer, CallError> {
         self.inner.metrics.call("http");
-        self.made(Call {
+        let call = Call {
             head,
             payload,
             safe,
             limit,
-        })
-        .await
+        };
+        self.made(Place::take(&self.inner), call).await
     }
 
-    pub(crate) async fn made(&self, call: Call) -> Result<Answer, CallError> {
-        let made = match Place::take(&self.inner) {
+    /// A call of the agent itself.
+    pub(crate) async fn own_call(&self, call: Call) -> Result<Answer, CallError> {
+        self.inner.metrics.call("typed");
+        self.made(Ok(Place::own(&self.inner)), call).await
+    }
+
+    async fn made(&self, place: Result<Place, CallError>, call: Call) -> Result<Answer, CallError> {
+        let made = match place {
             Ok(place) => self
                 .answered(call)
                 .await

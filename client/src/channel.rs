@@ -60,7 +60,6 @@ impl tower::Service<Request<Body>> for Channel {
             once,
         } = self.clone();
         Box::pin(async move {
-            client.inner.metrics.call("typed");
             let (head, body) = request.into_parts();
             let payload = if once {
                 Payload::Streamed(body)
@@ -74,8 +73,8 @@ impl tower::Service<Request<Body>> for Channel {
                 safe: true,
                 limit,
             };
-            // Typed answers are small, or streams that have bounds of their own: the place is free again.
-            client.made(call).await.map(|answer| answer.response)
+            let answer = client.own_call(call).await;
+            answer.map(|answer| answer.response)
         })
     }
 }

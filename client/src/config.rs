@@ -39,7 +39,7 @@ pub struct ServerAt {
 pub struct ClientConfig {
     /// How long a call that was not executed is tried again (`performance.rpc_hold_timeout`).
     pub hold_timeout: Duration,
-    /// Calls on their way at once (`limits.rpc_max_calls`).
+    /// Calls of users on their way at once (`limits.rpc_max_calls`).
     pub max_calls: usize,
     /// Seed of the dice that choose servers and pauses.
     pub seed: u64,

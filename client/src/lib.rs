@@ -17,6 +17,8 @@ mod mirror;
 mod pool;
 mod role;
 mod servers;
+#[cfg(test)]
+mod tests;
 
 pub use call::{Answer, Limit, Payload};
 pub use channel::Channel;

@@ -30,9 +30,6 @@ use weft_server::Transport;
 
 use super::tls::Tls;
 
-/// Calls on their way at once.
-const MAX_CALLS: usize = 16_384;
-
 /// The client role, told how to dial; it knows no server yet.
 pub(crate) fn role(
     config: &RuntimeConfig,
@@ -51,7 +48,7 @@ pub(crate) fn role(
     };
     let settings = ClientConfig {
         hold_timeout: config.raft.rpc_hold_timeout,
-        max_calls: MAX_CALLS,
+        max_calls: config.limits.rpc_max_calls,
         seed,
     };
     Client::new(settings, Arc::new(dialer), clock)

@@ -58,6 +58,8 @@ struct Server {
     child: Option<Child>,
     /// Last octet of its address.
     host: usize,
+    /// An agent that is no server; its node is named `c` and its number.
+    client: bool,
     data_dir: PathBuf,
     /// Arguments of this server alone.
     extra: Vec<String>,
@@ -102,6 +104,26 @@ impl World {
         self
     }
 
+    /// Adds agents that are no servers, numbered from 11 and named `c11`, `c12`, …
+    pub(crate) fn clients(mut self, count: usize) -> Self {
+        for n in 11..11 + count {
+            self.add_client(n);
+        }
+        self
+    }
+
+    /// A further agent that is no server, not started.
+    pub(crate) fn add_client(&mut self, n: usize) {
+        self.add(n);
+        self.server(n).client = true;
+    }
+
+    /// The name of a node.
+    pub(crate) fn node(&self, n: usize) -> String {
+        let role = if self.servers[&n].client { "c" } else { "s" };
+        format!("{role}{n}")
+    }
+
     /// A further server, not started.
     pub(crate) fn add(&mut self, n: usize) {
         let data_dir = self.dir.path().join(format!("s{n}"));
@@ -110,6 +132,7 @@ impl World {
             Server {
                 child: None,
                 host: n,
+                client: false,
                 data_dir,
                 extra: Vec::new(),
             },
@@ -172,21 +195,22 @@ impl World {
         let server = &self.servers[&n];
         let address = self.address(n);
         let mut command = Command::new(WEFT);
-        command
-            .args(["agent", "-server"])
-            .arg(format!("-node=s{n}"));
+        command.arg("agent").arg(format!("-node={}", self.node(n)));
+        if !server.client {
+            command.arg("-server");
+        }
         command.arg(format!("-data-dir={}", server.data_dir.display()));
         command
             .arg(format!("-bind={address}"))
             .arg(format!("-client={address}"));
-        if self.expect > 0 {
+        if self.expect > 0 && !server.client {
             command.arg(format!("-bootstrap-expect={}", self.expect));
         }
         command.args(
             self.servers
-                .keys()
-                .filter(|other| **other != n)
-                .map(|other| format!("-retry-join={}", self.address(*other))),
+                .iter()
+                .filter(|(other, server)| **other != n && !server.client)
+                .map(|(other, _)| format!("-retry-join={}", self.address(*other))),
         );
         command.arg("-hcl=retry_interval = \"1s\"");
         // The whole suite against another log: `WEFT_LOGSTORE=sled cargo test`.
@@ -282,9 +306,10 @@ impl World {
         });
     }
 
-    fn wait_passing(&self, n: usize) {
-        let path = format!("/v1/health/node/s{n}");
-        self.until(&format!("the node of s{n} to pass"), || {
+    pub(crate) fn wait_passing(&self, n: usize) {
+        let node = self.node(n);
+        let path = format!("/v1/health/node/{node}");
+        self.until(&format!("the node {node} to pass"), || {
             let checks = self
                 .at(n)
                 .get(&path)
@@ -322,7 +347,7 @@ impl World {
         let leader = self.leader();
         self.running()
             .into_iter()
-            .find(|n| *n != leader)
+            .find(|n| *n != leader && !self.servers[n].client)
             .expect("more than one server")
     }
 

@@ -110,6 +110,17 @@ fn gossip(config: &RuntimeConfig) -> Option<Refusal> {
 
 fn rpc(config: &RuntimeConfig) -> Option<Refusal> {
     let tls = &config.tls.internal_rpc;
+    if !config.server {
+        let address = config.network.rpc.ip();
+        let sealed = tls.has_roots() && tls.verify_outgoing;
+        return (!sealed && !local(address)).then(|| Refusal {
+            reason: "exposure.rpc",
+            message: format!(
+                "calls to the servers would be in clear text from {address}: tls.internal_rpc has no ca_file, or verify_outgoing is not true"
+            ),
+            fix: FIX_KEYS,
+        });
+    }
     let sealed =
         tls.has_certificate() && tls.has_roots() && tls.verify_incoming && tls.verify_outgoing;
     let address = config.network.rpc;
@@ -119,7 +130,7 @@ fn rpc(config: &RuntimeConfig) -> Option<Refusal> {
         "tls.internal_rpc has no ca_file, cert_file and key_file"
     };
     let message = format!("server RPC would be open on {address}: {missing}");
-    (config.server && !sealed && !local(address.ip())).then_some(Refusal {
+    (!sealed && !local(address.ip())).then_some(Refusal {
         reason: "exposure.rpc",
         message,
         fix: FIX_KEYS,

@@ -182,6 +182,7 @@ raw! {
         rpc_client_timeout: String,
         rpc_handshake_timeout: String,
         rpc_max_burst: i64,
+        rpc_max_calls: i64,
         rpc_max_conns_per_client: i64,
         rpc_rate: f64,
         txn_max_req_len: i64,

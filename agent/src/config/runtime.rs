@@ -466,6 +466,8 @@ pub struct LimitsConfig {
     pub rpc_client_timeout: Duration,
     /// RPC connections of one client address (100).
     pub rpc_max_conns_per_client: usize,
+    /// Calls that an agent forwards to the servers at once (16,384).
+    pub rpc_max_calls: usize,
     /// RPCs this agent sends.
     pub rpc_rate: Option<f64>,
     /// Burst of such RPCs (1,000).

@@ -408,6 +408,7 @@ const LIMITS: &[Key] = &[
     inert("rpc_client_timeout", Duration),
     key("rpc_handshake_timeout", Duration),
     inert("rpc_max_burst", Int),
+    key("rpc_max_calls", Int),
     key("rpc_max_conns_per_client", Int),
     inert("rpc_rate", Float),
     key("txn_max_req_len", Int),

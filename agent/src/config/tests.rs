@@ -540,7 +540,16 @@ fn loopback_is_open_the_network_is_not() {
     check_exposure("server = true", &[]);
     check_exposure("server = true bind_addr = \"127.0.0.3\"", &[]);
     check_exposure("bind_addr = \"::1\"", &[]);
-    check_exposure("bind_addr = \"10.0.0.7\"", &["exposure.gossip"]);
+    check_exposure(
+        "bind_addr = \"10.0.0.7\"",
+        &["exposure.gossip", "exposure.rpc"],
+    );
+    check_exposure(
+        &format!(
+            "bind_addr = \"10.0.0.7\"\n{KEY}tls {{ defaults {{ ca_file = \"a\" verify_outgoing = true }} }}"
+        ),
+        &[],
+    );
     check_exposure(
         "server = true bind_addr = \"10.0.0.7\"",
         &["exposure.gossip", "exposure.rpc"],

@@ -27,7 +27,7 @@ use super::error::Failure;
 use super::metrics::Metrics;
 use super::options::check_scope;
 use super::query::{PARAMETERS_MAX, Query, Refused, percent_decode};
-use super::relay::{client_of, is_local};
+use super::relay::{is_local, origin};
 use super::reply::{Body, Reply};
 use super::route::{Lookup, Routes};
 use super::table::TABLE;
@@ -80,7 +80,13 @@ impl Api {
         request: Request<Incoming>,
         client: Option<IpAddr>,
     ) -> Response<Body> {
-        let mut response = Arc::clone(&self).answer_as(request, client, false).await;
+        let look = Look {
+            pretty: self.config.always_pretty,
+            route: None,
+            client,
+            forwarded: None,
+        };
+        let mut response = Arc::clone(&self).answer_as(request, look).await;
         for (name, value) in &self.config.response_headers {
             response.headers_mut().insert(name.clone(), value.clone());
         }
@@ -94,27 +100,21 @@ impl Api {
         request: Request<Incoming>,
     ) -> Response<Body> {
         let (mut head, body) = request.into_parts();
-        let client = client_of(&mut head);
-        self.answer_as(Request::from_parts(head, body), client, true)
-            .await
+        let (client, node) = origin(&mut head);
+        let look = Look {
+            pretty: false,
+            route: None,
+            client,
+            forwarded: Some(node.unwrap_or_else(|| self.deps.info.node_name.clone())),
+        };
+        self.answer_as(Request::from_parts(head, body), look).await
     }
 
-    async fn answer_as(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        client: Option<IpAddr>,
-        forwarded: bool,
-    ) -> Response<Body> {
+    async fn answer_as(self: Arc<Self>, request: Request<Incoming>, look: Look) -> Response<Body> {
         let _flight = self.metrics.enter();
         let began = self.deps.clock.monotonic();
         let (head, body) = request.into_parts();
         let accepts_gzip = accepts_gzip(&head.headers);
-        let look = Look {
-            pretty: self.config.always_pretty && !forwarded,
-            route: None,
-            client,
-            forwarded,
-        };
         let (look, result) = Arc::clone(&self).dispatch(head, body, look).await;
         let reply = result.unwrap_or_else(|failure| {
             self.log_failure(&failure, look.route.map(|at| self.routes.table()[at].path));
@@ -158,7 +158,7 @@ impl Api {
             Lookup::Unknown => return (look, self.unknown(path, head.uri.query())),
         };
         look.route = Some(at);
-        let allowed = if look.forwarded {
+        let allowed = if look.forwarded.is_some() {
             Ok(())
         } else {
             self.may_write(&head, look.client)
@@ -175,7 +175,8 @@ impl Api {
             return (look, answer);
         }
         let tail_from = path.len() - tail.len();
-        let call = Call::new(self, route, (head, body), query, look.client, tail_from);
+        let origin = (look.client, look.forwarded.clone());
+        let call = Call::new(self, route, (head, body), query, origin, tail_from);
         let entered = match call.tail_bytes() {
             Ok(tail) => call.guard.enter(&tail),
             Err(failure) => Err(failure),
@@ -307,8 +308,8 @@ struct Look {
     pretty: bool,
     route: Option<usize>,
     client: Option<IpAddr>,
-    /// An agent forwards it.
-    forwarded: bool,
+    /// The node of the agent that forwards it, if one does.
+    forwarded: Option<String>,
 }
 
 /// What is shown of a parameter that cannot be read: a token may stand behind its name, and what is

@@ -31,18 +31,20 @@ pub(super) struct Call {
     pub(super) query: Query,
     pub(super) guard: Guard,
     client: Option<IpAddr>,
+    /// The node of the agent that forwards the call, if one does.
+    node: Option<String>,
     tail_from: usize,
     body: Option<Incoming>,
 }
 
 impl Call {
-    /// `tail_from`: where the name begins in the raw path.
+    /// The client's address and the node of the agent that forwards the call; `tail_from`: where the name begins in the raw path.
     pub(super) fn new(
         api: Arc<Api>,
         route: &'static Route,
         request: (Parts, Incoming),
         query: Query,
-        client: Option<IpAddr>,
+        (client, node): (Option<IpAddr>, Option<String>),
         tail_from: usize,
     ) -> Self {
         let guard = Guard {
@@ -56,6 +58,7 @@ impl Call {
             query,
             guard,
             client,
+            node,
             tail_from,
             body: Some(request.1),
         }
@@ -68,6 +71,11 @@ impl Call {
         let first = forwarded.and_then(|list| list.to_str().ok()?.split(',').next());
         let first = first.and_then(|address| address.trim().parse().ok());
         first.or(self.client)
+    }
+
+    /// The node whose agent the client asked.
+    pub(super) fn here(&self) -> &str {
+        self.node.as_ref().unwrap_or(&self.api.deps.info.node_name)
     }
 
     /// The name in the path as bytes, decoded once.

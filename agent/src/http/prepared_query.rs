@@ -249,7 +249,7 @@ fn limit(call: &Call) -> Result<usize, Failure> {
 fn order(call: &Call, query: &PreparedQuery, state: &State, rows: &mut [InstanceHealth<'_>]) {
     let asked = call.query.get("near").filter(|near| !near.is_empty());
     let near = asked.unwrap_or(&query.near);
-    let here = &call.api.deps.info.node_name;
+    let here = call.here();
     let dice = &mut *call.api.rng.lock();
     if !nearest_first(rows, near, here, call.source(), state, dice) {
         rows.shuffle(dice);

@@ -27,6 +27,9 @@ use crate::backend::{Relay, RelayBody, RelayCall, RelayLimit};
 /// Whom the agent forwards for; a server heeds it on agents' own connections only.
 pub(super) const CLIENT: HeaderName = HeaderName::from_static("x-weft-client");
 
+/// The node of the agent that forwards; heeded where the client's address is.
+pub(super) const NODE: HeaderName = HeaderName::from_static("x-weft-node");
+
 /// Bodies up to this size are gathered before they are sent, so that they can be sent again.
 const GATHERED_MAX_BYTES: u64 = 64 * 1024;
 
@@ -77,7 +80,7 @@ impl Api {
         };
         let body = self.gathered(&head.headers, body).await?;
         let call = RelayCall {
-            head: passed_on(head, client),
+            head: passed_on(head, client, &self.deps.info.node_name),
             body,
             limit,
         };
@@ -119,7 +122,7 @@ impl Api {
     }
 }
 
-fn passed_on(mut head: Parts, client: Option<IpAddr>) -> Parts {
+fn passed_on(mut head: Parts, client: Option<IpAddr>, node: &str) -> Parts {
     let headers = &mut head.headers;
     // What `Connection` names concerns this connection only, too.
     let named: Vec<HeaderName> = headers
@@ -140,14 +143,21 @@ fn passed_on(mut head: Parts, client: Option<IpAddr>) -> Parts {
     if let Some(address) = address {
         headers.insert(CLIENT, address);
     }
+    headers.remove(NODE);
+    if let Ok(node) = HeaderValue::from_bytes(node.as_bytes()) {
+        headers.insert(NODE, node);
+    }
     head.extensions.clear();
     head
 }
 
-/// The client that an agent forwards for, as it says; the header goes.
-pub(super) fn client_of(head: &mut Parts) -> Option<IpAddr> {
-    let address = head.headers.remove(CLIENT)?;
-    address.to_str().ok()?.parse().ok()
+/// The client that an agent forwards for and the agent's node, as it says; the headers go.
+pub(super) fn origin(head: &mut Parts) -> (Option<IpAddr>, Option<String>) {
+    let address = head.headers.remove(CLIENT);
+    let client = address.and_then(|address| address.to_str().ok()?.parse().ok());
+    let node = head.headers.remove(NODE);
+    let node = node.and_then(|node| String::from_utf8(node.as_bytes().to_vec()).ok());
+    (client, node)
 }
 
 #[cfg(test)]
@@ -198,14 +208,21 @@ mod tests {
             .header("x-weft-client", "10.0.0.1")
             .header("accept-encoding", "gzip");
         let (head, ()) = request.body(()).unwrap().into_parts();
-        let mut head = passed_on(head, Some([127, 0, 0, 9].into()));
+        let mut head = passed_on(head, Some([127, 0, 0, 9].into()), "c1");
         let mut names: Vec<_> = head.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(
             names,
-            ["accept-encoding", "x-consul-token", "x-weft-client"]
+            [
+                "accept-encoding",
+                "x-consul-token",
+                "x-weft-client",
+                "x-weft-node"
+            ]
         );
-        assert_eq!(client_of(&mut head), Some([127, 0, 0, 9].into()));
-        assert_eq!(client_of(&mut passed_on(head, None)), None);
+        let node = Some("c1".to_owned());
+        let expected = (Some([127, 0, 0, 9].into()), node.clone());
+        assert_eq!(origin(&mut head), expected);
+        assert_eq!(origin(&mut passed_on(head, None, "c1")), (None, node));
     }
 }

@@ -117,7 +117,7 @@ impl Call {
     pub(super) fn near(&self) -> Option<&str> {
         match self.query.get("near")? {
             "" => None,
-            HERE => Some(&self.api.deps.info.node_name),
+            HERE => Some(self.here()),
             node => Some(node),
         }
     }
@@ -157,6 +157,9 @@ impl Call {
                 // With its length: a value may hold anything, a NUL and the next name included.
                 let _ = write!(name, "\0{parameter}={}:{value}", value.len());
             }
+        }
+        if self.query.get("near") == Some(HERE) {
+            let _ = write!(name, "\0{HERE}={}", self.here());
         }
         name
     }

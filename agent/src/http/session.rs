@@ -21,11 +21,7 @@ const TTL_MAX: Duration = Duration::from_secs(86_400);
 
 pub(super) async fn create(mut call: Call) -> Result<Reply, Failure> {
     let body = call.optional_json().await?;
-    let session = input::session(
-        &Object::root(&body)?,
-        ids::mint(),
-        &call.api.deps.info.node_name,
-    )?;
+    let session = input::session(&Object::root(&body)?, ids::mint(), call.here())?;
     call.guard
         .require(Resource::Session, session.node.as_bytes(), Access::Write)?;
     check_ttl(&session, call.api.config.session_ttl_min)?;

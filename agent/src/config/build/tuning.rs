@@ -330,6 +330,7 @@ impl Values<'_> {
                 100,
                 0,
             ),
+            rpc_max_calls: length("rpc_max_calls", raw.rpc_max_calls, 16_384, 1),
             https_handshake_timeout,
             rpc_handshake_timeout,
             rpc_client_timeout,
