@@ -20,7 +20,7 @@ use super::metrics::LocalMetrics;
 use super::runner::Runners;
 use super::saved::Worth;
 use super::status::Status;
-use super::store::{Saved, Store};
+use super::store::{Saved, Store, mark};
 use super::sync::Memory;
 use super::table::Table;
 use super::{
@@ -39,17 +39,21 @@ impl Local {
     /// The table of this host, with what `data_dir` holds. Checks do not run, and the catalog is
     /// not told, before [`Local::start`].
     ///
-    /// Errors: [`OpenError`] when `data_dir` cannot be used; a damaged file is set aside as
+    /// Errors: [`OpenError`] when `data_dir` cannot be used; damage is set aside as
     /// `*.corrupt` and logged instead, and nothing is then removed from the catalog (DESIGN F1).
     pub fn open(config: LocalConfig, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         let mut table = Table::new(config.node.clone());
         let mut memory = Memory::Whole;
         let mut store = None;
         if let Some(root) = &config.data_dir {
-            let (opened, found) = Store::open(root)?;
-            let saved = saved::read(root, found, clock.wall());
+            let (opened, found) = Store::open(root, saved::id_of)?;
+            let saved = saved::read(root, &opened, found, clock.wall());
             if saved.lost {
-                saved::unmark(root)?;
+                let failed = |cause| OpenError::Io {
+                    path: root.clone(),
+                    cause,
+                };
+                mark::remove(root).map_err(failed)?;
                 memory = Memory::Lost;
             }
             restore(&mut table, saved, config.script_checks, clock.monotonic());

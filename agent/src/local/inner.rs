@@ -19,9 +19,9 @@ use super::metrics::LocalMetrics;
 use super::output::cut;
 use super::run_result::RunResult;
 use super::runner::Runners;
-use super::saved::{self, Worth, check_object, result_object, service_object, state_object};
+use super::saved::{Worth, check_object, result_object, service_object, state_object};
 use super::status::Status;
-use super::store::{Kind, Saved, Store};
+use super::store::{Kind, Saved, Store, mark};
 use super::sync::Memory;
 use super::table::{Gone, Table};
 use super::{CheckDefinition, LocalConfig, LocalError, RegisterOptions, ServiceDefinition, Source};
@@ -183,10 +183,10 @@ impl Inner {
         Ok(waits)
     }
 
-    /// Ends a check's task and removes its files.
+    /// Ends a check's task and what is saved of it.
     pub(super) fn forget_check(&self, id: &str) -> Vec<Saved> {
         self.runners.lock().stop(id);
-        // The state file goes by itself; nobody waits for it.
+        // Its state goes by itself; nobody waits for it.
         drop(self.unsave(Kind::State, id));
         self.unsave(Kind::Check, id).into_iter().collect()
     }
@@ -373,7 +373,7 @@ impl Inner {
         id: &str,
         object: impl FnOnce() -> serde_json::Value,
     ) -> Option<Saved> {
-        Some(self.store.as_ref()?.save(kind, id, object()))
+        Some(self.store.as_ref()?.save(kind, id, &object()))
     }
 
     fn unsave(&self, kind: Kind, id: &str) -> Option<Saved> {
@@ -385,7 +385,7 @@ impl Inner {
         let Some(root) = &self.config.data_dir else {
             return;
         };
-        if let Err(error) = saved::mark(root) {
+        if let Err(error) = mark::set(root) {
             tracing::warn!(%error, file.path = %root.display(), "cannot mark the local store as complete");
         }
     }
@@ -417,7 +417,7 @@ fn tell(table: &Table, id: &str, before: Option<Status>) {
     }
 }
 
-/// Old spellings that a registration replaces: files are named after ids as they are written.
+/// Old spellings that a registration replaces: objects are kept under ids as they are written.
 struct Respelled {
     service: Option<String>,
     checks: Vec<String>,

@@ -9,13 +9,14 @@ use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
 };
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::handle::Local;
+use super::store::Store;
 
 /// Which comparison a sync was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -211,6 +212,23 @@ impl Collector for Gauges {
         ];
         for (name, help, total) in totals {
             let metric = gauge(total);
+            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)?;
+        }
+        let (changes, syncs) = self.0.inner.store.as_ref().map_or((0, 0), Store::written);
+        let written = [
+            (
+                "weft_agent_store_changes",
+                "Registrations and check states written to this host's log",
+                changes,
+            ),
+            (
+                "weft_agent_store_syncs",
+                "Syncs of that log; changes that wait together share one",
+                syncs,
+            ),
+        ];
+        for (name, help, total) in written {
+            let metric = ConstCounter::new(total);
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)?;
         }
         let by_status = [

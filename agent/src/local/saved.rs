@@ -1,7 +1,6 @@
-//! What the files of [`super::store`] say, and what a restart makes of them.
+//! What the objects of [`super::store`] say, and what a restart makes of them.
 //!
-//! Owns: the JSON forms of saved services, checks and TTL states; the node id; the mark that says
-//! this store was not lost.
+//! Owns: the JSON forms of saved services, checks and TTL states; the node id.
 //! Never: writes except through the store, or decides what is registered.
 
 use std::collections::BTreeMap;
@@ -16,13 +15,11 @@ use super::check_form;
 use super::check_parse::parse_check;
 use super::maintenance;
 use super::status::Status;
-use super::store::{Found, Kind, set_aside, write_durably};
+use super::store::{Found, Kind, Store, mark, write_durably};
 use super::{
     CheckDefinition, CheckKind, OpenError, ServiceDefinition, UnknownKeys, service_definition,
 };
 
-/// Its presence says that registrations were kept here before.
-const MARK: &str = "local-store";
 const NODE_ID: &str = "node-id";
 
 /// Everything that was saved and could be read.
@@ -31,7 +28,7 @@ pub(super) struct Saved {
     pub(super) services: Vec<ServiceDefinition>,
     pub(super) checks: Vec<CheckDefinition>,
     pub(super) states: BTreeMap<String, SavedState>,
-    /// Something was lost: files were damaged, a directory was gone, or there never was a store here.
+    /// Something was lost: the log was damaged or gone, or there never was a store here.
     pub(super) lost: bool,
 }
 
@@ -71,23 +68,36 @@ pub(super) fn state_object(id: &str, status: Status, output: &str, expires: Unix
     json!({"CheckID": id, "Status": status.as_str(), "Output": output, "Expires": expires.get()})
 }
 
+/// The id under which an object is kept, or why it cannot be used.
+pub(super) fn id_of(kind: Kind, object: &Value) -> Result<String, String> {
+    match kind {
+        Kind::Service => read_service(object).map(|service| service.service.id),
+        Kind::Check => read_check(object).map(|check| check.id),
+        Kind::State => {
+            let id = object["CheckID"].as_str().ok_or("it has no CheckID")?;
+            Ok(id.to_owned())
+        }
+    }
+}
+
 /// Reads what was found; what makes no sense is set aside. `now`: wall clock.
-pub(super) fn read(root: &Path, found: Found, now: UnixMillis) -> Saved {
+pub(super) fn read(root: &Path, store: &Store, found: Found, now: UnixMillis) -> Saved {
     let mut saved = Saved {
-        lost: found.corrupt > 0 || found.made || !root.join(MARK).exists(),
+        lost: found.corrupt > 0 || found.made || !mark::is_set(root),
         ..Saved::default()
     };
-    for ((kind, path), object) in found.objects {
+    for ((kind, id), object) in found.objects {
         let outcome = match kind {
             Kind::Service => read_service(&object).map(|service| saved.services.push(service)),
             Kind::Check => read_check(&object).map(|check| saved.checks.push(check)),
             Kind::State => read_state(&object, now).map(|state| match state {
                 Some((id, state)) => drop(saved.states.insert(id, state)),
-                None => forget(&path),
+                // It has expired; left over it does no harm.
+                None => drop(store.remove(kind, &id)),
             }),
         };
         if let Err(reason) = outcome {
-            set_aside(&path, &reason);
+            store.set_aside(kind, &id, &object, &reason);
             saved.lost |= kind != Kind::State;
         }
     }
@@ -146,36 +156,6 @@ fn read_state(object: &Value, now: UnixMillis) -> Result<Option<(String, SavedSt
         worth,
     };
     Ok(Some((text("CheckID")?.to_owned(), state)))
-}
-
-/// Removes a file that means nothing any more; a leftover does no harm.
-fn forget(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path) {
-        tracing::debug!(file.path = %path.display(), %error, "cannot remove an expired check state");
-    }
-}
-
-/// From now on this store counts as lost, over restarts, until [`mark`].
-///
-/// Errors: [`OpenError`] when the mark cannot be removed: a later start would then take what was
-/// lost for what was never there.
-pub(super) fn unmark(root: &Path) -> Result<(), OpenError> {
-    let path = root.join(MARK);
-    match std::fs::remove_file(&path) {
-        Ok(()) => std::fs::File::open(root)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|cause| OpenError::Io {
-                path: root.to_owned(),
-                cause,
-            }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(cause) => Err(OpenError::Io { path, cause }),
-    }
-}
-
-/// From now on this store counts as not lost.
-pub(super) fn mark(root: &Path) -> io::Result<()> {
-    write_durably(&root.join(MARK), "1\n")
 }
 
 /// This node's id: `configured`, else what `data_dir/node-id` holds, else a fresh one kept there.

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use weft_proto::ids::UnixMillis;
+
 use super::world::{API, check, open, service};
+use crate::local::saved;
+use crate::local::store::{Kind, Store};
 use crate::local::{LocalError, NODE_MAINTENANCE, SERVICE_MAINTENANCE, Source, Status, node_id};
 
 #[tokio::test(start_paused = true)]
@@ -39,17 +43,11 @@ async fn registrations_ttl_state_and_maintenance_survive() {
     let checks = local.checks();
     drop(local);
     // Longer than the TTL of `disk`; the test's wall clock begins anew with each table.
-    let state = std::fs::read_dir(dir.path().join("checks/state")).unwrap();
-    for file in state {
-        let path = file.unwrap().path();
-        let text = std::fs::read_to_string(&path).unwrap();
-        if text.contains("\"disk\"") {
-            let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
-            value["Expires"] = json!(1);
-            value.as_object_mut().unwrap().remove("Sum");
-            std::fs::write(path, value.to_string()).unwrap();
-        }
-    }
+    let (store, _) = Store::open(dir.path(), saved::id_of).unwrap();
+    let expired = saved::state_object("disk", Status::Passing, "fine", UnixMillis(1));
+    let kept = store.save(Kind::State, "disk", &expired);
+    kept.await.unwrap().unwrap();
+    drop(store);
 
     let local = open(Some(dir.path()));
     assert_eq!(local.services().keys().collect::<Vec<_>>(), ["web-1"]);
@@ -153,29 +151,53 @@ async fn a_damaged_file_is_set_aside_and_the_rest_is_there() {
             .unwrap();
     }
     drop(local);
-    let file = std::fs::read_dir(dir.path().join("services"))
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
-        .path();
-    std::fs::write(&file, "{").unwrap();
+    let log = dir.path().join("registrations/log");
+    let mut bytes = std::fs::read(&log).unwrap();
+    let name = br#""Name":"a""#;
+    let at = bytes.windows(name.len()).position(|text| text == name);
+    bytes[at.unwrap() + 8] = b'z';
+    std::fs::write(&log, bytes).unwrap();
     let local = open(Some(dir.path()));
-    assert_eq!(local.services().len(), 1);
-    assert!(file.with_extension("corrupt").exists());
+    assert_eq!(local.services().keys().collect::<Vec<_>>(), ["b"]);
+    assert!(log.with_extension("corrupt").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_later_build_refuses_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path(), saved::id_of).unwrap();
+    let odd = json!({"Service": {"ID": "odd", "Port": "many"}});
+    let kept = store.save(Kind::Service, "odd", &odd);
+    kept.await.unwrap().unwrap();
+    drop(store);
+    for files in [1, 1] {
+        assert!(open(Some(dir.path())).services().is_empty());
+        let files_there = std::fs::read_dir(dir.path().join("registrations")).unwrap();
+        let aside: Vec<_> = files_there
+            .map(|file| file.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|end| end == "corrupt"))
+            .collect();
+        assert_eq!(aside.len(), files);
+        assert_eq!(std::fs::read_to_string(&aside[0]).unwrap(), odd.to_string());
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_full_disk_is_told_to_the_caller() {
     let dir = tempfile::tempdir().unwrap();
     let local = open(Some(dir.path()));
-    std::fs::remove_dir_all(dir.path().join("services")).unwrap();
-    let error = local
-        .register_service(service(json!({"Name": "a"})), API)
-        .await
-        .unwrap_err();
+    // No new log can be made, so what the present one has room for is all there is.
+    std::fs::create_dir(dir.path().join("registrations/log.new")).unwrap();
+    let notes = "x".repeat(400_000);
+    let one = |n: u32| json!({"Name": format!("c{n}"), "TTL": "1h", "Notes": notes});
+    let mut error = None;
+    for n in 0..4 {
+        let put = local.register_check(check(one(n)), Source::Api).await;
+        error = error.or(put.err().map(|error| (n, error)));
+    }
+    let (n, error) = error.expect("there is room for less than four");
     assert!(matches!(error, LocalError::NotSaved(_)), "{error}");
-    assert!(local.services().contains_key("a"));
+    assert!(local.checks().contains_key(&format!("c{n}")));
 }
 
 #[tokio::test(start_paused = true)]

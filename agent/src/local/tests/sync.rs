@@ -334,8 +334,8 @@ async fn an_agent_that_lost_its_files_removes_nothing_it_does_not_know() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_whose_directory_was_removed_is_lost_too() {
-    for gone in ["services", "checks"] {
+async fn a_store_that_was_removed_is_lost_too() {
+    for gone in ["registrations/log", "registrations"] {
         let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
         let local = open(Some(dir.path()));
         let web = json!({"Name": "web", "Check": {"TTL": "1h"}});
@@ -344,12 +344,14 @@ async fn a_store_whose_directory_was_removed_is_lost_too() {
         until("web is there", || cluster.checks().len() == 1).await;
         running.stop().await;
         drop(local);
-        std::fs::remove_dir_all(dir.path().join(gone)).unwrap();
+        let gone = dir.path().join(gone);
+        let removed = std::fs::remove_file(&gone).or_else(|_| std::fs::remove_dir_all(&gone));
+        removed.unwrap();
         let local = open(Some(dir.path()));
         let _running = local.start(cluster.clone());
         tokio::time::sleep(Duration::from_secs(200)).await;
-        assert_eq!(cluster.service_ids(), ["web"], "{gone}");
-        assert_eq!(cluster.checks().len(), 1, "{gone}");
+        assert_eq!(cluster.service_ids(), ["web"], "{}", gone.display());
+        assert_eq!(cluster.checks().len(), 1, "{}", gone.display());
     }
 }
 
@@ -379,13 +381,11 @@ async fn a_damaged_file_costs_no_catalog_entry_not_even_after_the_next_restart()
     until("web is there", || cluster.service_ids() == ["web"]).await;
     running.stop().await;
     drop(local);
-    let file = std::fs::read_dir(dir.path().join("services"))
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
-        .path();
-    std::fs::write(file, "{").unwrap();
+    let log = dir.path().join("registrations/log");
+    let mut bytes = std::fs::read(&log).unwrap();
+    let at = bytes.windows(5).position(|text| text == br#""web""#);
+    bytes[at.unwrap()] = b'{';
+    std::fs::write(log, bytes).unwrap();
     for _ in 0..2 {
         let local = open(Some(dir.path()));
         let running = local.start(cluster.clone());
