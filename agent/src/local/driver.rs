@@ -1,12 +1,15 @@
 //! The task that keeps the catalog in agreement, and the reaper.
 //!
-//! Owns: when a comparison runs, how its writes are sent, and what a failure delays.
-//! Never: decides what to write; that is [`super::sync`].
+//! Owns: when a comparison runs, how writes are sent, and what a failure delays. A change is sent at once,
+//! beside those under way; only a full comparison waits until none is.
+//! Never: decides what to write; that is [`super::sync`] and [`super::plan`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::future::{BoxFuture, FutureExt as _};
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use weft_catalog::Trace;
@@ -16,11 +19,10 @@ use weft_proto::v1::outcome::Result as Verdict;
 use super::handle::Local;
 use super::inner::Inner;
 use super::metrics::SyncKind;
-use super::sync::{self, Memory, Remote, Write};
+use super::plan::{self, Busy, Sent, WRITES_AT_ONCE, Write};
+use super::sync::{self, Memory, Remote};
 use crate::backend::{Backend, Consistency, WriteError};
 
-/// Writes in flight at once: they share Raft batches.
-const WRITES_AT_ONCE: usize = 128;
 /// Longest wait after a failed round (CONSUL.md B.7).
 const RETRY_MAX: Duration = Duration::from_secs(15);
 /// Shortest wait after a failed round: servers that come back are noticed within 3 s.
@@ -63,13 +65,7 @@ impl Local {
     pub fn start(&self, backend: Arc<dyn Backend>) -> Running {
         self.start_checks(Some(backend.clone()));
         let (stop, stopped) = watch::channel(false);
-        let driver = Driver {
-            local: Arc::clone(&self.inner),
-            backend,
-            retry: RETRY_MIN,
-            batch_checks: true,
-            next_full: self.inner.clock.monotonic(),
-        };
+        let driver = Driver::new(Arc::clone(&self.inner), backend);
         let reaper = reap(Arc::clone(&self.inner), stopped.clone());
         let tasks = vec![tokio::spawn(driver.run(stopped)), tokio::spawn(reaper)];
         Running {
@@ -115,81 +111,222 @@ struct Driver {
     retry: Duration,
     batch_checks: bool,
     next_full: Duration,
+    /// Writes under way, and what they carry.
+    flight: FuturesUnordered<BoxFuture<'static, Landed>>,
+    busy: Busy,
+    /// What was planned together and is not all over, by number.
+    rounds: BTreeMap<u64, Round>,
+    round: u64,
+    /// A write failed: nothing more is sent before something changes or the next full comparison.
+    failing: bool,
+}
+
+/// What one plan sent.
+struct Round {
+    kind: SyncKind,
+    started: Duration,
+    left: usize,
+    ok: bool,
+}
+
+/// A write and what came of it.
+struct Landed {
+    round: u64,
+    sent: Sent,
+    result: Result<v1::Outcome, WriteError>,
 }
 
 impl Driver {
+    fn new(local: Arc<Inner>, backend: Arc<dyn Backend>) -> Self {
+        Self {
+            next_full: local.clock.monotonic(),
+            local,
+            backend,
+            retry: RETRY_MIN,
+            batch_checks: true,
+            flight: FuturesUnordered::new(),
+            busy: Busy::default(),
+            rounds: BTreeMap::new(),
+            round: 0,
+            failing: false,
+        }
+    }
+
     async fn run(mut self, mut stopped: watch::Receiver<bool>) {
         loop {
+            let due = self.send().await;
             let now = self.local.clock.monotonic();
-            let output_due = self.local.table.lock().release_outputs(now);
-            let due = output_due.map_or(self.next_full, |due| due.min(self.next_full));
             tokio::select! {
                 biased;
-                _ = stopped.wait_for(|stop| *stop) => return,
-                () = self.local.dirty.notified() => {}
+                _ = stopped.wait_for(|stop| *stop) => break,
+                Some(landed) = self.flight.next() => {
+                    self.land(landed);
+                    // Those that are over as well, so that they are followed by one plan.
+                    while let Some(Some(landed)) = self.flight.next().now_or_never() {
+                        self.land(landed);
+                    }
+                }
+                () = self.local.dirty.notified() => self.failing = false,
                 () = tokio::time::sleep(due.saturating_sub(now)) => {}
             }
-            let now = self.local.clock.monotonic();
-            self.local.table.lock().release_outputs(now);
-            let kind = if now >= self.next_full {
-                SyncKind::Full
-            } else {
-                SyncKind::Partial
-            };
-            // A stop does not cut a write off: it waits for the round, whose writes are bounded in time.
-            let ok = self.round(kind).await;
-            let after = self.local.clock.monotonic();
-            self.local
-                .metrics
-                .synced(kind, after.saturating_sub(now), ok);
-            self.schedule(kind, ok, after);
+        }
+        // A stop does not cut a write off: it waits for those under way, which are bounded in time.
+        while let Some(landed) = self.flight.next().await {
+            self.land(landed);
         }
     }
 
-    fn schedule(&mut self, kind: SyncKind, ok: bool, now: Duration) {
+    /// Compares when that is due, and sends what is to be sent; answers when to look again.
+    async fn send(&mut self) -> Duration {
+        let now = self.local.clock.monotonic();
+        let output_due = self.local.table.lock().release_outputs(now);
+        let mut kind = SyncKind::Partial;
+        if now >= self.next_full {
+            // A comparison wants to see what was sent: it waits until that is over.
+            if self.busy.writes() > 0 {
+                return now + RETRY_MAX;
+            }
+            kind = SyncKind::Full;
+            self.failing = false;
+            self.plan_next_full(now);
+            if !self.compare().await {
+                let took = self.local.clock.monotonic().saturating_sub(now);
+                self.local.metrics.synced(kind, took, false);
+                self.failed();
+                return self.next_full;
+            }
+        }
+        let due = output_due.map_or(self.next_full, |due| due.min(self.next_full));
+        // Many at once, not one for each that is over.
+        if self.failing || self.busy.writes() > WRITES_AT_ONCE / 2 {
+            return due;
+        }
+        let writes = self.plan();
+        if writes.is_empty() {
+            self.batch_checks |= self.busy.writes() == 0;
+            if kind == SyncKind::Full {
+                self.finish(&Round::new(kind, now, 0));
+            }
+            return due;
+        }
+        self.round += 1;
+        let round = Round::new(kind, now, writes.len());
+        self.rounds.insert(self.round, round);
+        for write in writes {
+            self.start(write);
+        }
+        due
+    }
+
+    fn plan(&mut self) -> Vec<Write> {
+        let mut table = self.local.table.lock();
+        if sync::wants_tags(&table) {
+            let remote = remote(&*self.backend, &table.node.name);
+            sync::adopt_tags(&mut table, &remote, true);
+        }
+        let most = WRITES_AT_ONCE - self.busy.writes();
+        plan::plan(&mut table, &mut self.busy, self.batch_checks, most)
+    }
+
+    fn start(&mut self, write: Write) {
+        let (backend, round) = (Arc::clone(&self.backend), self.round);
+        let Write { command, sent } = write;
+        let landing = async move {
+            let result = backend.write(command).await;
+            Landed {
+                round,
+                sent,
+                result,
+            }
+        };
+        self.flight.push(Box::pin(landing));
+    }
+
+    /// What came of a write.
+    fn land(&mut self, landed: Landed) {
+        let Landed {
+            round: number,
+            sent,
+            result,
+        } = landed;
+        self.local.metrics.wrote();
+        self.busy.release(&sent);
+        let ok = self.judge(&sent, result.map(|outcome| outcome.result));
         if !ok {
+            self.failed();
+        }
+        let Some(round) = self.rounds.get_mut(&number) else {
+            return;
+        };
+        round.ok &= ok;
+        round.left -= 1;
+        if round.left == 0
+            && let Some(round) = self.rounds.remove(&number)
+        {
+            self.finish(&round);
+        }
+    }
+
+    /// Marks what the write carried; answers whether all is well.
+    fn judge(&mut self, sent: &Sent, result: Result<Option<Verdict>, WriteError>) -> bool {
+        let mut table = self.local.table.lock();
+        match result {
+            Ok(Some(Verdict::Refusal(refusal))) if sent.carries.len() > 1 && self.batch_checks => {
+                tracing::debug!(reason = %refusal.reason, error = %refusal.message, "a batch was refused; sending it one by one");
+                self.batch_checks = false;
+                plan::again(&mut table, sent);
+                true
+            }
+            Ok(Some(Verdict::Refusal(refusal))) => {
+                self.local.metrics.refused();
+                tracing::warn!(reason = %refusal.reason, error = %refusal.message, entries = ?sent.carries, "the catalog refused a registration of this host");
+                table.node_in_sync = false;
+                plan::block(&mut table, sent);
+                false
+            }
+            Ok(_) => {
+                plan::confirm(&mut table, sent);
+                true
+            }
+            Err(WriteError::Denied(error)) => {
+                self.local.metrics.refused();
+                tracing::warn!(%error, entries = ?sent.carries, reason = "acl.denied", "a registration of this host was denied");
+                plan::block(&mut table, sent);
+                false
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot bring this host's registrations into the catalog; will retry");
+                plan::again(&mut table, sent);
+                self.failing = true;
+                false
+            }
+        }
+    }
+
+    fn finish(&mut self, round: &Round) {
+        let took = self.local.clock.monotonic().saturating_sub(round.started);
+        self.local.metrics.synced(round.kind, took, round.ok);
+        if round.ok {
+            self.retry = RETRY_MIN;
+        }
+    }
+
+    /// The next full comparison comes sooner, and the one after it later.
+    fn failed(&mut self) {
+        let now = self.local.clock.monotonic();
+        // One for all that fail together.
+        if self.next_full > now + self.retry * 2 {
             self.next_full = now + self.retry + self.local.jitter(self.retry);
             self.retry = (self.retry * 2).min(RETRY_MAX);
-            return;
-        }
-        self.retry = RETRY_MIN;
-        if kind == SyncKind::Full {
-            let interval = self.local.config.sync_interval * scale(self.backend.nodes());
-            self.next_full = now + interval + self.local.jitter(interval);
         }
     }
 
-    /// One comparison, or none, and one plan's writes; answers whether they were all applied. What is
-    /// left, or came meanwhile, follows in the next round: between two, a stop is noticed and a full
-    /// comparison comes when it is due, however fast changes come.
-    async fn round(&mut self, kind: SyncKind) -> bool {
-        if kind == SyncKind::Full && !self.compare().await {
-            return false;
-        }
-        let (writes, node) = {
-            let mut table = self.local.table.lock();
-            if table
-                .services
-                .values()
-                .any(|entry| !entry.in_sync && entry.local.service.enable_tag_override)
-            {
-                let remote = remote(&*self.backend, &table.node.name);
-                sync::adopt_tags(&mut table, &remote, true);
-            }
-            (sync::plan(&table, self.batch_checks), table.node.clone())
-        };
-        if writes.is_empty() {
-            self.batch_checks = true;
-            return true;
-        }
-        let ok = self.send(writes, &node).await;
-        if ok {
-            self.local.dirty.notify_one();
-        }
-        ok
+    fn plan_next_full(&mut self, now: Duration) {
+        let interval = self.local.config.sync_interval * scale(self.backend.nodes());
+        self.next_full = now + interval + self.local.jitter(interval);
     }
 
-    async fn compare(&self) -> bool {
+    async fn compare(&mut self) -> bool {
         if let Err(error) = self.backend.barrier(Consistency::Default).await {
             tracing::warn!(%error, "cannot compare this host's registrations with the catalog; will retry");
             return false;
@@ -220,48 +357,16 @@ impl Driver {
         }
         true
     }
+}
 
-    /// Sends writes together; answers whether all were applied.
-    async fn send(&mut self, writes: Vec<Write>, node: &v1::Node) -> bool {
-        let backend = &self.backend;
-        let mut results = futures::stream::iter(writes)
-            .map(|write| async move { (backend.write(write.command).await, write.carries) })
-            .buffer_unordered(WRITES_AT_ONCE);
-        let mut all = true;
-        let mut refused = false;
-        while let Some((result, carries)) = results.next().await {
-            self.local.metrics.wrote();
-            let mut table = self.local.table.lock();
-            match result.map(|outcome| outcome.result) {
-                Ok(Some(Verdict::Refusal(refusal))) if carries.len() > 1 && self.batch_checks => {
-                    tracing::debug!(reason = %refusal.reason, error = %refusal.message, "a batch was refused; sending it one by one");
-                    refused = true;
-                }
-                Ok(Some(Verdict::Refusal(refusal))) => {
-                    self.local.metrics.refused();
-                    tracing::warn!(reason = %refusal.reason, error = %refusal.message, entries = ?carries, "the catalog refused a registration of this host");
-                    table.node_in_sync = false;
-                    sync::block(&mut table, &carries);
-                    all = false;
-                }
-                Ok(_) => sync::confirm(&mut table, &carries, node),
-                Err(WriteError::Denied(error)) => {
-                    self.local.metrics.refused();
-                    tracing::warn!(%error, entries = ?carries, reason = "acl.denied", "a registration of this host was denied");
-                    sync::block(&mut table, &carries);
-                    all = false;
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot bring this host's registrations into the catalog; will retry");
-                    all = false;
-                }
-            }
+impl Round {
+    fn new(kind: SyncKind, started: Duration, left: usize) -> Self {
+        Self {
+            kind,
+            started,
+            left,
+            ok: true,
         }
-        drop(results);
-        if refused {
-            self.batch_checks = false;
-        }
-        all
     }
 }
 

@@ -1,25 +1,18 @@
 //! Anti-entropy: bring the catalog into agreement with what this agent runs.
 //!
-//! Owns: the comparison of the local table with the catalog's rows of this node, and the writes
-//! that follow from it. Ids are compared as the catalog does ([`super::ids`]).
-//! Never: awaits, reads a clock, or writes. It is handed rows and hands back commands.
+//! Owns: the comparison of the local table with the catalog's rows of this node; what follows from it is
+//! [`super::plan`]'s. Ids are compared as the catalog does ([`super::ids`]).
+//! Never: awaits, reads a clock, or writes. It is handed rows and sets marks.
 //! Source: Consul docs, "Anti-Entropy"; CONSUL.md B.7; DESIGN F1 (amnesia).
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use weft_proto::v1;
-use weft_proto::v1::stamped::Command;
 
 use super::LocalService;
 use super::ids::{ById, fold, same_id};
-use super::table::{Gone, Table};
-
-/// Checks one command carries: bounds the size of a log entry.
-pub(super) const CHECKS_PER_COMMAND: usize = 64;
-/// Commands one round plans; what is left follows in the next.
-pub(super) const COMMANDS_PER_ROUND: usize = 1_024;
+use super::table::{Gone, ServiceEntry, Table};
 
 /// The service every server registers for itself; not the agent's to remove.
 const SERVER_SERVICE: &str = "consul";
@@ -92,22 +85,6 @@ impl Memory {
     }
 }
 
-/// One write, and what it puts into agreement when it is applied.
-pub(super) struct Write {
-    pub(super) command: Command,
-    pub(super) carries: Vec<Carried>,
-}
-
-/// An entry at the revision that was sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Carried {
-    Node,
-    Service(String, u64),
-    Check(String, u64),
-    GoneService(String, u64),
-    GoneCheck(String, u64),
-}
-
 /// Full comparison: sets every sync mark anew, and marks for removal what the agent does not know.
 ///
 /// A node of our name with another id is another machine's, alive or not yet given up: nothing under
@@ -150,6 +127,7 @@ pub(super) fn compare(table: &mut Table, remote: &Remote, memory: &mut Memory) {
             entry.in_sync = in_sync;
         }
     }
+    table.find_dirty();
     mark_unknown(table, remote, memory);
 }
 
@@ -238,15 +216,15 @@ fn unknown_checks(table: &Table, remote: &Remote) -> Vec<Arc<v1::Check>> {
 /// partial sync, so that it does not overwrite them.
 pub(super) fn adopt_tags(table: &mut Table, remote: &Remote, dirty_only: bool) {
     let mut changed = Vec::new();
-    for (id, entry) in table.services.iter() {
-        let ours = &entry.local.service;
-        if !ours.enable_tag_override || (dirty_only && entry.in_sync) {
+    let all = table.services.iter();
+    for (id, entry) in all.filter(|(_, entry)| takes_tags(entry)) {
+        if dirty_only && entry.in_sync {
             continue;
         }
         if let Some(theirs) = remote
             .services
             .get(id)
-            .filter(|theirs| theirs.tags != ours.tags)
+            .filter(|theirs| theirs.tags != entry.local.service.tags)
         {
             changed.push((id.clone(), theirs.tags.clone()));
         }
@@ -263,203 +241,22 @@ pub(super) fn adopt_tags(table: &mut Table, remote: &Remote, dirty_only: bool) {
                 ..LocalService::clone(&entry.local)
             });
             entry.revision = revision;
-        }
-    }
-}
-
-/// The writes that bring what is marked out of sync into agreement, bounded by
-/// [`COMMANDS_PER_ROUND`]. A service goes with its checks in one command. `batch_checks`: put
-/// checks of several services into one command too.
-pub(super) fn plan(table: &Table, batch_checks: bool) -> Vec<Write> {
-    let mut writes = removals(table);
-    let mut by_service: BTreeMap<Cow<'_, str>, Vec<&str>> = BTreeMap::new();
-    for (id, entry) in table
-        .checks
-        .iter()
-        .filter(|(_, entry)| !entry.in_sync && !entry.blocked)
-    {
-        by_service
-            .entry(fold(&entry.definition.service_id))
-            .or_default()
-            .push(id);
-    }
-    for (id, entry) in table
-        .services
-        .iter()
-        .filter(|(_, entry)| !entry.in_sync && !entry.blocked)
-    {
-        if writes.len() >= COMMANDS_PER_ROUND {
-            return writes;
-        }
-        let mut checks = by_service.remove(id.as_str()).unwrap_or_default();
-        // The rest waits for the next round: commands of one round may be applied in any order.
-        checks.truncate(CHECKS_PER_COMMAND);
-        writes.push(register(
-            table,
-            Some((id, entry.revision, &entry.local.service)),
-            &checks,
-        ));
-    }
-    // A check cannot be written before its service is there.
-    let ready = |service: &str| {
-        table
-            .services
-            .get(service)
-            .is_none_or(|entry| entry.in_sync)
-    };
-    let checks: Vec<&str> = by_service
-        .into_iter()
-        .filter(|(service, _)| ready(service.as_ref()))
-        .flat_map(|(_, checks)| checks)
-        .collect();
-    for chunk in checks.chunks(if batch_checks { CHECKS_PER_COMMAND } else { 1 }) {
-        if writes.len() >= COMMANDS_PER_ROUND {
-            return writes;
-        }
-        writes.push(register(table, None, chunk));
-    }
-    let carries_node = writes
-        .iter()
-        .any(|write| write.carries.contains(&Carried::Node));
-    if !table.node_in_sync && !carries_node {
-        writes.push(register(table, None, &[]));
-    }
-    writes
-}
-
-fn removals(table: &Table) -> Vec<Write> {
-    let node = || table.node.name.clone();
-    let services = table
-        .gone_services
-        .iter()
-        .filter(|(_, gone)| !gone.blocked)
-        .map(|(id, gone)| Write {
-            command: Command::Deregister(v1::Deregister {
-                node: node(),
-                service_id: id.clone(),
-                expect_node_id: table.node.id.clone(),
-                ..Default::default()
-            }),
-            carries: vec![Carried::GoneService(id.clone(), gone.revision)],
-        });
-    let checks = table
-        .gone_checks
-        .iter()
-        .filter(|(_, gone)| !gone.blocked)
-        .map(|(id, gone)| Write {
-            command: Command::Deregister(v1::Deregister {
-                node: node(),
-                check_id: id.clone(),
-                expect_node_id: table.node.id.clone(),
-                ..Default::default()
-            }),
-            carries: vec![Carried::GoneCheck(id.clone(), gone.revision)],
-        });
-    services.chain(checks).take(COMMANDS_PER_ROUND).collect()
-}
-
-fn register(
-    table: &Table,
-    service: Option<(&String, u64, &v1::Service)>,
-    checks: &[&str],
-) -> Write {
-    let mut carries = Vec::with_capacity(checks.len() + 2);
-    if !table.node_in_sync {
-        carries.push(Carried::Node);
-    }
-    if let Some((id, revision, _)) = service {
-        carries.push(Carried::Service(id.clone(), revision));
-    }
-    let entries = checks.iter().filter_map(|id| table.checks.get(id));
-    let records = entries
-        .map(|entry| {
-            carries.push(Carried::Check(entry.definition.id.clone(), entry.revision));
-            table.check_record(entry)
-        })
-        .collect();
-    let command = Command::Register(v1::Register {
-        node: Some(table.node.clone()),
-        service: service.map(|(_, _, service)| service.clone()),
-        checks: records,
-        skip_node_update: table.node_in_sync,
-    });
-    Write { command, carries }
-}
-
-/// A write was applied: what it carried is in agreement, unless it changed since.
-pub(super) fn confirm(table: &mut Table, carries: &[Carried], node_sent: &v1::Node) {
-    for carried in carries {
-        match carried {
-            Carried::Node => table.node_in_sync = table.node == *node_sent,
-            Carried::Service(id, revision) => {
-                if let Some(entry) = table
-                    .services
-                    .get_mut(id)
-                    .filter(|entry| entry.revision == *revision)
-                {
-                    entry.in_sync = true;
-                }
-            }
-            Carried::Check(id, revision) => {
-                if let Some(entry) = table
-                    .checks
-                    .get_mut(id)
-                    .filter(|entry| entry.revision == *revision)
-                {
-                    entry.in_sync = true;
-                    entry.output_due = None;
-                }
-            }
-            Carried::GoneService(id, revision) => {
-                if table
-                    .gone_services
-                    .get(id)
-                    .is_some_and(|gone| gone.revision == *revision)
-                {
-                    table.gone_services.remove(id);
-                }
-            }
-            Carried::GoneCheck(id, revision) => {
-                if table
-                    .gone_checks
-                    .get(id)
-                    .is_some_and(|gone| gone.revision == *revision)
-                {
-                    table.gone_checks.remove(id);
-                }
+            // Also when it was under way with its own tags.
+            if !entry.in_sync {
+                table.dirty.service(&id);
             }
         }
     }
 }
 
-/// A write was refused: what it carried is left alone until the next full comparison.
-pub(super) fn block(table: &mut Table, carries: &[Carried]) {
-    for carried in carries {
-        match carried {
-            // The node may have been removed under us, so the next write brings it again.
-            Carried::Node => {}
-            Carried::Service(id, _) => {
-                if let Some(entry) = table.services.get_mut(id) {
-                    entry.blocked = true;
-                }
-            }
-            Carried::Check(id, _) => {
-                if let Some(entry) = table.checks.get_mut(id) {
-                    entry.blocked = true;
-                }
-            }
-            Carried::GoneService(id, _) => {
-                if let Some(gone) = table.gone_services.get_mut(id) {
-                    gone.blocked = true;
-                }
-            }
-            Carried::GoneCheck(id, _) => {
-                if let Some(gone) = table.gone_checks.get_mut(id) {
-                    gone.blocked = true;
-                }
-            }
-        }
-    }
+/// Whether [`adopt_tags`] is worth looking at the catalog for.
+pub(super) fn wants_tags(table: &Table) -> bool {
+    let mut dirty = table.dirty.services().iter();
+    dirty.any(|id| table.services.get(id).is_some_and(takes_tags))
+}
+
+fn takes_tags(entry: &ServiceEntry) -> bool {
+    entry.local.service.enable_tag_override
 }
 
 fn same_node(ours: &v1::Node, theirs: &v1::Node) -> bool {

@@ -12,6 +12,7 @@ use super::alias_check::Row;
 use super::check_definition::{CheckDefinition, CheckKind};
 use super::check_form::fingerprint;
 use super::definition::ServiceDefinition;
+use super::dirty::Dirty;
 use super::error::LocalError;
 use super::ids::{ById, same_id};
 use super::saved::{SavedState, Worth};
@@ -131,6 +132,8 @@ pub(super) struct Table {
     pub(super) checks: ById<CheckEntry>,
     pub(super) gone_services: ById<Gone>,
     pub(super) gone_checks: ById<Gone>,
+    /// What is not in agreement and not on its way.
+    pub(super) dirty: Dirty,
     /// States of the last run, for checks not registered again yet; times are deadlines.
     pub(super) saved_states: ById<SavedState>,
     /// Saved checks whose service is not registered (yet): its file may still come.
@@ -147,6 +150,7 @@ impl Table {
             checks: ById::default(),
             gone_services: ById::default(),
             gone_checks: ById::default(),
+            dirty: Dirty::default(),
             saved_states: ById::default(),
             orphans: Vec::new(),
             revision: 0,
@@ -225,6 +229,7 @@ impl Table {
             old.local.service.name != local.service.name
                 || old.local.service.tags != local.service.tags
         });
+        self.dirty.service(&id);
         self.services.insert(
             &id,
             ServiceEntry {
@@ -243,6 +248,7 @@ impl Table {
             {
                 entry.in_sync = false;
                 entry.revision = revision;
+                self.dirty.check(&id, &entry.definition.id);
             }
         }
     }
@@ -293,6 +299,7 @@ impl Table {
         if let CheckKind::Ttl { ttl } = entry.definition.kind {
             entry.ttl_deadline.get_or_insert(now + ttl);
         }
+        self.dirty.check(&entry.definition.service_id, &id);
         self.checks.insert(&id, entry);
     }
 
@@ -381,8 +388,10 @@ impl Table {
         if !same_status || due <= now {
             entry.in_sync = false;
             entry.output_due = None;
-        } else if entry.in_sync {
-            entry.output_due.get_or_insert(due);
+            self.dirty.check(&entry.definition.service_id, id);
+        } else if entry.in_sync && entry.output_due.is_none() {
+            entry.output_due = Some(due);
+            self.dirty.output(due, id);
         }
     }
 
@@ -448,18 +457,33 @@ impl Table {
 
     /// Output changes whose wait is over become due; answers when the next one does.
     pub(super) fn release_outputs(&mut self, now: Duration) -> Option<Duration> {
-        let mut next = None;
-        for entry in self.checks.values_mut() {
-            match entry.output_due {
-                Some(due) if due <= now => {
-                    entry.output_due = None;
-                    entry.in_sync = false;
-                }
-                Some(due) => next = Some(next.map_or(due, |soonest: Duration| soonest.min(due))),
-                None => {}
+        while let Some(output) = self.dirty.next_output() {
+            let (due, id) = &output;
+            // A write since then, or another definition, may have made an end of it.
+            let entry = self.checks.get_mut(id);
+            let waiting = entry.filter(|entry| entry.output_due == Some(*due));
+            if waiting.is_some() && *due > now {
+                return Some(*due);
             }
+            if let Some(entry) = waiting {
+                entry.output_due = None;
+                entry.in_sync = false;
+                self.dirty.check(&entry.definition.service_id, id);
+            }
+            self.dirty.forget_output(&output);
         }
-        next
+        None
+    }
+
+    /// Finds anew what is not in agreement.
+    pub(super) fn find_dirty(&mut self) {
+        self.dirty.clear();
+        for (id, _) in self.services.iter().filter(|(_, entry)| !entry.in_sync) {
+            self.dirty.service(id);
+        }
+        for (id, entry) in self.checks.iter().filter(|(_, entry)| !entry.in_sync) {
+            self.dirty.check(&entry.definition.service_id, id);
+        }
     }
 
     /// Services that were critical for longer than a check of theirs allows.

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::sync::{foreign, foreign_check};
 use super::world::{API, Cluster, check, node, open, service, until};
-use crate::local::sync::{self, COMMANDS_PER_ROUND};
+use crate::local::plan::{self, Busy, WRITES_AT_ONCE};
 use crate::local::table::Table;
 use crate::local::{Source, Status};
 
@@ -94,13 +94,74 @@ async fn changes_that_never_end_do_not_keep_a_round_from_ending() {
 }
 
 #[test]
-fn a_round_carries_no_more_than_its_bound() {
+fn no_more_is_under_way_than_the_bound_and_nothing_is_left_out() {
     let mut table = Table::new(node());
-    for n in 0..COMMANDS_PER_ROUND + 10 {
-        let one = service(json!({"Name": format!("s{n}")}));
+    table.node_in_sync = true;
+    let count = 3 * WRITES_AT_ONCE + 10;
+    for n in 0..count {
+        let one = service(json!({"Name": format!("s{n}"), "Check": {"TTL": "1h"}}));
         table
             .put_service(&one, Source::Api, false, Duration::ZERO)
             .unwrap();
     }
-    assert_eq!(sync::plan(&table, true).len(), COMMANDS_PER_ROUND);
+    let (mut busy, mut planned) = (Busy::default(), 0);
+    while planned < count {
+        let most = WRITES_AT_ONCE - busy.writes();
+        let writes = plan::plan(&mut table, &mut busy, true, most);
+        assert!(!writes.is_empty() && busy.writes() <= WRITES_AT_ONCE);
+        planned += writes.len();
+        for write in &writes[..writes.len().div_ceil(2)] {
+            assert_eq!(write.sent.carries.len(), 2, "a service with its check");
+            plan::confirm(&mut table, &write.sent);
+            busy.release(&write.sent);
+        }
+    }
+    assert_eq!(planned, count);
+}
+
+#[test]
+fn a_node_out_of_agreement_is_alone_under_way() {
+    let mut table = Table::new(node());
+    let one = |name: &str| service(json!({"Name": name}));
+    let put = |table: &mut Table, name: &str| {
+        let put = table.put_service(&one(name), Source::Api, false, Duration::ZERO);
+        put.unwrap();
+    };
+    put(&mut table, "a");
+    let mut busy = Busy::default();
+    let first = plan::plan(&mut table, &mut busy, true, WRITES_AT_ONCE);
+    assert_eq!(first.len(), 1);
+    put(&mut table, "b");
+    assert!(plan::plan(&mut table, &mut busy, true, WRITES_AT_ONCE).is_empty());
+    plan::confirm(&mut table, &first[0].sent);
+    busy.release(&first[0].sent);
+    assert_eq!(
+        plan::plan(&mut table, &mut busy, true, WRITES_AT_ONCE).len(),
+        1
+    );
+    put(&mut table, "c");
+    assert_eq!(
+        plan::plan(&mut table, &mut busy, true, WRITES_AT_ONCE).len(),
+        1,
+        "beside b"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_write_does_not_hold_up_another() {
+    let (cluster, local) = (Cluster::new(), open(None));
+    let _running = local.start(cluster.clone());
+    until("known", || local.counts().out_of_sync == 0).await;
+    cluster.slow.lock().replace("slow".to_owned());
+    for name in ["slow", "quick"] {
+        let put = local.register_service(service(json!({"Name": name})), API);
+        put.await.unwrap();
+    }
+    until("quick is there", || cluster.service_ids() == ["quick"]).await;
+    // What comes after the slow write of the same service follows it.
+    let again = service(json!({"Name": "slow", "Port": 7}));
+    local.register_service(again, API).await.unwrap();
+    cluster.slow.lock().take();
+    until("both are", || local.counts().out_of_sync == 0).await;
+    assert_eq!(cluster.service("slow").unwrap().port, 7);
 }

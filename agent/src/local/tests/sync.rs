@@ -13,7 +13,8 @@ use weft_proto::v1::stamped::Command;
 use super::world::{API, Cluster, NODE, check, node, open, service, until};
 use crate::backend::WriteError;
 use crate::local::ids::same_id;
-use crate::local::sync::{self, Carried, Memory, Remote};
+use crate::local::plan::{self, Busy, Carried, WRITES_AT_ONCE};
+use crate::local::sync::{self, Memory, Remote};
 use crate::local::table::Table;
 use crate::local::{Local, LocalConfig, RegisterOptions, Source, Status};
 
@@ -468,12 +469,13 @@ fn apply(remote: &mut Remote, command: &Command) {
 
 fn settle(table: &mut Table, remote: &mut Remote, memory: &mut Memory) {
     sync::compare(table, remote, memory);
-    for _ in 0..4 {
-        let writes = sync::plan(table, true);
+    let mut busy = Busy::default();
+    for _ in 0..5 {
+        let writes = plan::plan(table, &mut busy, true, WRITES_AT_ONCE);
         for write in &writes {
             apply(remote, &write.command);
-            let sent = table.node.clone();
-            sync::confirm(table, &write.carries, &sent);
+            plan::confirm(table, &write.sent);
+            busy.release(&write.sent);
         }
         if writes.is_empty() {
             return;
@@ -535,7 +537,7 @@ proptest! {
         }
         // Settled means settled.
         sync::compare(&mut table, &remote, &mut memory);
-        prop_assert!(sync::plan(&table, true).is_empty());
+        prop_assert!(plan::plan(&mut table, &mut Busy::default(), true, 1).is_empty());
     }
 }
 
@@ -545,21 +547,29 @@ fn a_change_during_a_write_is_not_taken_for_written() {
     table
         .put_service(&local_service(1, 1), Source::Api, false, Duration::ZERO)
         .unwrap();
-    let writes = sync::plan(&table, true);
+    let mut busy = Busy::default();
+    let writes = plan::plan(&mut table, &mut busy, true, WRITES_AT_ONCE);
     table
         .put_service(&local_service(1, 2), Source::Api, false, Duration::ZERO)
         .unwrap();
-    let sent = table.node.clone();
-    sync::confirm(&mut table, &writes[0].carries, &sent);
+    let beside = plan::plan(&mut table, &mut busy, true, WRITES_AT_ONCE);
+    assert!(beside.is_empty(), "the two might change places");
+    plan::confirm(&mut table, &writes[0].sent);
+    busy.release(&writes[0].sent);
     assert!(table.node_in_sync);
     assert!(!table.services["s1"].in_sync);
     // Deregistered and registered again while the removal was under way.
     table.remove_service("s1").unwrap();
-    let removal = sync::plan(&table, true);
-    assert!(matches!(&removal[0].carries[..], [Carried::GoneService(id, _)] if id == "s1"));
+    let removal = plan::plan(&mut table, &mut busy, true, WRITES_AT_ONCE);
+    assert!(matches!(&removal[0].sent.carries[..], [Carried::GoneService(id, _)] if id == "s1"));
     table
         .put_service(&local_service(1, 2), Source::Api, false, Duration::ZERO)
         .unwrap();
-    sync::confirm(&mut table, &removal[0].carries, &sent);
+    let beside = plan::plan(&mut table, &mut busy, true, WRITES_AT_ONCE);
+    assert!(beside.is_empty(), "the two might change places");
+    plan::confirm(&mut table, &removal[0].sent);
+    busy.release(&removal[0].sent);
     assert!(!table.services["s1"].in_sync);
+    let after = plan::plan(&mut table, &mut busy, true, WRITES_AT_ONCE);
+    assert!(matches!(&after[0].sent.carries[..], [Carried::Service(id, _)] if id == "s1"));
 }

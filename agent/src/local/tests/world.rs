@@ -50,6 +50,8 @@ pub(super) struct Cluster {
     hub: Hub,
     pub(super) fail: Mutex<Option<WriteError>>,
     pub(super) refuse_check: Mutex<Option<String>>,
+    /// Writes of this service wait while it is set.
+    pub(super) slow: Mutex<Option<String>>,
     pub(super) writes: AtomicU64,
     /// Happens while a write is under way.
     pub(super) on_write: Mutex<Option<Box<dyn FnMut() + Send>>>,
@@ -64,6 +66,7 @@ impl Cluster {
             hub: Hub::new(),
             fail: Mutex::new(None),
             refuse_check: Mutex::new(None),
+            slow: Mutex::new(None),
             writes: AtomicU64::new(0),
             on_write: Mutex::new(None),
         })
@@ -149,6 +152,16 @@ impl Backend for Cluster {
         self.writes.fetch_add(1, Ordering::Relaxed);
         // A real proposal takes at least one turn of the scheduler.
         tokio::task::yield_now().await;
+        let waits = |command: &Command| {
+            let Command::Register(register) = command else {
+                return false;
+            };
+            let id = register.service.as_ref().map(|service| &service.id);
+            id.is_some() && id == self.slow.lock().as_ref()
+        };
+        while waits(&command) {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
         if let Some(happens) = &mut *self.on_write.lock() {
             happens();
         }
