@@ -169,3 +169,20 @@ fn a_server_with_bootstrap_does_not_take_silence_for_an_answer() {
     w.at(1).kv_put("color", "red");
     assert_eq!(w.at(2).kv_get("color", "").as_deref(), Some("red"));
 }
+
+#[test]
+fn discovery_may_be_stale_and_keys_unchecked_when_that_is_said() {
+    let w = World::servers(1)
+        .with("-hcl=discovery_max_stale = \"10s\"")
+        .with("-hcl=disable_kv_key_validation = true")
+        .start();
+    let mode = |path: &str| {
+        let reply = w.at(1).get(path).unwrap();
+        reply.headers["x-consul-effective-consistency"].clone()
+    };
+    assert_eq!(mode("/v1/health/service/web"), "stale");
+    assert_eq!(mode("/v1/health/service/web?consistent"), "consistent");
+    assert_eq!(mode("/v1/kv/?keys"), "leader");
+    w.at(1).kv_put("a/../b", "x");
+    assert_eq!(w.at(1).kv_get("a/../b", "").as_deref(), Some("x"));
+}

@@ -472,6 +472,8 @@ fn http_config(config: &RuntimeConfig, tls: &Tls, seed: u64) -> anyhow::Result<H
         allow_write_from: config.http.allow_write_from.clone(),
         default_query_time: config.default_query_time,
         max_query_time: config.max_query_time,
+        discovery_max_stale: config.discovery_max_stale,
+        validate_kv_keys: config.validate_kv_keys,
         use_cache: config.http.use_cache,
         prometheus: !config.prometheus_retention.is_zero(),
         session_ttl_min: config.session_ttl_min,

@@ -72,6 +72,10 @@ pub struct RuntimeConfig {
     pub default_query_time: Duration,
     /// Longest wait of a blocking query (600 s).
     pub max_query_time: Duration,
+    /// How old a default read of catalog and health may be; zero: as consistent as others.
+    pub discovery_max_stale: Duration,
+    /// Keys with `..` and the like are refused; false with `disable_kv_key_validation`.
+    pub validate_kv_keys: bool,
     /// The web UI.
     pub ui: UiConfig,
     /// How long a metric without updates is shown; zero switches the Prometheus form off (60 s).

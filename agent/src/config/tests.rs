@@ -768,3 +768,23 @@ fn watches_append_and_commands_need_permission() {
         "belong to the mesh",
     );
 }
+
+#[test]
+fn discovery_may_be_stale_and_keys_unchecked_when_that_is_said() {
+    let (plain, _) = load_files(&[("a.hcl", "data_dir = \"/tmp/x\"")], &[]);
+    let plain = plain.unwrap();
+    assert!(plain.validate_kv_keys && plain.discovery_max_stale.is_zero());
+    let text =
+        "data_dir = \"/tmp/x\"\ndisable_kv_key_validation = true\ndiscovery_max_stale = \"5s\"";
+    let (said, _) = load_files(&[("a.hcl", text)], &[]);
+    let said = said.unwrap();
+    assert!(!said.validate_kv_keys);
+    assert_eq!(said.discovery_max_stale, std::time::Duration::from_secs(5));
+    assert!(
+        said.warnings.iter().all(|warning| {
+            let text = &warning.message;
+            !text.contains("discovery_max_stale") && !text.contains("disable_kv_key_validation")
+        }),
+        "both are honoured"
+    );
+}

@@ -230,9 +230,13 @@ impl Driver {
 
     fn start(&mut self, write: Write) {
         let (backend, round) = (Arc::clone(&self.backend), self.round);
+        let local = Arc::clone(&self.local);
         let Write { command, sent } = write;
         let landing = async move {
+            let started = local.clock.monotonic();
             let result = backend.write(command).await;
+            let took = local.clock.monotonic().saturating_sub(started);
+            local.pace.wrote(result.is_ok().then_some(took));
             Landed {
                 round,
                 sent,

@@ -19,6 +19,7 @@ use super::inner::Inner;
 use super::metrics::LocalMetrics;
 use super::runner::Runners;
 use super::saved::Worth;
+use super::shown::Pace;
 use super::status::Status;
 use super::store::{Saved, Store, mark};
 use super::sync::Memory;
@@ -70,6 +71,7 @@ impl Local {
             metrics: LocalMetrics::new(),
             services_changed: watch::channel(0).0,
             changed: watch::channel(0).0,
+            pace: Pace::default(),
             dirty: Notify::new(),
         };
         Ok(Self {
@@ -102,7 +104,8 @@ impl Local {
     }
 
     /// Registers or replaces a service with its checks; what is already known keeps its status and
-    /// output. Returns once it is saved; the catalog follows at once, in the background.
+    /// output. Returns once it is saved; the catalog follows at once, in the background, and is waited for
+    /// up to 10 ms while the servers are that quick.
     ///
     /// Errors: [`LocalError::Full`]; [`LocalError::NotSaved`], after which it is registered all the same.
     pub async fn register_service(
@@ -110,14 +113,18 @@ impl Local {
         definition: ServiceDefinition,
         options: RegisterOptions,
     ) -> Result<(), LocalError> {
-        settle(self.inner.put_service(&definition, options)?).await
+        let saved = self.inner.put_service(&definition, options)?;
+        let shown = self.inner.shown_soon(&definition.service.id);
+        tokio::join!(settle(saved), shown.soon()).0
     }
 
     /// Deregisters a service and its checks, here and then in the catalog.
     ///
     /// Errors: [`LocalError::UnknownService`]; [`LocalError::NotSaved`].
     pub async fn deregister_service(&self, id: &str) -> Result<(), LocalError> {
-        settle(self.inner.remove_service(id)?).await
+        let saved = self.inner.remove_service(id)?;
+        let shown = self.inner.shown_soon(id);
+        tokio::join!(settle(saved), shown.soon()).0
     }
 
     /// Registers or replaces one check of the node or of a registered service.

@@ -20,6 +20,7 @@ use super::output::cut;
 use super::run_result::RunResult;
 use super::runner::Runners;
 use super::saved::{Worth, check_object, result_object, service_object, state_object};
+use super::shown::Pace;
 use super::status::Status;
 use super::store::{Kind, Saved, Store, mark};
 use super::sync::Memory;
@@ -42,6 +43,7 @@ pub(super) struct Inner {
     pub(super) services_changed: watch::Sender<u64>,
     /// The table's revision, for whoever mirrors what is in it.
     pub(super) changed: watch::Sender<u64>,
+    pub(super) pace: Pace,
     /// Something is out of sync.
     pub(super) dirty: Notify,
 }

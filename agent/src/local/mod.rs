@@ -35,6 +35,7 @@ mod saved;
 mod script_check;
 mod scripts;
 mod service_definition;
+mod shown;
 mod status;
 mod store;
 mod sync;

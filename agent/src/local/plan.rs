@@ -306,6 +306,7 @@ pub(super) fn confirm(table: &mut Table, sent: &Sent) {
                 let entry = table.services.get_mut(id);
                 if let Some(entry) = entry.filter(|entry| entry.revision == *revision) {
                     entry.in_sync = true;
+                    entry.waiters.let_go();
                 }
             }
             Carried::Check(id, revision) => {
@@ -361,6 +362,7 @@ pub(super) fn block(table: &mut Table, sent: &Sent) {
             Carried::Service(id, _) => {
                 if let Some(entry) = table.services.get_mut(id) {
                     entry.blocked = true;
+                    entry.waiters.let_go();
                 }
             }
             Carried::Check(id, _) => {
@@ -371,6 +373,7 @@ pub(super) fn block(table: &mut Table, sent: &Sent) {
             Carried::GoneService(id, _) => {
                 if let Some(gone) = table.gone_services.get_mut(id) {
                     gone.blocked = true;
+                    gone.waiters.let_go();
                 }
             }
             Carried::GoneCheck(id, _) => {

@@ -16,6 +16,7 @@ use super::dirty::Dirty;
 use super::error::LocalError;
 use super::ids::{ById, same_id};
 use super::saved::{SavedState, Worth};
+use super::shown::Waiters;
 use super::status::{Aggregate, Status};
 use super::threshold::Streak;
 use super::{LocalCheck, LocalService, ServiceHealth, Source};
@@ -37,6 +38,7 @@ pub(super) struct ServiceEntry {
     pub(super) blocked: bool,
     /// Table revision of its last change: a write confirms only what it carried.
     pub(super) revision: u64,
+    pub(super) waiters: Waiters,
 }
 
 /// A check, its status and its sync mark.
@@ -113,6 +115,7 @@ pub(super) struct Gone {
     pub(super) revision: u64,
     /// As in [`ServiceEntry`].
     pub(super) blocked: bool,
+    pub(super) waiters: Waiters,
 }
 
 impl Gone {
@@ -120,6 +123,7 @@ impl Gone {
         Self {
             revision,
             blocked: false,
+            waiters: Waiters::default(),
         }
     }
 }
@@ -237,6 +241,7 @@ impl Table {
                 in_sync: false,
                 blocked: false,
                 revision,
+                waiters: Waiters::default(),
             },
         );
         if renamed {

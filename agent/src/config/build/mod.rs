@@ -205,6 +205,12 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
         session_ttl_min: values.duration("session_ttl_min", raw.session_ttl_min.as_deref(), "10s"),
         default_query_time,
         max_query_time,
+        discovery_max_stale: values.duration(
+            "discovery_max_stale",
+            raw.discovery_max_stale.as_deref(),
+            "0s",
+        ),
+        validate_kv_keys: !raw.disable_kv_key_validation.unwrap_or(false),
         ui: values.ui(raw.ui, raw.ui_config.unwrap_or_default()),
         prometheus_retention: values.duration(
             "telemetry.prometheus_retention_time",

@@ -137,6 +137,50 @@ async fn answers_are_indented_and_compressed_on_demand() {
 }
 
 #[tokio::test]
+async fn discovery_reads_are_as_stale_as_the_configuration_lets_them() {
+    let world = World::with(|config| {
+        config.discovery_max_stale = std::time::Duration::from_secs(5);
+    })
+    .await;
+    let mode = async |path: &str| {
+        let answer = world.get(path).await;
+        (
+            answer.status,
+            answer.header("X-Consul-Effective-Consistency").to_owned(),
+        )
+    };
+    let stale = (200, "stale".to_owned());
+    let leader = (200, "leader".to_owned());
+    for path in [
+        "/v1/health/service/web",
+        "/v1/catalog/services",
+        "/v1/catalog/node/n",
+    ] {
+        assert_eq!(mode(path).await, stale, "{path}");
+    }
+    assert_eq!(
+        mode("/v1/health/service/web?consistent").await.1,
+        "consistent"
+    );
+    assert_eq!(mode("/v1/kv/?keys").await.1, "leader", "no discovery");
+    let contact = |millis| {
+        world
+            .backend
+            .last_contact_millis
+            .store(millis, Ordering::Relaxed)
+    };
+    contact(6_000);
+    assert_eq!(mode("/v1/health/service/web").await, leader, "too old");
+    world.backend.leaderless.store(true, Ordering::Relaxed);
+    world
+        .check(&[("GET /v1/health/service/web", "", 500, "No cluster leader")])
+        .await;
+    contact(4_000);
+    assert_eq!(mode("/v1/health/service/web").await, stale);
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn without_a_leader_only_stale_reads_are_answered() {
     let world = World::start().await;
     world.ask("PUT /v1/kv/a", "x").await;

@@ -394,3 +394,22 @@ async fn a_transaction_needs_the_right_to_what_it_touches_not_to_what_it_claims(
     }
     world.stop().await;
 }
+
+#[tokio::test]
+async fn keys_are_taken_as_they_are_when_they_are_not_validated() {
+    let world = World::with(|config| config.validate_kv_keys = false).await;
+    world
+        .check(&[
+            ("PUT /v1/kv/a%2F%2e%2e/b", "x", 200, "true"),
+            ("PUT /v1/kv/%20a", "y", 200, "true"),
+            ("GET /v1/kv/a%2F%2e%2e/b?raw", "", 200, "x"),
+            (
+                "PUT /v1/kv/a%01",
+                "",
+                400,
+                "Invalid key: it has an unprintable character",
+            ),
+        ])
+        .await;
+    world.stop().await;
+}

@@ -4,7 +4,7 @@
 //! while a sync runs goes into the next one; newer content of the same id replaces what has not been
 //! written yet. Mode 0600.
 //! Never: knows what a definition means; it keeps JSON objects with a checksum.
-//! Source: DESIGN F1; CONSUL.md B.7; docs/adr/0013-one-registration-log.md.
+//! Source: DESIGN F1; CONSUL.md B.7; docs/adr/0014-one-registration-log.md.
 
 mod earlier;
 mod log;
