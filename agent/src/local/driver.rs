@@ -300,6 +300,7 @@ impl Driver {
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot bring this host's registrations into the catalog; will retry");
+                plan::let_go(&mut table, sent);
                 plan::again(&mut table, sent);
                 self.failing = true;
                 false

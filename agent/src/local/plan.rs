@@ -353,8 +353,28 @@ pub(super) fn again(table: &mut Table, sent: &Sent) {
     }
 }
 
+/// It will not be soon that what a write carried is in agreement: nobody waits for it.
+pub(super) fn let_go(table: &mut Table, sent: &Sent) {
+    for carried in &sent.carries {
+        match carried {
+            Carried::Service(id, _) => {
+                if let Some(entry) = table.services.get_mut(id) {
+                    entry.waiters.let_go();
+                }
+            }
+            Carried::GoneService(id, _) => {
+                if let Some(gone) = table.gone_services.get_mut(id) {
+                    gone.waiters.let_go();
+                }
+            }
+            Carried::Node | Carried::Check(..) | Carried::GoneCheck(..) => {}
+        }
+    }
+}
+
 /// A write was refused: what it carried is left alone until the next full comparison.
 pub(super) fn block(table: &mut Table, sent: &Sent) {
+    let_go(table, sent);
     for carried in &sent.carries {
         match carried {
             // The node may have been removed under us, so the next write brings it again.
@@ -362,7 +382,6 @@ pub(super) fn block(table: &mut Table, sent: &Sent) {
             Carried::Service(id, _) => {
                 if let Some(entry) = table.services.get_mut(id) {
                     entry.blocked = true;
-                    entry.waiters.let_go();
                 }
             }
             Carried::Check(id, _) => {
@@ -373,7 +392,6 @@ pub(super) fn block(table: &mut Table, sent: &Sent) {
             Carried::GoneService(id, _) => {
                 if let Some(gone) = table.gone_services.get_mut(id) {
                     gone.blocked = true;
-                    gone.waiters.let_go();
                 }
             }
             Carried::GoneCheck(id, _) => {

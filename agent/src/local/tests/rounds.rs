@@ -165,3 +165,43 @@ async fn a_slow_write_does_not_hold_up_another() {
     until("both are", || local.counts().out_of_sync == 0).await;
     assert_eq!(cluster.service("slow").unwrap().port, 7);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_is_in_the_catalog_when_it_returns_unless_the_servers_are_slow() {
+    let (cluster, local) = (Cluster::new(), open(None));
+    let _running = local.start(cluster.clone());
+    until("known", || local.counts().out_of_sync == 0).await;
+    for port in 1..20 {
+        let web = service(json!({"Name": "web", "Port": port}));
+        local.register_service(web, API).await.unwrap();
+        assert_eq!(cluster.service("web").unwrap().port, port);
+    }
+    local.deregister_service("web").await.unwrap();
+    assert!(cluster.service_ids().is_empty());
+
+    cluster.slow.lock().replace("slow".to_owned());
+    let took = async |name: &str| {
+        let began = tokio::time::Instant::now();
+        let put = local.register_service(service(json!({"Name": name})), API);
+        put.await.unwrap();
+        began.elapsed()
+    };
+    let slow = took("slow").await;
+    assert!(
+        slow >= Duration::from_millis(10) && slow < Duration::from_millis(20),
+        "{slow:?}"
+    );
+    cluster.slow.lock().take();
+    until("it is there", || cluster.service("slow").is_some()).await;
+    assert_eq!(
+        took("after a slow one").await,
+        Duration::ZERO,
+        "nobody waits"
+    );
+    until("quick again", || local.counts().out_of_sync == 0).await;
+
+    *cluster.fail.lock() = Some(crate::backend::WriteError::NoLeader);
+    for name in ["no leader", "still none"] {
+        assert_eq!(took(name).await, Duration::ZERO, "{name}");
+    }
+}
