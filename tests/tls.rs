@@ -201,3 +201,67 @@ fn gossip_key(config: &Path) -> String {
         .unwrap();
     line.split('"').nth(1).unwrap().to_owned()
 }
+
+#[test]
+fn an_agent_without_the_server_role_needs_a_certificate_of_any_kind() {
+    let mut w = secured();
+    w.at(1).kv_put("color", "red");
+    let keys = w.path("keys");
+    let other = w.path("other-keys");
+    init(&other, &[("s1", "127.0.0.1")]);
+    let key = gossip_key(&keys.join("weft.hcl"));
+    let tls = |ca: &Path, certificate: Option<&Path>| {
+        let file = |dir: &Path, name: &str| dir.join(name).display().to_string();
+        let certificate = certificate.map_or_else(String::new, |dir| {
+            format!(
+                "cert_file = \"{}\" key_file = \"{}\"",
+                file(dir, "dc1-cli-consul-0.pem"),
+                file(dir, "dc1-cli-consul-0-key.pem")
+            )
+        });
+        format!(
+            "tls {{ internal_rpc {{ ca_file = \"{}\" {certificate} verify_outgoing = true }} }}",
+            file(ca, "consul-agent-ca.pem")
+        )
+    };
+    for (n, what, config, words) in [
+        (11, "a certificate", tls(&keys, Some(&keys)), None),
+        (12, "clear text", String::new(), Some("requires TLS")),
+        (13, "no certificate", tls(&keys, None), Some("ertificate")),
+        (
+            14,
+            "a certificate of another CA",
+            tls(&keys, Some(&other)),
+            Some("UnknownCA|ertificate"),
+        ),
+        (
+            15,
+            "trust in another CA",
+            tls(&other, Some(&other)),
+            Some("not signed by a CA"),
+        ),
+    ] {
+        w.add_client(n);
+        w.argument(n, format!("-hcl=encrypt = \"{key}\" {config}"));
+        w.launch(n);
+        let answer = w.until(&format!("{what}: an answer"), || {
+            let reply = w.at(n).get("/v1/kv/color").ok()?;
+            (!reply.text().contains("No known Consul servers")).then_some(reply)
+        });
+        let text = answer.text();
+        match words {
+            None => assert_eq!(answer.status, 200, "{what}: {text}"),
+            Some(words) => {
+                assert_eq!(answer.status, 500, "{what}: {text}");
+                assert_eq!(answer.headers["x-weft-reason"], "rpc.unreachable", "{what}");
+                // How far a refusal gets before the connection is gone, chance decides.
+                let told = |by: &str| words.split('|').any(|word| by.contains(word));
+                assert!(told(&text), "{what}: {text}");
+                assert!(told(&w.log(n)), "{what}: {}", w.log(n));
+            }
+        }
+    }
+    // What is for servers stays so: such an agent's certificate opens nothing else.
+    let peers = w.at(1).get("/v1/operator/raft/configuration").unwrap().ok();
+    assert_eq!(peers.json()["Servers"].as_array().unwrap().len(), 3);
+}

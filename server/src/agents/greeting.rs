@@ -46,7 +46,7 @@ fn hung_up(cause: io::Error) -> io::Error {
     }
     io::Error::new(
         io::ErrorKind::ConnectionAborted,
-        "the server hung up before it greeted: it is no weft server that serves agents, has too many connections of this address (limits.rpc_max_conns_per_client), or differs in TLS; its log says which",
+        "the server hung up before it greeted: it wants a certificate of its CA from this agent (tls.internal_rpc), has too many connections of this address (limits.rpc_max_conns_per_client), or is no weft server that serves agents; its log says which",
     )
 }
 

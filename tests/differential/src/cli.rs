@@ -4,7 +4,7 @@
 //! could not begin.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,6 +35,9 @@ struct Arguments {
     /// Families played at the same time, each on addresses of its own (two more for each).
     #[arg(short, long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=8))]
     jobs: u8,
+    /// Ask agents that are no servers, on both sides, with a server behind each (on the address 256 further).
+    #[arg(long)]
+    through_client: bool,
     /// Also print what Consul answered to every step, for authors of cases and of weft.
     #[arg(long)]
     show: bool,
@@ -56,6 +59,9 @@ struct Arguments {
     /// The list of known differences.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/differences.conf"))]
     differences: PathBuf,
+    /// What is known beside them with `--through-client`.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/differences-client.conf"))]
+    client_differences: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -93,12 +99,14 @@ fn run(arguments: &Arguments) -> Result<Report> {
         bail!("--consul-addr and --weft-addr must be two loopback addresses");
     }
     let consul_binary = arguments.consul.clone().map_or_else(default_consul, Ok)?;
-    let consul = Recipe::new("consul", &consul_binary, arguments.consul_addr)?;
-    let weft = Recipe::new(
+    let mut consul = Recipe::new("consul", &consul_binary, arguments.consul_addr)?;
+    let mut weft = Recipe::new(
         "weft",
         arguments.weft.as_ref().unwrap_or(&consul_binary),
         arguments.weft_addr,
     )?;
+    consul.through_client = arguments.through_client;
+    weft.through_client = arguments.through_client;
     if consul.version != "1.8.7" {
         bail!(
             "{} is Consul {}; the cases are written against 1.8.7 (tools/setup-peers.sh)",
@@ -109,10 +117,11 @@ fn run(arguments: &Arguments) -> Result<Report> {
     let known = match arguments.self_test {
         true => Vec::new(),
         false => {
-            let text = std::fs::read_to_string(&arguments.differences)
-                .with_context(|| arguments.differences.display().to_string())?;
-            differences::parse(&text)
-                .with_context(|| arguments.differences.display().to_string())?
+            let mut known = known_in(&arguments.differences)?;
+            if arguments.through_client {
+                known.extend(known_in(&arguments.client_differences)?);
+            }
+            known
         }
     };
     let families = load(arguments)?;
@@ -139,15 +148,26 @@ fn run(arguments: &Arguments) -> Result<Report> {
     });
     let (known, mut report) = book.into_inner().expect("no worker panics");
     report.sort();
+    // What is said of the only node does not explain what is said of two.
+    let counts = |d: &&Difference| {
+        let always = d.id.starts_with("client-") && !d.id.starts_with("client-maybe-");
+        !arguments.through_client || always
+    };
     if arguments.filter.is_none() {
         report.too_few = report.shortfall();
         report.unused = known
             .iter()
             .filter(|d| d.used == 0)
+            .filter(counts)
             .map(|d| d.id.clone())
             .collect();
     }
     Ok(report)
+}
+
+fn known_in(path: &Path) -> Result<Vec<Difference>> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    differences::parse(&text).with_context(|| path.display().to_string())
 }
 
 fn default_consul() -> Result<PathBuf> {

@@ -13,7 +13,12 @@ pub(crate) struct Names {
     texts: Vec<(String, String)>,
     /// Indexes up to here come from the server's start, whose steps may interleave: their order means nothing.
     pub(crate) start_index: u64,
+    /// A client agent is asked: Consul's tell errors of a server from their own.
+    pub(crate) through_client: bool,
 }
+
+/// What Consul's client agents put before the words of a server.
+const OF_SERVER: &str = "rpc error making call: ";
 
 impl Names {
     /// Adds a text to recognise. Short texts (indexes, flags) would match by accident and are left alone.
@@ -24,9 +29,18 @@ impl Names {
         }
     }
 
+    /// Takes an id for any other, although a part of it has a name.
+    pub(crate) fn hide(&mut self, id: &str) {
+        self.texts.insert(0, (id.to_owned(), "<uuid>".to_owned()));
+    }
+
     /// The text with names, UUIDs and times replaced.
     pub(crate) fn text(&self, text: &str) -> String {
-        let mut out = text.to_owned();
+        let mut out = if self.through_client {
+            text.replace(OF_SERVER, "")
+        } else {
+            text.to_owned()
+        };
         for (found, name) in &self.texts {
             out = replace_whole(&out, found, name);
         }
@@ -110,6 +124,15 @@ pub(crate) fn sort_arrays(value: &mut Value) {
         }
         Value::Object(map) => map.values_mut().for_each(sort_arrays),
         _ => {}
+    }
+}
+
+/// Sorts gossip members by name: each agent lists them as it came to know them.
+pub(crate) fn sort_members(value: &mut Value) {
+    if let Value::Array(items) = value
+        && items.iter().all(|item| item.get("DelegateCur").is_some())
+    {
+        items.sort_by_cached_key(|item| item["Name"].to_string());
     }
 }
 

@@ -8,7 +8,7 @@ use flate2::read::GzDecoder;
 use serde_json::{Map, Value, json};
 
 use crate::http::Answer;
-use crate::normal::{Names, rank_indexes, sort_arrays};
+use crate::normal::{Names, rank_indexes, sort_arrays, sort_members};
 use crate::script::Qualifiers;
 
 /// Headers compared word for word.
@@ -84,6 +84,7 @@ pub(crate) fn of_answer(answer: &Answer, names: &Names, with: &Qualifiers) -> Va
         return out;
     };
     out["form"] = Value::String(form(&body).to_owned());
+    sort_members(&mut parsed);
     let newest = rank_indexes(&mut parsed, names.start_index);
     if let (Some(newest), Some(index)) = (newest, index_of(answer)) {
         let place = if index >= newest {

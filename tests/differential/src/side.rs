@@ -1,4 +1,5 @@
-//! One side of the comparison: a server of our own on its own loopback address, in its own temporary folder.
+//! One side of the comparison: a server of our own on its own loopback address, in its own temporary folder; or an
+//! agent of it that is no server, and is asked in its place.
 //!
 //! Owns: the process (killed by its handle when the side is dropped) and how it is started.
 //! Never: touches a process it did not start, or a port that is in use.
@@ -19,6 +20,8 @@ use crate::stopwatch::Stopwatch;
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// The name of the only node of each side.
 pub(crate) const NODE: &str = "s1";
+/// The server behind it, when that is an agent.
+const SERVER_NODE: &str = "s0";
 /// HTTP, DNS, RPC and gossip as every Consul user knows them.
 const PORTS: [u16; 5] = [8500, 8600, 8300, 8301, 8302];
 
@@ -31,6 +34,8 @@ pub(crate) struct Recipe {
     pub(crate) address: IpAddr,
     /// The version the binary prints, without `v`.
     pub(crate) version: String,
+    /// Ask an agent that is no server, with a server behind it.
+    pub(crate) through_client: bool,
 }
 
 impl Recipe {
@@ -53,6 +58,7 @@ impl Recipe {
             binary,
             address,
             version,
+            through_client: false,
         })
     }
 }
@@ -60,16 +66,22 @@ impl Recipe {
 impl Recipe {
     /// The same on an address so many further.
     pub(crate) fn moved(&self, by: u8) -> Self {
-        let address = match self.address {
-            IpAddr::V4(v4) => IpAddr::V4(Ipv4Addr::from_bits(
-                v4.to_bits().wrapping_add(u32::from(by)),
-            )),
-            IpAddr::V6(v6) => IpAddr::V6(v6),
-        };
         Self {
-            address,
+            address: further(self.address, u32::from(by)),
             ..self.clone()
         }
+    }
+
+    /// Where the server behind an agent listens: in the next network of 256.
+    fn server_address(&self) -> IpAddr {
+        further(self.address, 256)
+    }
+}
+
+fn further(address: IpAddr, by: u32) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits().wrapping_add(by))),
+        IpAddr::V6(v6) => IpAddr::V6(v6),
     }
 }
 
@@ -94,35 +106,31 @@ pub(crate) struct Side {
     pub(crate) names: Names,
     dir: TempDir,
     child: Option<Child>,
+    /// The server behind an agent that is none. It is never restarted.
+    server: Option<Child>,
 }
 
 impl Side {
     /// Starts a server with an empty data directory and waits until it is ready.
     pub(crate) fn start(recipe: &Recipe, config: &[String]) -> Result<Self> {
-        for port in PORTS {
-            let address = SocketAddr::new(recipe.address, port);
-            TcpListener::bind(address).with_context(|| {
-                format!(
-                    "{address} is in use: choose another with --{}-addr",
-                    recipe.label
-                )
-            })?;
+        must_be_free(recipe, recipe.address)?;
+        if recipe.through_client {
+            must_be_free(recipe, recipe.server_address())?;
         }
         let dir = tempfile::Builder::new()
             .prefix("weft-differential-")
             .tempdir()?;
         let base = r#"{"performance":{"raft_multiplier":1},"limits":{"http_max_conns_per_client":10000},"disable_update_check":true}"#;
-        std::fs::create_dir(dir.path().join("config"))?;
-        for (number, text) in std::iter::once(base)
-            .chain(config.iter().map(String::as_str))
-            .enumerate()
-        {
-            std::fs::write(
-                dir.path().join("config").join(format!("{number}.json")),
-                text,
-            )?;
+        let texts: Vec<String> = std::iter::once(base.to_owned())
+            .chain(config.iter().cloned())
+            .collect();
+        write_config(&dir.path().join("config"), &texts)?;
+        if recipe.through_client {
+            let texts: Result<Vec<String>> = texts.iter().map(|text| of_server(text)).collect();
+            write_config(&dir.path().join("server-config"), &texts?)?;
         }
         let mut names = Names::default();
+        names.through_client = recipe.through_client;
         let address = recipe.address.to_string();
         names.add(&address, "addr");
         names.add(&hex_of(recipe.address), "hexaddr");
@@ -136,40 +144,76 @@ impl Side {
             names,
             dir,
             child: None,
+            server: None,
         };
+        if recipe.through_client {
+            side.launch_server()?;
+        }
         side.launch()?;
         Ok(side)
     }
 
     fn launch(&mut self) -> Result<()> {
-        let address = self.recipe.address.to_string();
+        let role = match self.recipe.through_client {
+            true => vec![format!("-retry-join={}", self.recipe.server_address())],
+            false => server_role(),
+        };
+        self.child = Some(self.spawn(NODE, self.recipe.address, "", &role)?);
+        self.wait_ready()
+    }
+
+    /// Starts the server behind the agent, and waits until it leads.
+    fn launch_server(&mut self) -> Result<()> {
+        let address = self.recipe.server_address();
+        self.names.add(&address.to_string(), "serveraddr");
+        self.server = Some(self.spawn(SERVER_NODE, address, "server-", &server_role())?);
+        let waited = Stopwatch::start();
+        let leads = |body: &str| body.contains("serfHealth");
+        while waited.elapsed() < READY_LIMIT {
+            let answer = self.ask(SocketAddr::new(address, 8500), "/v1/health/service/consul");
+            if answer.is_some_and(|body| leads(&body)) {
+                return self.name_server(SocketAddr::new(address, 8500));
+            }
+            std::thread::sleep(Duration::from_millis(25));
+        }
+        bail!("{}: no server within 30 s", self.recipe.label)
+    }
+
+    fn name_server(&mut self, at: SocketAddr) -> Result<()> {
+        let about = self
+            .ask(at, "/v1/agent/self")
+            .context("no /v1/agent/self")?;
+        let about: serde_json::Value = serde_json::from_str(&about)?;
+        let id = about["Config"]["NodeID"].as_str().unwrap_or_default();
+        // Consul takes it for the Raft id too, weft does not.
+        self.names.hide(id);
+        self.names.add(id.get(..8).unwrap_or_default(), "serverid8");
+        Ok(())
+    }
+
+    /// `prefix`: of its folders.
+    fn spawn(&self, node: &str, address: IpAddr, prefix: &str, role: &[String]) -> Result<Child> {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.log_path())?;
-        let child = Command::new(&self.recipe.binary)
-            .args(["agent", "-server", "-bootstrap-expect=1"])
-            .arg(format!(
-                "-data-dir={}",
-                self.dir.path().join("data").display()
-            ))
-            .arg(format!(
-                "-config-dir={}",
-                self.dir.path().join("config").display()
-            ))
+        let dir = |name: &str| self.dir.path().join(format!("{prefix}{name}"));
+        Command::new(&self.recipe.binary)
+            .arg("agent")
+            .args(role)
             .args([
-                &format!("-node={NODE}"),
-                &format!("-bind={address}"),
-                &format!("-client={address}"),
+                format!("-data-dir={}", dir("data").display()),
+                format!("-config-dir={}", dir("config").display()),
+                format!("-node={node}"),
+                format!("-bind={address}"),
+                format!("-client={address}"),
             ])
             .env_clear()
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .with_context(|| format!("start {}", self.recipe.binary.display()))?;
-        self.child = Some(child);
-        self.wait_ready()
+            .with_context(|| format!("start {}", self.recipe.binary.display()))
     }
 
     /// Ready: a leader is known, the node is healthy, the servers' own service is in the catalog and the agent has
@@ -245,17 +289,13 @@ impl Side {
     }
 
     fn says(&self, target: &str, word: &str) -> bool {
-        http::send(
-            self.http(),
-            "GET",
-            target,
-            &[],
-            None,
-            Duration::from_secs(2),
-        )
-        .is_ok_and(|answer| {
-            answer.status == 200 && String::from_utf8_lossy(&answer.body).contains(word)
-        })
+        let body = self.ask(self.http(), target);
+        body.is_some_and(|body| body.contains(word))
+    }
+
+    fn ask(&self, at: SocketAddr, target: &str) -> Option<String> {
+        let answer = http::send(at, "GET", target, &[], None, Duration::from_secs(2)).ok()?;
+        (answer.status == 200).then(|| String::from_utf8_lossy(&answer.body).into_owned())
     }
 
     /// SIGKILL, then the same command again on the same data.
@@ -306,18 +346,64 @@ impl Side {
     }
 
     fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // Both fail only when the process is gone, which is what is wanted.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        end(&mut self.child);
     }
 }
 
 impl Drop for Side {
     fn drop(&mut self) {
         self.kill();
+        end(&mut self.server);
     }
+}
+
+fn end(child: &mut Option<Child>) {
+    if let Some(mut child) = child.take() {
+        // Both fail only when the process is gone, which is what is wanted.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn server_role() -> Vec<String> {
+    ["-server", "-bootstrap-expect=1"].map(str::to_owned).into()
+}
+
+fn must_be_free(recipe: &Recipe, address: IpAddr) -> Result<()> {
+    for port in PORTS {
+        let address = SocketAddr::new(address, port);
+        TcpListener::bind(address).with_context(|| {
+            format!(
+                "{address} is in use: choose another with --{}-addr",
+                recipe.label
+            )
+        })?;
+    }
+    Ok(())
+}
+
+fn write_config(dir: &Path, texts: &[String]) -> Result<()> {
+    std::fs::create_dir(dir)?;
+    for (number, text) in texts.iter().enumerate() {
+        std::fs::write(dir.join(format!("{number}.json")), text)?;
+    }
+    Ok(())
+}
+
+/// The server's part of a configuration: what is registered and watched is the agent's.
+fn of_server(text: &str) -> Result<String> {
+    let mut config: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)?;
+    for key in [
+        "service",
+        "services",
+        "check",
+        "checks",
+        "watches",
+        "node_meta",
+    ] {
+        config.remove(key);
+    }
+    Ok(serde_json::Value::from(config).to_string())
 }
 
 /// The address as DNS spells it in `.addr` names.
