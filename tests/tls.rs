@@ -243,6 +243,7 @@ fn an_agent_without_the_server_role_needs_a_certificate_of_any_kind() {
     ] {
         w.add_client(n);
         w.argument(n, format!("-hcl=encrypt = \"{key}\" {config}"));
+        w.argument(n, "-hcl=performance { rpc_hold_timeout = \"1s\" }");
         w.launch(n);
         let answer = w.until(&format!("{what}: an answer"), || {
             let reply = w.at(n).get("/v1/kv/color").ok()?;
