@@ -129,7 +129,8 @@ digest_encoded!(
     v1::Session,
     v1::ServerKey,
     v1::PreparedQuery,
-    v1::Coordinate
+    v1::Coordinate,
+    v1::JoinToken
 );
 
 fn row<K: Digest, V: Digest>(key: &K, value: &V) -> u64 {

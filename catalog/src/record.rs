@@ -17,7 +17,7 @@ use crate::state::{Scalars, State, TableIndexes};
 use crate::topics::Touched;
 
 /// The form of the digests in [`End`]: raised when a row's digest changes.
-pub const HASH_FORM: u32 = 5;
+pub const HASH_FORM: u32 = 6;
 
 /// One record of a snapshot. Additive only (DESIGN F7).
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -70,6 +70,9 @@ pub enum Record {
     /// Where a node lies.
     #[prost(message, tag = "20")]
     Coordinate(v1::Coordinate),
+    /// A join token.
+    #[prost(message, tag = "21")]
+    JoinToken(v1::JoinToken),
 }
 
 /// A record as a message of its own.
@@ -78,7 +81,7 @@ pub struct Frame {
     /// Absent: a record of a newer version.
     #[prost(
         oneof = "Record",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20, 21"
     )]
     pub record: Option<Record>,
 }
@@ -284,6 +287,11 @@ impl State {
                     .values()
                     .map(|row| Record::Coordinate(v1::Coordinate::clone(row))),
             )
+            .chain(
+                self.join_tokens
+                    .values()
+                    .map(|row| Record::JoinToken(v1::JoinToken::clone(row))),
+            )
             .chain(self.index_records())
             .chain(
                 self.sources
@@ -461,6 +469,11 @@ impl Rebuild {
             }
             Record::PreparedQuery(query) => change.put_query(query),
             Record::Coordinate(row) => change.put_coordinate(&keys::name(&row.node.clone()), row),
+            Record::JoinToken(row) => {
+                self.state
+                    .join_tokens
+                    .insert(keys::name(&row.id), Arc::new(row));
+            }
             Record::Index(row) => self.index(&row)?,
             Record::Answer(row) => {
                 self.state.sources.restore_answer(

@@ -86,6 +86,8 @@ pub struct State {
     pub(crate) queries: Table<Name, Arc<v1::PreparedQuery>>,
     /// By folded node name.
     pub(crate) coordinates: Table<Name, Arc<v1::Coordinate>>,
+    /// By id. A user's restore brings none: they may have been used since.
+    pub(crate) join_tokens: Table<Name, Arc<v1::JoinToken>>,
     // What is remembered of rows that are gone, and of times.
     pub(crate) key_tombstones: Table<Bytes, u64>,
     pub(crate) tree_tombstones: Table<Bytes, u64>,
@@ -255,7 +257,7 @@ impl State {
         fold.finish()
     }
 
-    fn sums(&self) -> [u64; 18] {
+    fn sums(&self) -> [u64; 19] {
         [
             self.nodes.sum(),
             self.services.sum(),
@@ -275,6 +277,7 @@ impl State {
             self.config_kinds.sum(),
             self.queries.sum(),
             self.coordinates.sum(),
+            self.join_tokens.sum(),
         ]
     }
 

@@ -13,6 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use weft_proto::ids::UnixMillis;
 
+use crate::enrolment;
 use crate::files::{self, FileError, PRIVATE_DIRECTORY, PRIVATE_FILE};
 use crate::pki::{self, CaRequest, CertKind, CertRequest, Pems, PkiError};
 use crate::secret::Secret;
@@ -168,6 +169,8 @@ pub fn init(request: &InitRequest, now: UnixMillis) -> Result<InitSummary, InitE
             now,
         )?);
     }
+    let place = (&*request.datacenter, &*request.domain);
+    let signer = enrolment::create_signer(place, days, &ca, (&plan.ca.0, &plan.ca.1), now)?;
     files::create_directory(&request.directory, PRIVATE_DIRECTORY)?;
     pki::write_pair(&plan.ca, &ca)?;
     pki::write_pair(&plan.cli, &cli)?;
@@ -175,6 +178,7 @@ pub fn init(request: &InitRequest, now: UnixMillis) -> Result<InitSummary, InitE
         files::create_directory(&seat.directory, PRIVATE_DIRECTORY)?;
         files::write(&seat.ca, ca.certificate.as_bytes(), files::PUBLIC_FILE)?;
         pki::write_pair(&seat.pair, pems)?;
+        pki::write_pair(&seat.signer, &signer)?;
         let config = Secret::new(configuration(request, seat, &gossip_key));
         files::write(&seat.config, config.reveal().as_bytes(), PRIVATE_FILE)?;
     }
@@ -222,6 +226,8 @@ struct SeatPlan {
     directory: PathBuf,
     ca: PathBuf,
     pair: (PathBuf, PathBuf),
+    /// Signs certificates of agents that come with a token.
+    signer: (PathBuf, PathBuf),
     config: PathBuf,
 }
 
@@ -249,6 +255,7 @@ impl Plan {
                 seat: seat.clone(),
                 ca: pki::ca_files(&directory, &request.domain).0,
                 pair: pair(&directory, CertKind::Server),
+                signer: enrolment::signer_files(&directory, &request.domain),
                 config: directory.join(CONFIG_FILE),
                 directory,
             }
@@ -272,6 +279,8 @@ impl Plan {
                 seat.ca.clone(),
                 seat.pair.0.clone(),
                 seat.pair.1.clone(),
+                seat.signer.0.clone(),
+                seat.signer.1.clone(),
                 seat.config.clone(),
             ]);
         }
@@ -412,6 +421,15 @@ fn configuration(request: &InitRequest, plan: &SeatPlan, gossip_key: &Secret<Str
     line(2, "internal_rpc {");
     line(4, "verify_server_hostname = true");
     line(2, "}");
+    line(0, "}");
+    line(0, "");
+    line(
+        0,
+        "# Certificates of agents that come with a token (`weft join-token create`) are signed with these.",
+    );
+    line(0, "join_tokens {");
+    line(2, &format!("cert_file = {}", installed(&plan.signer.0)));
+    line(2, &format!("key_file  = {}", installed(&plan.signer.1)));
     line(0, "}");
     if request.acl {
         line(0, "");

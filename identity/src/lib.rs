@@ -9,7 +9,9 @@
 
 pub mod certificate;
 pub mod cluster;
+pub mod enrolment;
 pub mod files;
+
 pub mod pki;
 pub mod secret;
 pub mod server_key;

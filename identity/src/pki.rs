@@ -11,7 +11,7 @@ use std::time::Duration;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
     GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints,
-    PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType, SerialNumber,
 };
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -292,7 +292,10 @@ pub fn create_cert(
     })
 }
 
-fn issuer<'a>(ca: &Pems, named: (&Path, &Path)) -> Result<Issuer<'a, KeyPair>, PkiError> {
+pub(crate) fn issuer<'a>(
+    ca: &Pems,
+    named: (&Path, &Path),
+) -> Result<Issuer<'a, KeyPair>, PkiError> {
     let (certificate, key) = (named.0.display().to_string(), named.1.display().to_string());
     let der = PrivateKeyDer::from_pem_slice(ca.key.reveal().as_bytes())
         .map_err(|_| PkiError::CaKey { path: key.clone() })?;
@@ -410,12 +413,52 @@ pub fn write_pair(files: &(PathBuf, PathBuf), pems: &Pems) -> Result<(), FileErr
     files::write(&files.0, pems.certificate.as_bytes(), PUBLIC_FILE)
 }
 
-fn new_key() -> Result<KeyPair, PkiError> {
+/// The PEM form of certificates, one after the other (RFC 7468).
+#[must_use]
+pub fn certificates_pem<D: AsRef<[u8]>>(certificates: &[D]) -> String {
+    use base64::Engine as _;
+    const LINE: usize = 64;
+    let mut text = String::new();
+    for certificate in certificates {
+        let body = base64::engine::general_purpose::STANDARD.encode(certificate);
+        text.push_str("-----BEGIN CERTIFICATE-----\n");
+        let mut rest = body.as_str();
+        while !rest.is_empty() {
+            // Base64 is ASCII: any split is one between characters.
+            let (line, more) = rest.split_at(LINE.min(rest.len()));
+            text.push_str(line);
+            text.push('\n');
+            rest = more;
+        }
+        text.push_str("-----END CERTIFICATE-----\n");
+    }
+    text
+}
+
+/// A new ECDSA P-256 key: PKCS#8 in PEM, and the DER of its `SubjectPublicKeyInfo`.
+///
+/// Errors: [`PkiError::Crypto`].
+pub fn create_key() -> Result<(Secret<String>, Vec<u8>), PkiError> {
+    let key = new_key()?;
+    Ok((
+        Secret::new(key.serialize_pem()),
+        key.subject_public_key_info(),
+    ))
+}
+
+/// The DER of the `SubjectPublicKeyInfo` of a key in PEM; `None` when it is not a key.
+#[must_use]
+pub fn public_key(pem: &str) -> Option<Vec<u8>> {
+    let der = PrivateKeyDer::from_pem_slice(pem.as_bytes()).ok()?;
+    Some(KeyPair::try_from(&der).ok()?.subject_public_key_info())
+}
+
+pub(crate) fn new_key() -> Result<KeyPair, PkiError> {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(PkiError::Crypto)
 }
 
 /// 16 random bytes, positive as DER wants it.
-fn serial() -> Result<Vec<u8>, PkiError> {
+pub(crate) fn serial() -> Result<Vec<u8>, PkiError> {
     let mut serial = vec![0u8; 16];
     aws_lc_rs::rand::fill(&mut serial)
         .map_err(|_| PkiError::Crypto(rcgen::Error::RingUnspecified))?;
@@ -423,7 +466,7 @@ fn serial() -> Result<Vec<u8>, PkiError> {
     Ok(serial)
 }
 
-fn params(
+pub(crate) fn params(
     name: &str,
     serial: Vec<u8>,
     days: u32,
@@ -432,18 +475,28 @@ fn params(
     if days == 0 || days > DAYS_MAX {
         return Err(PkiError::Days { days });
     }
+    Ok(params_for(name, serial, DAY * days, now))
+}
+
+/// As [`params`], for a life that is known to be possible.
+pub(crate) fn params_for(
+    name: &str,
+    serial: Vec<u8>,
+    life: Duration,
+    now: UnixMillis,
+) -> CertificateParams {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let now = Duration::from_secs(now.get() / 1_000);
     let mut params = CertificateParams::default();
     params.not_before = epoch + now.saturating_sub(BACKDATED);
-    params.not_after = epoch + (now + DAY * days);
+    params.not_after = epoch + (now + life);
     params.serial_number = Some(SerialNumber::from(serial));
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
-    Ok(params)
+    params
 }
 
-fn check_name(name: &str) -> Result<(), PkiError> {
+pub(crate) fn check_name(name: &str) -> Result<(), PkiError> {
     let label = |l: &str| {
         (1..=63).contains(&l.len())
             && l.bytes()

@@ -166,6 +166,7 @@ fn name(stamped: &v1::Stamped) -> &'static str {
         Some(Command::ConfigEntry(_)) => "config_entry",
         Some(Command::PreparedQuery(_)) => "prepared_query",
         Some(Command::Coordinates(_)) => "coordinates",
+        Some(Command::JoinToken(_)) => "join_token",
         None => "unknown",
     }
 }

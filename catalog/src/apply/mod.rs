@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 pub(crate) mod config_entry;
 pub(crate) mod coordinate;
 pub(crate) mod deregister;
+pub(crate) mod join_token;
 pub(crate) mod kv;
 pub(crate) mod prepared_query;
 pub(crate) mod register;
@@ -272,6 +273,7 @@ impl Catalog {
             Command::ConfigEntry(command) => config_entry::command(&mut change, command),
             Command::PreparedQuery(command) => prepared_query::command(&mut change, command),
             Command::Coordinates(command) => coordinate::batch(&mut change, command),
+            Command::JoinToken(command) => join_token::command(&mut change, now, command),
         }
     }
 

@@ -254,6 +254,8 @@ fn install(change: &mut Change<'_>, log_index: LogIndex, mut restored: State) {
         ..ours.scalars
     };
     restored.server_keys = ours.server_keys.clone();
+    // The archive's may have been used since it was made.
+    restored.join_tokens = ours.join_tokens.clone();
     restored.sources = ours.sources.clone();
     restored.cluster_id = ours.cluster_id.clone();
     restored.staging = None;

@@ -6,6 +6,7 @@
 
 mod config_entry;
 mod coordinate;
+mod join_token;
 pub(crate) mod kv;
 mod mesh;
 mod prepared_query;

@@ -25,22 +25,47 @@ const EXPIRY_WARNING_SECONDS: i64 = 30 * 86_400;
 pub(super) fn load(material: TlsMaterial, now: UnixMillis) -> Result<Loaded, TlsError> {
     let now = i64::try_from(now.get() / 1_000).unwrap_or(i64::MAX);
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let roots = roots(&material, now)?.map(Arc::new);
+    let (roots, root_certificates) = match roots(&material, now)? {
+        Some((store, certificates)) => (Some(Arc::new(store)), certificates),
+        None => (None, Vec::new()),
+    };
     let certified = certified(&material, &provider, now)?;
     let own = certified
         .as_ref()
         .and_then(|c| PeerFacts::read(c.cert.first()?));
     demands(&material, roots.is_some())?;
     let server = match &certified {
-        Some(key) => Some(Arc::new(server(&material, &provider, roots.clone(), key)?)),
+        Some(key) => Some(Arc::new(server_side(
+            &material,
+            &provider,
+            roots.clone(),
+            key,
+        )?)),
         None => None,
     };
-    let client = Arc::new(client(&material, &provider, roots, certified)?);
+    let guests = match &certified {
+        Some(key) => {
+            let material = TlsMaterial {
+                verify_incoming: false,
+                ..material.clone()
+            };
+            Some(Arc::new(server_side(
+                &material,
+                &provider,
+                roots.clone(),
+                key,
+            )?))
+        }
+        None => None,
+    };
+    let client = Arc::new(client_side(&material, &provider, roots, certified)?);
     Ok(Loaded {
         material,
         server,
+        guests,
         client,
         own,
+        roots: root_certificates,
     })
 }
 
@@ -84,7 +109,7 @@ fn versions(min: MinVersion) -> &'static [&'static SupportedProtocolVersion] {
     }
 }
 
-fn server(
+fn server_side(
     material: &TlsMaterial,
     provider: &Arc<CryptoProvider>,
     roots: Option<Arc<RootCertStore>>,
@@ -116,7 +141,7 @@ fn server(
     Ok(config)
 }
 
-fn client(
+fn client_side(
     material: &TlsMaterial,
     provider: &Arc<CryptoProvider>,
     roots: Option<Arc<RootCertStore>>,
@@ -146,8 +171,11 @@ fn alpn(material: &TlsMaterial) -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// The CA certificates, ready for use and as they came.
+type Roots = (RootCertStore, Vec<CertificateDer<'static>>);
+
 /// The CA certificates, or `None` when none are configured.
-fn roots(material: &TlsMaterial, now: i64) -> Result<Option<RootCertStore>, TlsError> {
+fn roots(material: &TlsMaterial, now: i64) -> Result<Option<Roots>, TlsError> {
     let mut files: Vec<(&'static str, PathBuf)> = material
         .ca_file
         .iter()
@@ -164,6 +192,7 @@ fn roots(material: &TlsMaterial, now: i64) -> Result<Option<RootCertStore>, TlsE
         return Ok(None);
     }
     let mut store = RootCertStore::empty();
+    let mut taken = Vec::new();
     let mut expired = None;
     for (key, file) in files {
         for certificate in certificates(key, &file)? {
@@ -175,17 +204,20 @@ fn roots(material: &TlsMaterial, now: i64) -> Result<Option<RootCertStore>, TlsE
                     continue;
                 }
             }
-            store.add(certificate).map_err(|_| TlsError::Content {
-                key,
-                path: file.display().to_string(),
-                problem: "holds a certificate that is not a CA's".to_owned(),
-                remedy: "give the file that `weft tls ca create` made",
-            })?;
+            store
+                .add(certificate.clone())
+                .map_err(|_| TlsError::Content {
+                    key,
+                    path: file.display().to_string(),
+                    problem: "holds a certificate that is not a CA's".to_owned(),
+                    remedy: "give the file that `weft tls ca create` made",
+                })?;
+            taken.push(certificate);
         }
     }
     match (store.is_empty(), expired) {
         (true, Some(error)) => Err(error),
-        _ => Ok(Some(store)),
+        _ => Ok(Some((store, taken))),
     }
 }
 

@@ -156,8 +156,11 @@ pub enum TlsError {
 struct Loaded {
     material: TlsMaterial,
     server: Option<Arc<ServerConfig>>,
+    /// As `server`, but a caller need not show a certificate.
+    guests: Option<Arc<ServerConfig>>,
     client: Arc<ClientConfig>,
     own: Option<PeerFacts>,
+    roots: Vec<rustls_pki_types::CertificateDer<'static>>,
 }
 
 /// TLS for one interface (RPC, HTTPS, gRPC), reloadable while connections live.
@@ -216,6 +219,12 @@ impl TlsContext {
         self.loaded.load().own.clone()
     }
 
+    /// The certificates of the CAs in use, DER.
+    #[must_use]
+    pub fn roots(&self) -> Vec<rustls_pki_types::CertificateDer<'static>> {
+        self.loaded.load().roots.clone()
+    }
+
     /// For accepting connections; `None` without `cert_file` and `key_file`.
     #[must_use]
     pub fn server_config(&self) -> Option<Arc<ServerConfig>> {
@@ -240,8 +249,38 @@ impl TlsContext {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        self.accept_with(self.server_config(), stream, peer, limit)
+            .await
+    }
+
+    /// As [`Self::accept`], also of a caller that has no certificate yet. One that it shows is verified.
+    ///
+    /// Errors: as [`Self::accept`].
+    pub async fn accept_guest<S>(
+        &self,
+        stream: S,
+        peer: &str,
+        limit: Duration,
+    ) -> Result<(server::TlsStream<S>, Option<PeerFacts>), TlsError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let config = self.loaded.load().guests.clone();
+        self.accept_with(config, stream, peer, limit).await
+    }
+
+    async fn accept_with<S>(
+        &self,
+        config: Option<Arc<ServerConfig>>,
+        stream: S,
+        peer: &str,
+        limit: Duration,
+    ) -> Result<(server::TlsStream<S>, Option<PeerFacts>), TlsError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let needs = "cert_file and key_file to accept connections";
-        let config = self.server_config().ok_or(TlsError::Missing {
+        let config = config.ok_or(TlsError::Missing {
             key: "defaults",
             needs,
         })?;
