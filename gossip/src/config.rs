@@ -20,7 +20,10 @@ pub const DATAGRAM_MAX_BYTES: usize = 1_400;
 /// Bytes the SWIM core may fill: a datagram less frame header, nonce, seal and kind.
 pub(crate) const PACKET_MAX_BYTES: usize = DATAGRAM_MAX_BYTES - 48;
 
-/// `gossip_lan {}`: how eagerly the pool probes and spreads news. Defaults are Consul's LAN figures.
+/// Others who must agree before a suspect has only the shortest time to refute.
+pub const CONFIRMATIONS: usize = 3;
+
+/// `gossip_lan {}`: how eagerly the pool probes and spreads news. Defaults are our own (ADR 13).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LanTiming {
     /// Members one gossip round goes to.
@@ -31,7 +34,8 @@ pub struct LanTiming {
     pub probe_interval: Duration,
     /// Time to wait for a direct answer before others are asked to try. Below `probe_interval`.
     pub probe_timeout: Duration,
-    /// Suspicion lasts `suspicion_mult × max(0.6, log10(members + 1)) × probe_interval`.
+    /// Suspicion lasts `suspicion_mult × max(0.8, log10(members + 1)) × probe_interval`, less when others
+    /// agree.
     pub suspicion_mult: u8,
     /// An update is sent `retransmit_mult × ⌈log10(members + 1)⌉` times.
     pub retransmit_mult: u8,
@@ -45,9 +49,9 @@ impl Default for LanTiming {
     fn default() -> Self {
         Self {
             gossip_nodes: 3,
-            gossip_interval: Duration::from_millis(200),
-            probe_interval: Duration::from_secs(1),
-            probe_timeout: Duration::from_millis(500),
+            gossip_interval: Duration::from_millis(150),
+            probe_interval: Duration::from_millis(700),
+            probe_timeout: Duration::from_millis(300),
             suspicion_mult: 4,
             retransmit_mult: 4,
             sync_interval: Duration::from_secs(30),
@@ -86,15 +90,30 @@ impl LanTiming {
         Ok(())
     }
 
-    /// How long a suspect may refute in a pool of `members`.
-    ///
-    /// Consul's floor for small pools is 1.0; ours is 0.6, so that a pool of three to five servers
-    /// declares a failure after about four seconds instead of six.
+    /// How long a suspect that nobody else accuses may refute in a pool of `members`.
     #[must_use]
     pub fn suspicion(&self, members: usize) -> Duration {
-        let scale = log10(members + 1).max(0.6);
+        let scale = log10(members + 1).max(0.8);
         self.probe_interval
             .mul_f64(scale * f64::from(self.suspicion_mult))
+    }
+
+    /// How long it may when `agreeing` others do not reach it either: from [`Self::suspicion`] down to half
+    /// of `suspicion_mult` probe intervals when [`CONFIRMATIONS`] agree, by the logarithm of their number.
+    #[must_use]
+    pub fn suspicion_after(&self, members: usize, agreeing: usize) -> Duration {
+        let longest = self.suspicion(members);
+        let floor = self
+            .probe_interval
+            .mul_f64(f64::from(self.suspicion_mult) / 2.0);
+        let share = ((agreeing + 1) as f64).ln() / ((CONFIRMATIONS + 1) as f64).ln();
+        let shorter = longest.saturating_sub(floor).mul_f64(share.min(1.0));
+        longest.saturating_sub(shorter)
+    }
+
+    /// Timers that fire later than this say that the node was asleep or starved.
+    pub(crate) fn late(&self) -> Duration {
+        (self.probe_timeout / 2).max(Duration::from_millis(50))
     }
 
     /// Time between full state exchanges in a pool of `members`.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::GossipError;
+use crate::wire::fnv1a;
 
 /// Bytes of an event's body at most. Two such events and a header still fit a datagram.
 pub const EVENT_MAX_BYTES: usize = 512;
@@ -159,6 +160,15 @@ impl Events {
                 break;
             }
         }
+    }
+
+    /// A number that differs when what is told would.
+    pub(crate) fn digest(&self) -> u64 {
+        let skipped = self.heard.len().saturating_sub(HANDED_OVER_MAX);
+        let heard = self.heard.keys().skip(skipped);
+        heard.fold(self.time, |sum, (time, id)| {
+            sum.wrapping_add(fnv1a(id) ^ *time)
+        })
     }
 
     /// For a peer: the clock, and the newest events.

@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use crate::error::GossipError;
+use crate::wire::fnv1a;
 
 /// Accepted keys at most; refuse to install more.
 pub const KEYS_MAX: usize = 16;
@@ -319,13 +320,6 @@ fn open_with(
         }
     }
     Err(FrameError::Decrypt)
-}
-
-/// FNV-1a, 64 bits: tells datacenters apart in a header, no secret in it.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 #[cfg(test)]

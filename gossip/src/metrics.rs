@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::keyring::FrameError;
+
 /// A counter or gauge that many tasks may touch.
 #[derive(Debug, Default)]
 pub struct Cell(AtomicU64);
@@ -37,8 +39,24 @@ pub struct Metrics {
     pub bytes_received: Cell,
     /// Datagrams the system refused to send.
     pub send_failures: Cell,
-    /// Frames (datagram or TCP) dropped for a wrong or missing key.
+    /// Frames (datagram or TCP) dropped because no key here opens them.
     pub decrypt_failures: Cell,
+    /// Frames dropped because they were clear text and a key is required.
+    pub clear_refused: Cell,
+    /// Frames dropped because they were sealed and no key is set here.
+    pub sealed_refused: Cell,
+    /// Bytes sent over TCP.
+    pub stream_bytes_sent: Cell,
+    /// Bytes received over TCP.
+    pub stream_bytes_received: Cell,
+    /// TCP connections closed because nothing came over them.
+    pub half_open: Cell,
+    /// Gauge: what this node thinks of itself, 0 is well, 8 the worst.
+    pub health_score: Cell,
+    /// Times this node found that it had been asleep or starved.
+    pub late_turns: Cell,
+    /// Gauge: suspects this node knows of.
+    pub suspects: Cell,
     /// Frames of another datacenter dropped.
     pub foreign_datacenter: Cell,
     /// Frames that were not understood.
@@ -79,4 +97,17 @@ pub struct Metrics {
     pub members_left: Cell,
     /// Gauge: members failed.
     pub members_failed: Cell,
+}
+
+impl Metrics {
+    /// Counts a frame that was dropped, by its cause.
+    pub(crate) fn refused(&self, error: FrameError) {
+        match error {
+            FrameError::Foreign => self.foreign_datacenter.add(1),
+            FrameError::Malformed => self.malformed.add(1),
+            FrameError::Clear => self.clear_refused.add(1),
+            FrameError::Sealed => self.sealed_refused.add(1),
+            FrameError::Decrypt => self.decrypt_failures.add(1),
+        }
+    }
 }

@@ -46,6 +46,14 @@ impl Table {
         self.records.get(self.names.get(name)?)
     }
 
+    /// The active member at an address.
+    pub(crate) fn id_at(&self, address: SocketAddr) -> Option<NodeId> {
+        self.records
+            .values()
+            .find(|r| r.peer.address == address && r.member.status.is_active())
+            .map(|r| r.peer.id)
+    }
+
     pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
         self.records.values()
     }

@@ -7,12 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut};
 use foca::{BroadcastHandler, Codec, Header, Identity, Invalidates, Message, PostcardCodec};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{NAME_MAX_BYTES, TAGS_MAX_BYTES};
+use crate::core::ACCUSERS_MAX;
 use crate::error::GossipError;
 use crate::events::{Events, EventsTold, UserEvent};
 use crate::member::Tags;
@@ -77,6 +79,19 @@ pub(crate) enum Notice {
     TagsWanted { id: NodeId },
     /// Somebody fired an event.
     Event(UserEvent),
+    /// Somebody does not reach a member.
+    Accuse(Accusation),
+    /// The receiver's id has lived with this incarnation, which is above what it says. Direct only.
+    Newer { incarnation: u64 },
+}
+
+/// `by` did not reach that life of the node, nor did those it asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Accusation {
+    pub(crate) id: NodeId,
+    pub(crate) incarnation: u64,
+    pub(crate) swim_incarnation: u16,
+    pub(crate) by: NodeId,
 }
 
 /// Kinds of notice in [`Shared::newest`].
@@ -84,6 +99,11 @@ pub(crate) const KIND_TAGS: u8 = 0;
 pub(crate) const KIND_LEAVE: u8 = 1;
 /// Its id is the event's, not a node's.
 const KIND_EVENT: u8 = 2;
+const KIND_ACCUSE: u8 = 3;
+/// How long an accusation is remembered, so that its echo is no news.
+const ACCUSATION_KEPT: Duration = Duration::from_secs(60);
+/// Accusations remembered at most; further ones are not passed on.
+const ACCUSATIONS_MAX: usize = 8_192;
 
 impl Notice {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -112,6 +132,13 @@ pub(crate) fn check_tags(tags: &Tags) -> Result<(), GossipError> {
         size,
         max: TAGS_MAX_BYTES,
         largest,
+    })
+}
+
+/// FNV-1a, 64 bits: tells datacenters and states apart, no secret in it.
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
@@ -198,6 +225,10 @@ pub(crate) struct Shared {
     pub(crate) events: Events,
     /// Whether there is anybody to pass events on to, and room for more of them.
     pub(crate) relays: bool,
+    /// Accusations heard: suspect and accuser, the suspect's life, and when.
+    pub(crate) accused: BTreeMap<(NodeId, NodeId), ((u64, u16), Duration)>,
+    /// The core's time.
+    pub(crate) now: Duration,
     /// What passed through the codec since the core looked.
     pub(crate) passed: Passed,
 }
@@ -205,12 +236,22 @@ pub(crate) struct Shared {
 /// Probes that passed through the codec; foca tells of none.
 #[derive(Debug, Default)]
 pub(crate) struct Passed {
+    /// Who sent the packet.
+    pub(crate) sender: Option<Peer>,
     /// We asked this member, with this number.
     pub(crate) pinged: Option<(Peer, u8)>,
     /// This member answered that number.
     pub(crate) acked: Option<(NodeId, u8)>,
     /// Members we answered.
     pub(crate) answered: Vec<SocketAddr>,
+    /// Probes of ours, by number, that a helper had answered.
+    pub(crate) relayed: Vec<u8>,
+    /// Helpers we asked to probe for us.
+    pub(crate) sought: usize,
+    /// Members we probe for others: who, for whom, their number.
+    pub(crate) asked: Vec<(Peer, SocketAddr, u8)>,
+    /// Members that answered such a probe.
+    pub(crate) vouched: Vec<NodeId>,
 }
 
 pub(crate) type SharedHandle = Arc<Mutex<Shared>>;
@@ -258,9 +299,43 @@ impl Shared {
     /// Sorts a notice that came in: news go before the core, and on to others when that is of use.
     fn receive(&mut self, notice: Notice) -> Option<NoticeKey> {
         let key = self.is_news(&notice)?;
-        let passed_on = self.relays || !matches!(notice, Notice::Event(_));
+        let passed_on = match &notice {
+            Notice::Event(_) => self.relays,
+            Notice::Accuse(told) => told.id != self.own.id,
+            _ => true,
+        };
         self.inbox.push(notice);
         passed_on.then_some(key)
+    }
+
+    /// Whether an accusation is news: the first few accusers of each life of a suspect are.
+    fn is_fresh(&mut self, told: &Accusation) -> bool {
+        let life = (told.incarnation, told.swim_incarnation);
+        if told.id == self.own.id {
+            // For us alone; whoever sends it tells us again until we have refuted.
+            return told.incarnation == self.own.incarnation;
+        }
+        let mut against = self
+            .accused
+            .range((told.id, [0; 16])..=(told.id, [0xff; 16]));
+        let accusers = against.clone().filter(|(_, (known, _))| *known == life);
+        if accusers.count() >= ACCUSERS_MAX
+            || against
+                .any(|((_, by), (known, _))| *known > life || (*by == told.by && *known == life))
+            || self.accused.len() >= ACCUSATIONS_MAX
+            || !self.known.contains(&told.id)
+        {
+            return false;
+        }
+        self.accused.insert((told.id, told.by), (life, self.now));
+        true
+    }
+
+    /// Old accusations make room.
+    pub(crate) fn forget_accusations(&mut self) {
+        let now = self.now;
+        self.accused
+            .retain(|_, (_, at)| now < *at + ACCUSATION_KEPT);
     }
 
     /// Whether `notice` is news; remembers it when it is.
@@ -285,7 +360,16 @@ impl Shared {
                 *id,
                 (*incarnation, u64::from(*forced) + 2 * u64::from(*prune)),
             ),
-            Notice::TagsWanted { .. } => return None,
+            Notice::TagsWanted { .. } | Notice::Newer { .. } => return None,
+            Notice::Accuse(told) => {
+                // One suspect's accusers are spread side by side.
+                let mut id = told.id;
+                id.iter_mut().zip(told.by).for_each(|(a, b)| *a ^= b);
+                return self.is_fresh(told).then_some(NoticeKey {
+                    kind: KIND_ACCUSE,
+                    id,
+                });
+            }
             Notice::Event(event) => {
                 return self.events.hear(event).then_some(NoticeKey {
                     kind: KIND_EVENT,
@@ -333,6 +417,14 @@ impl Codec<Peer> for WireCodec {
                 lock(&self.shared).passed.pinged = Some((header.dst.clone(), number));
             }
             Message::Ack(_) => lock(&self.shared).passed.answered.push(header.dst.address),
+            Message::PingReq { .. } => lock(&self.shared).passed.sought += 1,
+            Message::IndirectPing {
+                ref origin,
+                probe_number,
+            } => {
+                let errand = (header.dst.clone(), origin.address, probe_number);
+                lock(&self.shared).passed.asked.push(errand);
+            }
             _ => {}
         }
         PostcardCodec.encode_header(header, buf)
@@ -344,8 +436,12 @@ impl Codec<Peer> for WireCodec {
         if !shared.admit(&header.src) {
             return Err(postcard::Error::SerdeDeCustom);
         }
-        if let Message::Ack(number) = header.message {
-            shared.passed.acked = Some((header.src.id, number));
+        shared.passed.sender = Some(header.src.clone());
+        match header.message {
+            Message::Ack(number) => shared.passed.acked = Some((header.src.id, number)),
+            Message::ForwardedAck { probe_number, .. } => shared.passed.relayed.push(probe_number),
+            Message::IndirectAck { .. } => shared.passed.vouched.push(header.src.id),
+            _ => {}
         }
         Ok(header)
     }
@@ -431,6 +527,8 @@ mod tests {
             refused: 0,
             events: Events::new(std::time::Duration::ZERO),
             relays: true,
+            accused: BTreeMap::new(),
+            now: Duration::ZERO,
             passed: Passed::default(),
         }
     }

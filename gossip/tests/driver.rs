@@ -151,7 +151,10 @@ async fn wrong_and_missing_keys_are_refused_with_the_reason() {
             "{text}"
         );
     }
-    until("counted", || a.metrics().decrypt_failures.get() >= 2).await;
+    until("counted by cause", || {
+        a.metrics().decrypt_failures.get() >= 1 && a.metrics().clear_refused.get() >= 1
+    })
+    .await;
     assert_eq!(a.members().len(), 1);
 
     wrong

@@ -44,8 +44,38 @@ const COUNTERS: &[Figure] = &[
     ),
     (
         "weft_gossip_decrypt_failures",
-        "Frames dropped for a wrong or missing key",
+        "Frames dropped because no key here opens them",
         |m| m.decrypt_failures.get(),
+    ),
+    (
+        "weft_gossip_clear_refused",
+        "Frames dropped because they were clear text and a key is required",
+        |m| m.clear_refused.get(),
+    ),
+    (
+        "weft_gossip_sealed_refused",
+        "Frames dropped because they were sealed and no key is set here",
+        |m| m.sealed_refused.get(),
+    ),
+    (
+        "weft_gossip_stream_sent_bytes",
+        "Bytes sent over TCP",
+        |m| m.stream_bytes_sent.get(),
+    ),
+    (
+        "weft_gossip_stream_received_bytes",
+        "Bytes received over TCP",
+        |m| m.stream_bytes_received.get(),
+    ),
+    (
+        "weft_gossip_half_open",
+        "TCP connections closed because nothing came over them",
+        |m| m.half_open.get(),
+    ),
+    (
+        "weft_gossip_late_turns",
+        "Times this agent found that it had been asleep or starved",
+        |m| m.late_turns.get(),
     ),
     (
         "weft_gossip_foreign",
@@ -149,6 +179,21 @@ impl Collector for Pool {
             None,
             waiting.metric_type(),
         )?)?;
+        for (name, help, value) in [
+            (
+                "weft_gossip_health_score",
+                "What this agent thinks of itself: 0 is well, 8 the worst",
+                metrics.health_score.get(),
+            ),
+            (
+                "weft_gossip_suspects",
+                "Members that are suspected",
+                metrics.suspects.get(),
+            ),
+        ] {
+            let value = gauge(value);
+            value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)?;
+        }
         let kind = gauge(0).metric_type();
         let mut family = encoder.encode_descriptor(
             "weft_gossip_members",

@@ -52,7 +52,9 @@ impl Core {
     /// It is `now`, for all parts that ask.
     pub(super) fn pass(&mut self, now: Duration) {
         self.effects.now = now;
-        lock(&self.shared).events.pass(now);
+        let mut shared = lock(&self.shared);
+        shared.now = now;
+        shared.events.pass(now);
     }
 
     /// Events that came too late to tell whether they had been heard before.

@@ -5,18 +5,20 @@
 //! Invariants: one identity per node id; a newer incarnation replaces an older one wherever it is;
 //! `Left` and `Failed` are told apart by the leave notice, since SWIM itself knows only "down".
 
+mod exchange;
 mod fired;
 mod news;
 mod places;
 mod rounds;
 mod states;
+mod suspicion;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use foca::{Foca, Notification, OwnedNotification, Runtime, Timer};
+use foca::{Foca, Notification, OwnedNotification, Runtime, Timer, TimerToken};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -27,19 +29,25 @@ use crate::member::{Member, MemberEvent, MemberStatus, Tags};
 use crate::table::{Table, member_of};
 use crate::vivaldi::Vivaldi;
 use crate::wire::{
-    KIND_LEAVE, Notice, NoticeHandler, Passed, Peer, Shared, SharedHandle, WireCodec, check_tags,
-    lock,
+    KIND_LEAVE, NodeId, Notice, NoticeHandler, Passed, Peer, Shared, SharedHandle, WireCodec,
+    check_tags, lock,
 };
 
 pub use crate::wire::SyncState;
+pub use exchange::Answered;
 pub use places::CoordinateCounts;
+pub(crate) use suspicion::ACCUSERS_MAX;
+pub use suspicion::Load;
 
 /// First byte of a datagram's body.
 const KIND_SWIM: u8 = 0;
 const KIND_NOTICE: u8 = 1;
 const KIND_PLACE: u8 = 2;
+const KIND_NACK: u8 = 3;
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+/// How long tags may follow the news of a member before they are asked for.
+const TAGS_WAIT: Duration = Duration::from_millis(600);
 const LEAVE_STEP: Duration = Duration::from_millis(150);
 const LEAVE_STEPS: u8 = 4;
 /// Members told directly of a leave; the rest hear of it by gossip.
@@ -106,6 +114,9 @@ pub struct Core {
     vivaldi: Vivaldi,
     probe: Option<places::Probe>,
     coordinate_counts: CoordinateCounts,
+    doubt: suspicion::Doubt,
+    /// Members whose tags have not come with the news of them.
+    untagged: BTreeSet<NodeId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +133,10 @@ enum Due {
     Reconnect,
     Sweep,
     LeaveStep,
+    /// Ask for tags that have not come.
+    Tags,
+    /// A member we asked on somebody's behalf should have answered by now.
+    Witness((NodeId, SocketAddr, u8)),
 }
 
 /// foca's runtime: its effects as data.
@@ -132,12 +147,24 @@ struct Effects {
     timers: BTreeMap<(Duration, u64), Due>,
     sequence: u64,
     notes: Vec<OwnedNotification<Peer>>,
+    /// foca's clocks on members whose probe failed; the core decides when they fire.
+    suspected: Vec<Timer<Peer>>,
+    /// Probes take this many times as long as configured.
+    stretch: u32,
+    /// foca's token of the probes under way, and when the first of them is due, as a share of the interval.
+    probing: Option<TimerToken>,
+    first_probe: f64,
 }
 
 impl Effects {
     fn after(&mut self, delay: Duration, due: Due) {
+        self.at(self.now + delay, due);
+    }
+
+    fn at(&mut self, at: Duration, due: Due) -> (Duration, u64) {
         self.sequence += 1;
-        self.timers.insert((self.now + delay, self.sequence), due);
+        self.timers.insert((at, self.sequence), due);
+        (at, self.sequence)
     }
 
     fn send(&mut self, to: SocketAddr, kind: u8, data: &[u8]) {
@@ -158,7 +185,18 @@ impl Runtime<Peer> for Effects {
     }
 
     fn submit_after(&mut self, event: Timer<Peer>, after: Duration) {
-        self.after(after, Due::Swim(event));
+        match event {
+            Timer::ChangeSuspectToDown { .. } => self.suspected.push(event),
+            // A pool that starts at one instant does not probe at one instant ever after.
+            Timer::ProbeRandomMember(token) if self.probing.replace(token) != Some(token) => {
+                self.drop_stale(token);
+                self.after(after.mul_f64(self.first_probe), Due::Swim(event));
+            }
+            Timer::ProbeRandomMember(_) | Timer::SendIndirectProbe { .. } => {
+                self.after(after * self.stretch, Due::Swim(event));
+            }
+            _ => self.after(after, Due::Swim(event)),
+        }
     }
 }
 
@@ -194,6 +232,8 @@ impl Core {
             refused: 0,
             events: Events::new(now),
             relays: false,
+            accused: BTreeMap::new(),
+            now,
             passed: Passed::default(),
         }));
         let mut rng = StdRng::seed_from_u64(seed);
@@ -211,6 +251,8 @@ impl Core {
             shared,
             effects: Effects {
                 now,
+                stretch: 1,
+                first_probe: rng.random_range(0.1..1.0),
                 ..Effects::default()
             },
             table: Table::default(),
@@ -224,6 +266,8 @@ impl Core {
             vivaldi: Vivaldi::default(),
             probe: None,
             coordinate_counts: CoordinateCounts::default(),
+            doubt: suspicion::Doubt::default(),
+            untagged: BTreeSet::new(),
         };
         core.start();
         Ok(core)
@@ -257,6 +301,12 @@ impl Core {
     #[must_use]
     pub fn members(&self) -> Vec<Arc<Member>> {
         self.table.snapshot()
+    }
+
+    /// The member shown under a name.
+    #[must_use]
+    pub fn member_named(&self, name: &str) -> Option<Arc<Member>> {
+        self.table.by_name(name).map(|r| Arc::clone(&r.member))
     }
 
     /// Whether [`Self::members`] changed since the last call.
@@ -303,6 +353,7 @@ impl Core {
             },
             Some((&KIND_NOTICE, data)) => self.handle_notice(from, data),
             Some((&KIND_PLACE, data)) => self.handle_place(from, data),
+            Some((&KIND_NACK, data)) => self.handle_nack(from, data),
             _ => false,
         };
         self.settle();
@@ -312,6 +363,11 @@ impl Core {
     /// Fires every timer that is due.
     pub fn handle_timers(&mut self, now: Duration) {
         self.pass(now);
+        let due = self.next_timer().unwrap_or(now);
+        let late = now.saturating_sub(due);
+        if late > self.config.timing.late() {
+            self.woke_late(late);
+        }
         while let Some(entry) = self.effects.timers.first_entry() {
             if entry.key().0 > now {
                 break;
@@ -326,6 +382,8 @@ impl Core {
                 Due::Reconnect => self.on_reconnect_timer(),
                 Due::Sweep => self.on_sweep_timer(),
                 Due::LeaveStep => self.on_leave_step(),
+                Due::Tags => self.on_tags_timer(),
+                Due::Witness(errand) => self.on_witness(errand),
             }
             self.settle();
         }
@@ -435,7 +493,8 @@ impl Core {
 
     /// Carries foca's conclusions and fresh notices into the table, then the table's events out.
     fn settle(&mut self) {
-        self.measure();
+        self.accuse();
+        self.look();
         self.digest_notes();
         let relays = self.may_relay();
         let inbox = {
@@ -447,6 +506,8 @@ impl Core {
             self.digest_notice(notice);
         }
         self.overtake_own();
+        self.accuse();
+        self.look();
         self.digest_notes();
         self.effects
             .actions
@@ -475,16 +536,19 @@ impl Core {
                     }
                 }
                 OwnedNotification::Rejoin(peer) => self.renewed(peer),
-                OwnedNotification::Active
-                | OwnedNotification::Idle
-                | OwnedNotification::Defunct => {}
+                OwnedNotification::Active => self.begin_anew(),
+                OwnedNotification::Idle | OwnedNotification::Defunct => {}
             }
         }
     }
 
     fn digest_up(&mut self, peer: &Peer) {
         self.table.up(self.effects.now, peer);
-        self.want_tags(peer);
+        // They mostly come in the same packet; a whole pool asking a newcomer would drown it.
+        if self.untagged.is_empty() {
+            self.effects.after(TAGS_WAIT, Due::Tags);
+        }
+        self.untagged.insert(peer.id);
         // Its leave intent may have overtaken the news that it exists.
         let intent = lock(&self.shared)
             .newest

@@ -24,11 +24,32 @@ impl Core {
                 }
                 true
             }
+            Ok(Notice::Newer { incarnation }) => {
+                // As by hearsay; whoever invents one can do no more harm than with a state.
+                let mut shared = lock(&self.shared);
+                let told = (incarnation, shared.own.address);
+                if incarnation >= shared.own.incarnation
+                    && shared.own_elsewhere.is_none_or(|(n, _)| n < incarnation)
+                {
+                    shared.own_elsewhere = Some(told);
+                }
+                true
+            }
             Ok(_) => {
                 self.hear(data);
                 true
             }
             Err(_) => false,
+        }
+    }
+
+    /// A process that does not know how far its earlier lives went would try one incarnation after another.
+    pub(super) fn tell_newer(&mut self, sender: &Peer) {
+        let newer = self.table.get(&sender.id).map(|r| r.peer.incarnation);
+        if let Some(incarnation) = newer.filter(|n| *n > sender.incarnation) {
+            let notice = Notice::Newer { incarnation };
+            self.effects
+                .send(sender.address, KIND_NOTICE, &notice.encode());
         }
     }
 
@@ -125,7 +146,8 @@ impl Core {
                     self.forget_swim(peer);
                 }
             }
-            Notice::TagsWanted { .. } => {}
+            Notice::TagsWanted { .. } | Notice::Newer { .. } => {}
+            Notice::Accuse(told) => self.accused(told),
             Notice::Event(event) => self.effects.actions.push_back(Action::UserEvent(event)),
         }
     }

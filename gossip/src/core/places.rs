@@ -13,7 +13,7 @@ use weft_proto::coordinate::{Coordinate, DIMENSIONS};
 
 use super::{Core, KIND_PLACE};
 use crate::vivaldi::Learned;
-use crate::wire::{NodeId, Peer, lock};
+use crate::wire::{NodeId, Passed, Peer, lock};
 
 /// A member's place, as it says itself. Direct only.
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,12 +57,15 @@ impl Core {
     }
 
     /// Looks at what foca sent and got since the last look.
-    pub(super) fn measure(&mut self) {
-        // Taken in any case: the codec notes what passes without knowing whether anybody looks.
+    pub(super) fn look(&mut self) {
         let passed = std::mem::take(&mut lock(&self.shared).passed);
-        if !self.config.coordinates {
-            return;
+        self.observe(&passed);
+        if self.config.coordinates {
+            self.measure(passed);
         }
+    }
+
+    fn measure(&mut self, passed: Passed) {
         if let Some((peer, number)) = passed.pinged {
             self.probe = Some(Probe {
                 peer,
@@ -102,7 +105,7 @@ impl Core {
         {
             probe.place = Some(Coordinate::of_numbers(place.numbers));
         }
-        self.measure();
+        self.learn();
         true
     }
 
@@ -142,7 +145,7 @@ mod tests {
         };
         let mut core = Core::new(config, Duration::ZERO, 7).unwrap();
         lock(&core.shared).passed.answered.push(address);
-        core.measure();
+        core.look();
         assert!(lock(&core.shared).passed.answered.is_empty());
     }
 }

@@ -68,11 +68,28 @@ impl Core {
         let untagged: Vec<Peer> = untagged
             .map(|r| r.peer.clone())
             .sample(&mut self.rng, TAG_REQUESTS_MAX);
+        self.ask_for_tags(untagged);
+        self.sweep_doubt();
+        self.prune_shared();
+    }
+
+    /// Members heard of lately whose tags have not followed.
+    pub(super) fn on_tags_timer(&mut self) {
+        let table = &self.table;
+        let waiting = std::mem::take(&mut self.untagged);
+        let waiting = waiting.iter().filter_map(|id| table.get(id));
+        let waiting: Vec<Peer> = waiting
+            .filter(|r| r.member.status.is_active())
+            .map(|r| r.peer.clone())
+            .sample(&mut self.rng, TAG_REQUESTS_MAX);
+        self.ask_for_tags(waiting);
+    }
+
+    fn ask_for_tags(&mut self, peers: Vec<Peer>) {
         let own = self.swim.identity().id;
-        for peer in untagged.into_iter().filter(|p| p.id != own) {
+        for peer in peers.into_iter().filter(|p| p.id != own) {
             self.want_tags(&peer);
         }
-        self.prune_shared();
     }
 
     /// What foca and the table no longer hold makes room at the gate.
@@ -92,6 +109,7 @@ impl Core {
                 .newest
                 .retain(|(_, id), _| *id == own || held.contains(id));
         }
+        shared.forget_accusations();
     }
 
     pub(super) fn forget_swim(&mut self, peer: Peer) {

@@ -201,7 +201,7 @@ impl Core {
         Duration::from_secs(down_seconds) >= kept
     }
 
-    fn apply(&mut self, update: foca::Member<Peer>, pass_on: bool) {
+    pub(super) fn apply(&mut self, update: foca::Member<Peer>, pass_on: bool) {
         if let Err(error) =
             self.swim
                 .apply_many(std::iter::once(update), pass_on, &mut self.effects)

@@ -1,6 +1,6 @@
-//! Full states over TCP: a length, a frame, and the same back.
+//! Exchanges over TCP: frames to and fro, each a length and what is sealed, until one side has no answer.
 //!
-//! Owns: framing, limits and time-outs of one exchange. Never: merges; the loop does.
+//! Owns: framing, limits and time-outs. Never: looks inside a frame; the loop does.
 
 use std::io::{Error, ErrorKind};
 use std::net::SocketAddr;
@@ -11,28 +11,33 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Command, Published};
-use crate::core::SyncState;
+use crate::core::Answered;
 use crate::error::GossipError;
 use crate::keyring::FrameError;
 
 /// Time one exchange may take in all.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time a caller has to send its first frame: half-open connections hold a place no longer.
+const FIRST_FRAME_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes of a frame at most: 20,000 members with full tags.
 const FRAME_MAX_BYTES: u32 = 32 << 20;
+/// Frames one side sends in an exchange at most.
+const FRAMES_MAX: usize = 4;
 
-/// Calls `peer`, sends what we know, merges what it knows.
+/// Calls `peer` and exchanges states with it: `full` at a join, what differs afterwards.
 pub(super) async fn with(
     peer: SocketAddr,
+    full: bool,
     commands: &mpsc::Sender<Command>,
     published: &Published,
 ) -> Result<(), GossipError> {
     let call = async {
         let failed = |cause| GossipError::Exchange { peer, cause };
         let mut stream = TcpStream::connect(peer).await.map_err(failed)?;
-        let state = own_state(commands).await?;
-        write(&mut stream, peer, &state, published).await?;
-        let answer = read(&mut stream, peer, published).await?;
-        merge(peer, answer, commands).await
+        let open = opening(full, commands).await?;
+        write(&mut stream, peer, &open, published).await?;
+        let frame = read(&mut stream, peer, published).await?;
+        go_on(&mut stream, peer, frame, commands, published).await
     };
     let done = limited(peer, call).await;
     match &done {
@@ -42,7 +47,7 @@ pub(super) async fn with(
     done
 }
 
-/// Answers a caller. A stranger of another datacenter learns our name and no more.
+/// Answers a caller.
 pub(super) async fn answer(
     mut stream: TcpStream,
     peer: SocketAddr,
@@ -50,16 +55,51 @@ pub(super) async fn answer(
     published: &Published,
 ) -> Result<(), GossipError> {
     let call = async {
-        let theirs = read(&mut stream, peer, published).await?;
-        let mut ours = own_state(&commands).await?;
-        if theirs.datacenter() != ours.datacenter() {
-            published.metrics.foreign_datacenter.add(1);
-            ours = ours.introduction();
-        }
-        write(&mut stream, peer, &ours, published).await?;
-        merge(peer, theirs, &commands).await
+        let first = read(&mut stream, peer, published);
+        let Ok(first) = tokio::time::timeout(FIRST_FRAME_TIMEOUT, first).await else {
+            published.metrics.half_open.add(1);
+            return Err(late(peer, "no frame within 3 s of connecting"));
+        };
+        go_on(&mut stream, peer, first?, &commands, published).await
     };
     limited(peer, call).await
+}
+
+/// Takes frames in and answers them until there is no answer.
+async fn go_on(
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    first: Vec<u8>,
+    commands: &mpsc::Sender<Command>,
+    published: &Published,
+) -> Result<(), GossipError> {
+    let mut frame = first;
+    for _ in 0..FRAMES_MAX {
+        let answered = take(peer, frame, commands).await?;
+        if let Err(GossipError::Datacenter { .. }) = &answered.outcome {
+            published.metrics.foreign_datacenter.add(1);
+        }
+        let Some(answer) = answered.frame else {
+            return answered.outcome;
+        };
+        write(stream, peer, &answer, published).await?;
+        answered.outcome?;
+        frame = match read_or_end(stream, peer, published).await? {
+            Some(frame) => frame,
+            None => return Ok(()),
+        };
+    }
+    Err(GossipError::Frame {
+        peer,
+        reason: "malformed",
+    })
+}
+
+fn late(peer: SocketAddr, what: &'static str) -> GossipError {
+    GossipError::Exchange {
+        peer,
+        cause: Error::new(ErrorKind::TimedOut, what),
+    }
 }
 
 async fn limited(
@@ -68,42 +108,39 @@ async fn limited(
 ) -> Result<(), GossipError> {
     match tokio::time::timeout(EXCHANGE_TIMEOUT, call).await {
         Ok(done) => done,
-        Err(_) => Err(GossipError::Exchange {
-            peer,
-            cause: Error::new(ErrorKind::TimedOut, "no answer within 10 s"),
-        }),
+        Err(_) => Err(late(peer, "no answer within 10 s")),
     }
 }
 
-async fn own_state(commands: &mpsc::Sender<Command>) -> Result<SyncState, GossipError> {
-    let (reply, state) = oneshot::channel();
+async fn opening(full: bool, commands: &mpsc::Sender<Command>) -> Result<Vec<u8>, GossipError> {
+    let (reply, opening) = oneshot::channel();
     commands
-        .send(Command::State(reply))
+        .send(Command::Open { full, reply })
         .await
         .map_err(|_| GossipError::Stopped)?;
-    state.await.map_err(|_| GossipError::Stopped)
+    opening.await.map_err(|_| GossipError::Stopped)
 }
 
-async fn merge(
+async fn take(
     from: SocketAddr,
-    state: SyncState,
+    frame: Vec<u8>,
     commands: &mpsc::Sender<Command>,
-) -> Result<(), GossipError> {
-    let (reply, merged) = oneshot::channel();
+) -> Result<Answered, GossipError> {
+    let (reply, answered) = oneshot::channel();
     commands
-        .send(Command::Merge { from, state, reply })
+        .send(Command::Frame { from, frame, reply })
         .await
         .map_err(|_| GossipError::Stopped)?;
-    merged.await.map_err(|_| GossipError::Stopped)?
+    answered.await.map_err(|_| GossipError::Stopped)
 }
 
 async fn write(
     stream: &mut TcpStream,
     peer: SocketAddr,
-    state: &SyncState,
+    body: &[u8],
     published: &Published,
 ) -> Result<(), GossipError> {
-    let frame = published.framer.load().seal(&state.encode())?;
+    let frame = published.framer.load().seal(body)?;
     let length = u32::try_from(frame.len())
         .ok()
         .filter(|n| *n <= FRAME_MAX_BYTES);
@@ -117,23 +154,44 @@ async fn write(
         .await
         .map_err(failed)?;
     stream.write_all(&frame).await.map_err(failed)?;
-    stream.flush().await.map_err(failed)
+    stream.flush().await.map_err(failed)?;
+    published
+        .metrics
+        .stream_bytes_sent
+        .add(frame.len() as u64 + 4);
+    Ok(())
 }
 
+/// A frame; an end before one says that the peer did not like ours.
 async fn read(
     stream: &mut TcpStream,
     peer: SocketAddr,
     published: &Published,
-) -> Result<SyncState, GossipError> {
+) -> Result<Vec<u8>, GossipError> {
+    let frame = read_or_end(stream, peer, published).await?;
+    frame.ok_or(GossipError::Frame {
+        peer,
+        reason: "closed",
+    })
+}
+
+async fn read_or_end(
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    published: &Published,
+) -> Result<Option<Vec<u8>>, GossipError> {
     let failed = |cause: Error| match cause.kind() {
-        // A peer that does not like our frame hangs up without a word.
-        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => GossipError::Frame {
+        ErrorKind::ConnectionReset => GossipError::Frame {
             peer,
             reason: "closed",
         },
         _ => GossipError::Exchange { peer, cause },
     };
-    let length = stream.read_u32().await.map_err(failed)?;
+    let length = match stream.read_u32().await {
+        Ok(length) => length,
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
     if length > FRAME_MAX_BYTES {
         published.metrics.malformed.add(1);
         return Err(GossipError::Frame {
@@ -148,6 +206,10 @@ async fn read(
         .read_to_end(&mut frame)
         .await
         .map_err(failed)?;
+    published
+        .metrics
+        .stream_bytes_received
+        .add(taken as u64 + 4);
     if taken < length as usize {
         return Err(GossipError::Frame {
             peer,
@@ -155,17 +217,12 @@ async fn read(
         });
     }
     let refused = |error: FrameError| {
-        let metrics = &published.metrics;
-        if error.is_key() {
-            metrics.decrypt_failures.add(1)
-        } else {
-            metrics.malformed.add(1)
-        }
+        published.metrics.refused(error);
         GossipError::Frame {
             peer,
             reason: error.reason(),
         }
     };
     let body = published.framer.load().open_any(&frame).map_err(refused)?;
-    SyncState::decode(&body).ok_or_else(|| refused(FrameError::Malformed))
+    Ok(Some(body))
 }

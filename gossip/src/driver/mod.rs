@@ -18,7 +18,7 @@ use weft_proto::clock::Clock;
 use weft_proto::coordinate::Coordinate;
 
 use crate::config::GossipConfig;
-use crate::core::{Core, SyncState};
+use crate::core::{Answered, Core};
 use crate::error::GossipError;
 use crate::events::{EventId, UserEvent};
 use crate::keyring::{Framer, Keyring};
@@ -35,11 +35,14 @@ const ADDRESSES_PER_NAME_MAX: usize = 8;
 
 /// What users ask of the loop.
 enum Command {
-    State(oneshot::Sender<SyncState>),
-    Merge {
+    Open {
+        full: bool,
+        reply: oneshot::Sender<Vec<u8>>,
+    },
+    Frame {
         from: SocketAddr,
-        state: SyncState,
-        reply: oneshot::Sender<Result<(), GossipError>>,
+        frame: Vec<u8>,
+        reply: oneshot::Sender<Answered>,
     },
     AddSeeds {
         names: Vec<String>,
@@ -204,7 +207,7 @@ impl Gossip {
                 continue;
             }
             seeds.push(peer);
-            match exchange::with(peer, &self.commands, &self.published).await {
+            match exchange::with(peer, true, &self.commands, &self.published).await {
                 Ok(()) => return Ok(()),
                 Err(error) => last = error,
             }

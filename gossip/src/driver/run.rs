@@ -138,9 +138,9 @@ impl Run {
         let now = self.clock.monotonic();
         // A caller that gave up does not want its answer.
         match command {
-            Command::State(reply) => drop(reply.send(self.core.sync_state(now))),
-            Command::Merge { from, state, reply } => {
-                drop(reply.send(self.core.merge(now, from, state)))
+            Command::Open { full, reply } => drop(reply.send(self.core.exchange_open(now, full))),
+            Command::Frame { from, frame, reply } => {
+                drop(reply.send(self.core.exchange(now, from, &frame)))
             }
             Command::AddSeeds { names, addresses } => {
                 self.core.add_seeds(addresses);
@@ -206,14 +206,7 @@ impl Run {
     }
 
     fn frame_refused(&mut self, from: SocketAddr, error: FrameError) {
-        let metrics = &self.published.metrics;
-        match error {
-            FrameError::Foreign => metrics.foreign_datacenter.add(1),
-            FrameError::Malformed => metrics.malformed.add(1),
-            FrameError::Clear | FrameError::Sealed | FrameError::Decrypt => {
-                metrics.decrypt_failures.add(1)
-            }
-        }
+        self.published.metrics.refused(error);
         if !self
             .quiet
             .may_speak(self.clock.monotonic(), (from.ip(), error.reason()))
@@ -317,7 +310,7 @@ impl Run {
                 .filter(|p| *p != own)
                 .take(SEED_ADDRESSES_MAX)
             {
-                if let Err(error) = exchange::with(peer, &commands, &published).await {
+                if let Err(error) = exchange::with(peer, false, &commands, &published).await {
                     report(&error, peer, false);
                 }
             }
@@ -435,6 +428,9 @@ impl Run {
         metrics.coordinate_updates.set(counts.learned);
         metrics.coordinate_refused.set(counts.refused);
         metrics.coordinate_resets.set(counts.resets);
+        metrics.health_score.set(self.core.health_score().into());
+        metrics.late_turns.set(self.core.late_turns());
+        metrics.suspects.set(self.core.suspects() as u64);
         if !self.core.take_changed() {
             return;
         }

@@ -190,19 +190,19 @@ impl Values<'_> {
             gossip_interval: self.duration_from(
                 "gossip_lan.gossip_interval",
                 raw.gossip_interval.as_deref(),
-                "200ms",
+                "150ms",
                 "10ms",
             ),
             probe_interval: self.duration_from(
                 "gossip_lan.probe_interval",
                 raw.probe_interval.as_deref(),
-                "1s",
+                "700ms",
                 "50ms",
             ),
             probe_timeout: self.duration_from(
                 "gossip_lan.probe_timeout",
                 raw.probe_timeout.as_deref(),
-                "500ms",
+                "300ms",
                 "10ms",
             ),
             suspicion_mult: self.small("gossip_lan.suspicion_mult", raw.suspicion_mult, 4, 1..=64),
