@@ -224,6 +224,8 @@ pub struct GossipConfig {
     pub bind: SocketAddr,
     /// Keys; `None` sends and accepts clear text only.
     pub keyring: Option<Keyring>,
+    /// File of the keys (`serf/local.keyring`), which goes before `keyring` once it exists; `None` keeps none.
+    pub keyring_path: Option<PathBuf>,
     /// `encrypt_verify_incoming`: refuse clear text although a key is set.
     pub verify_incoming: bool,
     /// `encrypt_verify_outgoing`: seal what is sent when a key is set.
@@ -242,6 +244,7 @@ impl GossipConfig {
             core,
             bind,
             keyring: None,
+            keyring_path: None,
             verify_incoming: true,
             verify_outgoing: true,
             known_path: None,

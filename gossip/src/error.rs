@@ -147,6 +147,27 @@ pub enum GossipError {
         #[source]
         cause: std::io::Error,
     },
+    /// The file of keys could not be read or written.
+    #[error("cannot {action} the gossip keys in {path}")]
+    KeyFile {
+        /// `read` or `write`.
+        action: &'static str,
+        /// The file.
+        path: String,
+        /// The system's answer.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// The file of keys is damaged.
+    #[error(
+        "{path} is not usable as a gossip keyring: {reason}; remove it to begin with the key of encrypt"
+    )]
+    KeyFileForm {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// An event is too large to be gossiped.
     #[error(
         "user event needs {size} bytes, at most {max} are allowed for name, filters and payload together; send a reference to the data instead"
@@ -193,6 +214,8 @@ impl GossipError {
             Self::UnknownMember { .. } => "gossip.unknown_member",
             Self::MemberAlive { .. } => "gossip.member_alive",
             Self::KnownFile { .. } => "gossip.known_file",
+            Self::KeyFile { .. } => "gossip.key_file",
+            Self::KeyFileForm { .. } => "gossip.key_file_form",
             Self::EventTooLarge { .. } => "gossip.event_too_large",
             Self::EventsWaiting { .. } => "gossip.events_waiting",
             Self::Stopped => "gossip.stopped",

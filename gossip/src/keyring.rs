@@ -1,7 +1,7 @@
 //! Gossip keys and the frames they seal.
 //!
 //! Owns: the ring (one primary, several accepted), AES-GCM, the frame header.
-//! Never: keeps keys on disk yet, or prints one.
+//! Never: keeps keys on disk (`ring_file` does), or prints one.
 //! Frame: magic, version, flags, datacenter digest (8 bytes), then either the clear body or a
 //! 12-byte nonce and the sealed body; the header is authenticated.
 //! Source: Consul docs, "Gossip encryption" (key sizes, install → use → remove).
@@ -243,6 +243,11 @@ impl Framer {
     /// Exchanges the ring.
     pub fn set_ring(&mut self, ring: Option<Keyring>) {
         self.ring = ring;
+    }
+
+    /// Whether a frame says that it is sealed; [`Self::open_any`] says whether that is true.
+    pub(crate) fn is_sealed(frame: &[u8]) -> bool {
+        frame.get(2).is_some_and(|flags| flags & FLAG_SEALED != 0)
     }
 
     /// A frame around `body`. Errors: the system gives no randomness for the nonce.

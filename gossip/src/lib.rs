@@ -16,12 +16,13 @@ pub mod known;
 pub mod member;
 pub mod metrics;
 mod quiet;
+mod ring_file;
 mod table;
 mod vivaldi;
 mod wire;
 
 pub use config::{CoreConfig, GossipConfig, LanTiming};
-pub use driver::{EventStream, Gossip, JoinOutcome, UserEventStream};
+pub use driver::{EventStream, Gossip, JoinOutcome, KeyAction, KeyReport, UserEventStream};
 pub use error::GossipError;
 pub use events::UserEvent;
 pub use keyring::{GossipKey, Keyring};

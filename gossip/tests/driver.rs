@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_gossip::{
-    CoreConfig, Gossip, GossipConfig, GossipError, GossipKey, Keyring, MemberEvent, MemberStatus,
-    Tags,
+    CoreConfig, Gossip, GossipConfig, GossipError, GossipKey, KeyAction, Keyring, MemberEvent,
+    MemberStatus, Tags,
 };
 use weft_proto::clock::SystemClock;
 
@@ -298,4 +298,110 @@ async fn events_reach_every_consumer_of_every_member() {
     assert_eq!(streams[2].next().await, None);
     let stopped = b.fire([9; 16], Vec::new()).await.unwrap_err();
     assert_eq!(stopped.reason(), "gossip.stopped");
+}
+
+#[tokio::test]
+async fn keys_are_rotated_everywhere_and_survive_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let with_file = |n: u8| {
+        let mut config = config(n, Some(KEY_ONE));
+        config.keyring_path = Some(directory.path().join(format!("{n}/serf/local.keyring")));
+        config
+    };
+    let (a, b, c) = (
+        start(with_file(1)).await,
+        start(with_file(2)).await,
+        start(with_file(3)).await,
+    );
+    for joiner in [&b, &c] {
+        assert_eq!(joiner.join(&at(&a)).await.contacted, 1);
+    }
+    full_pool(&[&a, &b, &c]).await;
+    let listed = b.keys(KeyAction::List, "").await.unwrap();
+    assert_eq!(
+        (listed.nodes, listed.keys[KEY_ONE], listed.primary[KEY_ONE]),
+        (3, 3, 3)
+    );
+
+    let early = a.keys(KeyAction::Use, KEY_TWO).await.unwrap();
+    assert_eq!(early.errors.len(), 3, "{early:?}");
+    assert!(early.errors["n2"].contains("not installed"), "{early:?}");
+    assert!(a.keys(KeyAction::Install, "nonsense").await.is_err());
+
+    for action in [KeyAction::Install, KeyAction::Use] {
+        let done = a.keys(action, KEY_TWO).await.unwrap();
+        assert!(done.errors.is_empty(), "{done:?}");
+    }
+    let refused = a.keys(KeyAction::Remove, KEY_TWO).await.unwrap();
+    assert!(refused.errors["n3"].contains("primary"), "{refused:?}");
+    let removed = c.keys(KeyAction::Remove, KEY_ONE).await.unwrap();
+    assert!(removed.errors.is_empty(), "{removed:?}");
+    assert_eq!(removed.keys.keys().collect::<Vec<_>>(), [KEY_TWO]);
+
+    // The file goes before the key of the configuration.
+    c.shutdown().await;
+    let c = start(with_file(3)).await;
+    assert_eq!(c.join(&at(&a)).await.contacted, 1);
+    full_pool(&[&a, &b, &c]).await;
+    assert_eq!(a.metrics().decrypt_failures.get(), 0);
+    let open = node(4, None).await;
+    assert!(
+        open.keys(KeyAction::List, "").await.is_err(),
+        "it has no keys"
+    );
+}
+
+#[tokio::test]
+async fn keys_are_not_told_to_whoever_holds_none() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut lenient = config(1, Some(KEY_ONE));
+    lenient.verify_incoming = false;
+    let a = start(lenient).await;
+    let clear = weft_gossip::keyring::Framer::new("dc1", None, true, true);
+    let mut stream = tokio::net::TcpStream::connect(a.bound()).await.unwrap();
+    let say = |body: &[u8]| {
+        let frame = clear.seal(body).unwrap();
+        [&(frame.len() as u32).to_be_bytes()[..], &frame].concat()
+    };
+    stream.write_all(&say(&[16])).await.unwrap();
+    let length = stream.read_u32().await.unwrap();
+    let mut greeting = vec![0; length as usize];
+    stream.read_exact(&mut greeting).await.unwrap();
+    // A list in clear text, with whatever number.
+    stream
+        .write_all(&say(&[[18].as_slice(), &[0; 18]].concat()))
+        .await
+        .unwrap();
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest).await;
+    assert!(rest.is_empty(), "no answer");
+    until("counted", || a.metrics().clear_refused.get() == 1).await;
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_and_nonsense_are_counted_and_let_go() {
+    use tokio::io::AsyncWriteExt as _;
+    let (a, b) = (node(1, Some(KEY_ONE)).await, node(2, Some(KEY_ONE)).await);
+    let mut silent = Vec::new();
+    for _ in 0..80 {
+        silent.push(tokio::net::TcpStream::connect(a.bound()).await.unwrap());
+    }
+    until("64 are kept, the others let go", || {
+        a.metrics().sync_refused.get() >= 16
+    })
+    .await;
+    let udp = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    for n in 0..2_000u16 {
+        let noise: Vec<u8> = (0..n % 1_400).map(|i| (i ^ n) as u8).collect();
+        udp.send_to(&noise, a.bound()).await.unwrap();
+    }
+    until("the noise is counted", || a.metrics().malformed.get() > 0).await;
+    until("silence ends after 3 s", || {
+        a.metrics().half_open.get() == 64
+    })
+    .await;
+    let mut long = tokio::net::TcpStream::connect(a.bound()).await.unwrap();
+    long.write_all(&[0xff; 64]).await.unwrap();
+    assert_eq!(b.join(&at(&a)).await.contacted, 1, "and it still answers");
+    full_pool(&[&a, &b]).await;
 }

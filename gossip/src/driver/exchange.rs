@@ -4,16 +4,17 @@
 
 use std::io::{Error, ErrorKind};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Command, Published};
+use super::{Command, Published, keys};
 use crate::core::Answered;
 use crate::error::GossipError;
-use crate::keyring::FrameError;
+use crate::keyring::{FrameError, Framer};
 
 /// Time one exchange may take in all.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,7 +53,7 @@ pub(super) async fn answer(
     mut stream: TcpStream,
     peer: SocketAddr,
     commands: mpsc::Sender<Command>,
-    published: &Published,
+    published: &Arc<Published>,
 ) -> Result<(), GossipError> {
     let call = async {
         let first = read(&mut stream, peer, published);
@@ -60,7 +61,11 @@ pub(super) async fn answer(
             published.metrics.half_open.add(1);
             return Err(late(peer, "no frame within 3 s of connecting"));
         };
-        go_on(&mut stream, peer, first?, &commands, published).await
+        let first = first?;
+        if first == [keys::HELLO] {
+            return keys::serve(&mut stream, peer, published).await;
+        }
+        go_on(&mut stream, peer, first, &commands, published).await
     };
     limited(peer, call).await
 }
@@ -85,7 +90,7 @@ async fn go_on(
         write(stream, peer, &answer, published).await?;
         answered.outcome?;
         frame = match read_or_end(stream, peer, published).await? {
-            Some(frame) => frame,
+            Some((frame, _)) => frame,
             None => return Ok(()),
         };
     }
@@ -134,7 +139,7 @@ async fn take(
     answered.await.map_err(|_| GossipError::Stopped)
 }
 
-async fn write(
+pub(super) async fn write(
     stream: &mut TcpStream,
     peer: SocketAddr,
     body: &[u8],
@@ -163,23 +168,40 @@ async fn write(
 }
 
 /// A frame; an end before one says that the peer did not like ours.
-async fn read(
+pub(super) async fn read(
     stream: &mut TcpStream,
     peer: SocketAddr,
     published: &Published,
 ) -> Result<Vec<u8>, GossipError> {
     let frame = read_or_end(stream, peer, published).await?;
-    frame.ok_or(GossipError::Frame {
+    frame.map(|(body, _)| body).ok_or(GossipError::Frame {
         peer,
         reason: "closed",
     })
+}
+
+/// A frame of somebody who holds a key, whatever `encrypt_verify_incoming` says.
+pub(super) async fn read_sealed(
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    published: &Published,
+) -> Result<Vec<u8>, GossipError> {
+    let reason = match read_or_end(stream, peer, published).await? {
+        Some((body, true)) => return Ok(body),
+        Some((_, false)) => {
+            published.metrics.refused(FrameError::Clear);
+            FrameError::Clear.reason()
+        }
+        None => "closed",
+    };
+    Err(GossipError::Frame { peer, reason })
 }
 
 async fn read_or_end(
     stream: &mut TcpStream,
     peer: SocketAddr,
     published: &Published,
-) -> Result<Option<Vec<u8>>, GossipError> {
+) -> Result<Option<(Vec<u8>, bool)>, GossipError> {
     let failed = |cause: Error| match cause.kind() {
         ErrorKind::ConnectionReset => GossipError::Frame {
             peer,
@@ -224,5 +246,5 @@ async fn read_or_end(
         }
     };
     let body = published.framer.load().open_any(&frame).map_err(refused)?;
-    Ok(Some(body))
+    Ok(Some((body, Framer::is_sealed(&frame))))
 }

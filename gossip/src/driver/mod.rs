@@ -5,9 +5,13 @@
 //! loop never waits for them.
 
 mod exchange;
+mod keys;
 mod run;
 
+pub use keys::{KeyAction, KeyReport};
+
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +29,7 @@ use crate::keyring::{Framer, Keyring};
 use crate::known::Known;
 use crate::member::{Member, MemberEvent, Tags};
 use crate::metrics::Metrics;
+use crate::ring_file;
 
 /// Requests waiting for the loop at most; callers wait beyond that.
 const COMMANDS_MAX: usize = 256;
@@ -76,6 +81,9 @@ struct Published {
     user_events: Mutex<Option<broadcast::Sender<UserEvent>>>,
     coordinate: ArcSwapOption<Coordinate>,
     framer: ArcSwap<Framer>,
+    /// Held while the ring changes.
+    ring_lock: Mutex<()>,
+    ring_path: Option<PathBuf>,
     metrics: Metrics,
 }
 
@@ -92,7 +100,6 @@ pub struct JoinOutcome {
 pub struct Gossip {
     commands: mpsc::Sender<Command>,
     published: Arc<Published>,
-    keyring_lock: Mutex<()>,
     bound: SocketAddr,
 }
 
@@ -131,6 +138,7 @@ impl Gossip {
             }
             .save(path)?;
         }
+        let ring = first_ring(&mut config)?;
         let mut core = Core::new(config.core.clone(), clock.monotonic(), seed()?)?;
         core.add_seeds(known.addresses.iter().map(|(_, address)| *address));
         let published = Arc::new(Published {
@@ -139,9 +147,11 @@ impl Gossip {
             coordinate: ArcSwapOption::from_pointee(core.coordinate()),
             events: Mutex::new(Some(broadcast::Sender::new(EVENTS_MAX))),
             user_events: Mutex::new(Some(broadcast::Sender::new(EVENTS_MAX))),
+            ring_lock: Mutex::new(()),
+            ring_path: config.keyring_path.clone(),
             framer: ArcSwap::from_pointee(Framer::new(
                 &config.core.datacenter,
-                config.keyring.take(),
+                ring,
                 config.verify_incoming,
                 config.verify_outgoing,
             )),
@@ -160,7 +170,6 @@ impl Gossip {
         Ok(Self {
             commands,
             published,
-            keyring_lock: Mutex::new(()),
             bound,
         })
     }
@@ -330,19 +339,7 @@ impl Gossip {
         &self,
         change: impl FnOnce(&mut Keyring) -> Result<(), GossipError>,
     ) -> Result<(), GossipError> {
-        let _guard = self
-            .keyring_lock
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut framer = Framer::clone(&self.published.framer.load());
-        let absent = GossipError::Keyring {
-            reason: "ring is empty: gossip is not encrypted (set encrypt)",
-        };
-        let mut ring = framer.ring().cloned().ok_or(absent)?;
-        change(&mut ring)?;
-        framer.set_ring(Some(ring));
-        self.published.framer.store(Arc::new(framer));
-        Ok(())
+        self.published.change_ring(change)
     }
 
     async fn ask<T>(
@@ -430,6 +427,27 @@ impl UserEventStream {
 impl std::fmt::Debug for UserEventStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("UserEventStream").finish_non_exhaustive()
+    }
+}
+
+/// The ring of the file goes before the key of the configuration: it may have been rotated since.
+fn first_ring(config: &mut GossipConfig) -> Result<Option<Keyring>, GossipError> {
+    let given = config.keyring.take();
+    let Some(path) = &config.keyring_path else {
+        return Ok(given);
+    };
+    match (ring_file::load(path)?, given) {
+        (Some(ring), given) => {
+            if given.is_some_and(|given| !ring.list().contains(given.primary())) {
+                tracing::warn!(path = %path.display(), "the key of encrypt is not in the keyring, which goes before it");
+            }
+            Ok(Some(ring))
+        }
+        (None, Some(ring)) => {
+            ring_file::save(path, &ring)?;
+            Ok(Some(ring))
+        }
+        (None, None) => Ok(None),
     }
 }
 
