@@ -4,14 +4,15 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use support::{WEFT, World, said};
+use support::keys::{gossip_key, init, secured};
+use support::{WEFT, said};
 
 #[test]
 fn servers_with_the_keys_of_weft_init_form_a_cluster_and_answer_https() {
-    let w = secured();
+    let w = secured(|config| config);
     w.at(2).kv_put("color", "red");
     let (keys, address) = (w.path("keys"), format!("https://{}:8501", w.address(3)));
     let ask = |arguments: &[&str]| {
@@ -60,7 +61,7 @@ fn servers_with_the_keys_of_weft_init_form_a_cluster_and_answer_https() {
 
 #[test]
 fn who_lacks_the_keys_stays_outside_and_is_told_why() {
-    let mut w = secured();
+    let mut w = secured(|config| config);
     w.at(1).kv_put("color", "red");
     let key = gossip_key(&w.path("keys").join("weft.hcl"));
     w.add(4);
@@ -136,75 +137,9 @@ fn who_lacks_the_keys_stays_outside_and_is_told_why() {
     assert_eq!(w.at(2).kv_get("color", "").as_deref(), Some("red"));
 }
 
-/// Three servers with what `weft init` made for them.
-fn secured() -> World {
-    let mut w = World::servers(3);
-    let addresses: Vec<_> = w
-        .names()
-        .into_iter()
-        .map(|n| (format!("s{n}"), w.address(n)))
-        .collect();
-    let seats: Vec<_> = addresses
-        .iter()
-        .map(|(name, address)| (name.as_str(), address.as_str()))
-        .collect();
-    let keys = w.path("keys");
-    init(&keys, &seats);
-    for n in w.names() {
-        let dir = if n == 1 {
-            keys.clone()
-        } else {
-            installed(&keys, n, &w.path(&format!("etc-s{n}")))
-        };
-        w.argument(
-            n,
-            format!("-config-file={}", dir.join("weft.hcl").display()),
-        );
-    }
-    w.start()
-}
-
-fn init(directory: &Path, seats: &[(&str, &str)]) {
-    let mut command = Command::new(WEFT);
-    command
-        .arg("init")
-        .arg(format!("-directory={}", directory.display()));
-    command.args(
-        seats
-            .iter()
-            .map(|(name, address)| format!("-server={name}={address}")),
-    );
-    let made = command.output().unwrap();
-    assert!(made.status.success(), "{}", said(&made));
-}
-
-/// What is to be copied to server `n`, copied; the configuration names the files where they now are.
-fn installed(keys: &Path, n: usize, to: &Path) -> PathBuf {
-    std::fs::create_dir_all(to).unwrap();
-    for file in std::fs::read_dir(keys.join(format!("s{n}"))).unwrap() {
-        let file = file.unwrap();
-        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
-    }
-    let config = to.join("weft.hcl");
-    let text = std::fs::read_to_string(&config)
-        .unwrap()
-        .replace(keys.to_str().unwrap(), to.to_str().unwrap());
-    std::fs::write(&config, text).unwrap();
-    to.to_owned()
-}
-
-fn gossip_key(config: &Path) -> String {
-    let text = std::fs::read_to_string(config).unwrap();
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("encrypt"))
-        .unwrap();
-    line.split('"').nth(1).unwrap().to_owned()
-}
-
 #[test]
 fn an_agent_without_the_server_role_needs_a_certificate_of_any_kind() {
-    let mut w = secured();
+    let mut w = secured(|config| config);
     w.at(1).kv_put("color", "red");
     let keys = w.path("keys");
     let other = w.path("other-keys");

@@ -195,6 +195,14 @@ pub enum OperatorError {
     Failed(String),
 }
 
+/// A join token that was just made.
+pub struct JoinTicket {
+    /// Its text, secret included: for the eyes of who asked.
+    pub text: String,
+    /// SHA-256 of the secret: for the state.
+    pub secret_hash: Bytes,
+}
+
 /// A restore as bytes arrive; the caller feeds it and closes it.
 pub type SnapshotSource = tokio::sync::mpsc::Receiver<Result<Bytes, std::io::Error>>;
 /// A snapshot archive as it is produced (bounded: the producer waits for the reader).
@@ -221,6 +229,9 @@ pub trait Operator: Send + Sync + 'static {
     async fn snapshot_save(&self, stale: bool) -> Result<(u64, SnapshotStream), OperatorError>;
     /// Verifies and restores such an archive through the log; state changes at one commit or not at all.
     async fn snapshot_restore(&self, source: SnapshotSource) -> Result<(), OperatorError>;
+    /// What a token for `node` says, good until `expires_millis` (Unix time), with a secret that is new; nobody knows
+    /// of it yet. Errors: this server gives no certificates out, or not to such a name.
+    fn join_ticket(&self, node: &str, expires_millis: u64) -> Result<JoinTicket, OperatorError>;
     /// Consul's `Stats` sections for `/v1/agent/self` and `weft info`: section → key → value.
     fn stats(
         &self,

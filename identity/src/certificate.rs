@@ -61,6 +61,13 @@ impl PeerFacts {
         Some(facts)
     }
 
+    /// Reads the first certificate of a PEM file; `None` when there is none.
+    #[must_use]
+    pub fn read_pem(pem: &[u8]) -> Option<Self> {
+        use rustls_pki_types::pem::PemObject as _;
+        Self::read(&CertificateDer::from_pem_slice(pem).ok()?)
+    }
+
     /// Whether it names its holder a server of that datacenter: a DNS name `server.<dc>.<domain>`.
     #[must_use]
     pub fn is_server(&self, datacenter: &str, domain: &str) -> bool {

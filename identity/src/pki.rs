@@ -25,8 +25,9 @@ const NUMBERS_MAX: u32 = 10_000;
 /// Longest life in days: X.509 dates beyond the year 9999 do not exist, and nobody means 200 years.
 const DAYS_MAX: u32 = 36_500;
 const DAY: Duration = Duration::from_secs(86_400);
-/// Clocks of a cluster differ a little; a new certificate must be valid on all of them.
-const BACKDATED: Duration = Duration::from_secs(300);
+/// Clocks of a cluster differ a little; a new certificate must be valid on all of them: it begins so much before it
+/// was made.
+pub const BACKDATED: Duration = Duration::from_secs(300);
 
 /// Why a CA or certificate was not made. Nothing was written.
 #[derive(Debug, thiserror::Error)]

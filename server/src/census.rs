@@ -122,6 +122,7 @@ const fn kind(record: &Record) -> &'static str {
         Record::ConfigEntry(_) => "ConfigEntry",
         Record::PreparedQuery(_) => "PreparedQuery",
         Record::Coordinate(_) => "CoordinateBatchUpdate",
+        Record::JoinToken(_) => "JoinToken",
     }
 }
 

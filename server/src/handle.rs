@@ -23,6 +23,7 @@ use crate::agents::AgentApi;
 use crate::config::ServerConfig;
 use crate::coordinates::Waiting;
 use crate::disk_reserve::DiskReserve;
+use crate::enrolment::Enrolment;
 use crate::formation::Reservation;
 use crate::forward::{CallError, Forwarder};
 use crate::hashes::Hashes;
@@ -136,6 +137,7 @@ pub(crate) struct Inner {
     pub(crate) public_key: Bytes,
     /// By which calls that agents forward are answered.
     pub(crate) api: OnceLock<Arc<dyn AgentApi>>,
+    pub(crate) enrolment: OnceLock<Arc<dyn Enrolment>>,
     /// Why a task of the role ended that must not.
     pub(crate) failed: watch::Sender<Option<String>>,
     pub(crate) stop: watch::Sender<bool>,

@@ -26,6 +26,7 @@ use crate::agents;
 use crate::config::{LogBackend, ServerConfig};
 use crate::coordinates::{self, Waiting};
 use crate::disk_reserve::DiskReserve;
+use crate::enrolment;
 use crate::formation::{self, Reservation};
 use crate::forward::Forwarder;
 use crate::fsm::Fsm;
@@ -106,6 +107,7 @@ impl Server {
             admitting: tokio::sync::Mutex::default(),
             public_key,
             api: OnceLock::new(),
+            enrolment: OnceLock::new(),
             failed: watch::channel(None).0,
             stop: watch::channel(false).0,
             config,
@@ -134,6 +136,10 @@ impl Server {
         let agents = move |stream, greeting| {
             general.spawn(agents::serve(agents.clone(), stream, greeting));
         };
+        let (general, office) = (tokio::runtime::Handle::current(), inner.clone());
+        let enrol = move |stream| {
+            general.spawn(enrolment::serve(office.clone(), stream));
+        };
         let mut stopped = inner.stop.subscribe();
         // Accepting, TLS and Raft's own connections live on Raft's runtime: load on the API's cannot
         // delay a heartbeat.
@@ -142,7 +148,13 @@ impl Server {
                 let _ = stopped.wait_for(|stopped| *stopped).await;
             };
             acceptor
-                .run(move |stream| raft.serve(stream), rpc_tx, agents, stop)
+                .run(
+                    move |stream| raft.serve(stream),
+                    rpc_tx,
+                    agents,
+                    enrol,
+                    stop,
+                )
                 .await;
         };
         inner.raft.spawn(self.watched("server port", accepting));

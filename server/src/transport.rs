@@ -27,6 +27,9 @@ const RAFT: u8 = 0x01;
 const RPC: u8 = 0x02;
 /// An agent that is no server: a greeting ([`crate::agents::greeting`]), then HTTP/2.
 const AGENT: u8 = 0x03;
+/// An agent that has no certificate yet, or wants its next one. The byte comes before TLS, as TLS with the others asks
+/// for a certificate.
+const ENROL: u8 = 0x04;
 /// First byte of a TLS record of type handshake (RFC 8446 §5.1): a TLS peer on a clear-text port.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -94,6 +97,18 @@ impl Transport {
         self.dial_as(address, RPC).await
     }
 
+    /// Opens a connection on which to ask for a certificate; TLS has yet to be done on it.
+    ///
+    /// Errors: what the system says; it took longer than `limit`.
+    pub async fn dial_enrolment(address: &str, limit: Duration) -> io::Result<TcpStream> {
+        let dialing = async {
+            let mut tcp = connect(address).await?;
+            tcp.write_all(&[ENROL]).await?;
+            Ok(tcp)
+        };
+        in_time(limit, address, dialing).await
+    }
+
     /// Opens an agent's connection: greeted, and ready for HTTP/2.
     ///
     /// Errors: `PermissionDenied` with the server's own words when it has declined; else what the system or
@@ -108,7 +123,7 @@ impl Transport {
             let welcome = greeting::greet(&mut stream, greeting).await?;
             Ok((stream, welcome))
         };
-        self.in_time(address, dialing).await
+        in_time(self.timeout, address, dialing).await
     }
 
     async fn dial_as(&self, address: &str, kind: u8) -> io::Result<Conn> {
@@ -122,23 +137,23 @@ impl Transport {
             stream.flush().await?;
             Ok(stream)
         };
-        self.in_time(address, dialing).await
+        in_time(self.timeout, address, dialing).await
     }
+}
 
-    async fn in_time<T>(
-        &self,
-        address: &str,
-        dialing: impl Future<Output = io::Result<T>>,
-    ) -> io::Result<T> {
-        tokio::time::timeout(self.timeout, dialing)
-            .await
-            .unwrap_or_else(|_| {
-                Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("dialing {address} took over {:?}", self.timeout),
-                ))
-            })
-    }
+async fn in_time<T>(
+    limit: Duration,
+    address: &str,
+    dialing: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    tokio::time::timeout(limit, dialing)
+        .await
+        .unwrap_or_else(|_| {
+            Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("dialing {address} took over {limit:?}"),
+            ))
+        })
 }
 
 impl Dialer for Transport {
@@ -178,12 +193,14 @@ impl Transport {
 }
 
 impl Acceptor {
-    /// Runs until `stop` resolves: Raft connections go to `raft`, RPC connections to `rpc`, agents' to `agents`.
+    /// Runs until `stop` resolves: Raft connections go to `raft`, RPC connections to `rpc`, agents' to `agents`,
+    /// and those that ask for a certificate to `enrol`.
     pub(crate) async fn run(
         self,
         raft: impl Fn(Conn) + Clone + Send + 'static,
         rpc: mpsc::Sender<io::Result<Seated>>,
         agents: impl Fn(Seated, v1::AgentGreeting) + Clone + Send + 'static,
+        enrol: impl Fn(Seated) + Clone + Send + 'static,
         stop: impl Future<Output = ()>,
     ) {
         let counts: Arc<Mutex<BTreeMap<IpAddr, usize>>> = Arc::default();
@@ -209,7 +226,8 @@ impl Acceptor {
                 continue;
             };
             let (tls, limit, us) = (self.tls.clone(), self.handshake_timeout, self.us.clone());
-            let (raft, rpc, agents) = (raft.clone(), rpc.clone(), agents.clone());
+            let (raft, rpc, agents, enrol) =
+                (raft.clone(), rpc.clone(), agents.clone(), enrol.clone());
             tokio::spawn(async move {
                 match tokio::time::timeout(limit, open(tls, tcp, &us)).await {
                     Ok(Ok((kind, stream))) => {
@@ -223,6 +241,7 @@ impl Acceptor {
                             // The RPC service has ended: so does the connection.
                             Kind::Rpc => drop(rpc.send(Ok(seated)).await),
                             Kind::Agent(greeting) => agents(seated, greeting),
+                            Kind::Enrol => enrol(seated),
                         }
                     }
                     Ok(Err(cause)) => {
@@ -243,6 +262,7 @@ enum Kind {
     Raft,
     Rpc,
     Agent(v1::AgentGreeting),
+    Enrol,
 }
 
 async fn open(
@@ -254,6 +274,10 @@ async fn open(
     let mut first = [0; 1];
     if tcp.peek(&mut first).await? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    if first[0] == ENROL {
+        tcp.read_exact(&mut first).await?;
+        return Ok((Kind::Enrol, Box::new(tcp)));
     }
     let (mut stream, no_server): (Conn, _) = match (tls, first[0] == TLS_HANDSHAKE) {
         (Some(tls), true) => {

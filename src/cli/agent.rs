@@ -100,6 +100,16 @@ const VALUES: &[Setting] = &[
         "start_join_wan",
         "Address to join in the pool of all datacenters",
     ),
+    (
+        "join-token",
+        "join_token",
+        "Token of `weft join-token create`, traded for a certificate at the first start",
+    ),
+    (
+        "join-token-file",
+        "join_token_file",
+        "File that holds the join token",
+    ),
     ("log-file", "log_file", "File to log to"),
     (
         "log-level",
@@ -373,8 +383,18 @@ pub(crate) fn start(args: AgentArgs) -> Result<Start, Failure> {
         env: std::env::vars_os().filter_map(text).collect(),
         ..args.request
     };
-    let config = agent_args(&request)
-        .map_err(|problems| Failure::new(Exit::Config, problems.to_string()))?;
+    let read = |request: &Request| {
+        agent_args(request).map_err(|problems| Failure::new(Exit::Config, problems.to_string()))
+    };
+    let mut request = request;
+    let mut config = read(&request)?;
+    let enrolled = crate::run::enrolment::enrolled(&request, &machine(), &config)
+        .map_err(|cause| Failure::new(Exit::Negative, format!("joining by token: {cause:#}")))?;
+    if let Some(settings) = enrolled {
+        // The weakest source: the operator's own files may say otherwise.
+        request.paths.insert(0, settings);
+        config = read(&request)?;
+    }
     let load = Arc::new(move || agent_args(&request).map_err(|problems| problems.to_string()));
     Ok(Start { config, load })
 }

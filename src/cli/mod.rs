@@ -18,6 +18,7 @@ mod force_leave;
 mod info;
 mod init;
 mod join;
+mod join_token;
 mod keygen;
 mod kv;
 mod kv_file;
@@ -77,6 +78,7 @@ enum Verb {
     Info(info::InfoArgs),
     Init(init::InitArgs),
     Join(join::JoinArgs),
+    JoinToken(join_token::JoinTokenArgs),
     Keygen(keygen::KeygenArgs),
     Kv(kv::KvArgs),
     Leave(leave::LeaveArgs),
@@ -185,6 +187,7 @@ fn perform(verb: Verb) -> Done {
         Verb::Info(args) => info::run(args),
         Verb::Init(args) => init::run(args),
         Verb::Join(args) => join::run(args),
+        Verb::JoinToken(args) => join_token::run(args),
         Verb::Keygen(args) => keygen::run(args),
         Verb::Kv(args) => kv::run(args),
         Verb::Leave(args) => leave::run(args),

@@ -12,9 +12,9 @@ use futures::future::BoxFuture;
 use http_body_util::BodyExt as _;
 use tonic::body::Body;
 use weft_agent::backend::{
-    Backend, Consistency, Following, Operator, OperatorError, ReadError, ReadMeta, Relay,
-    RelayBody, RelayCall, RelayError, RelayLimit, RelayedBody, SnapshotSource, SnapshotStream,
-    WriteError,
+    Backend, Consistency, Following, JoinTicket, Operator, OperatorError, ReadError, ReadMeta,
+    Relay, RelayBody, RelayCall, RelayError, RelayLimit, RelayedBody, SnapshotSource,
+    SnapshotStream, WriteError,
 };
 use weft_agent::config::RuntimeConfig;
 use weft_agent::dns::{DnsView, Viewed};
@@ -251,6 +251,13 @@ impl Operator for Remote {
 
     async fn snapshot_restore(&self, _source: SnapshotSource) -> Result<(), OperatorError> {
         Err(no_server())
+    }
+
+    fn join_ticket(&self, _node: &str, _expires_millis: u64) -> Result<JoinTicket, OperatorError> {
+        // Such a call is a server's to answer, and is carried there whole.
+        Err(OperatorError::Invalid(
+            "this agent is not a server: ask one".into(),
+        ))
     }
 
     fn stats(&self) -> BTreeMap<String, BTreeMap<String, String>> {

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::enrolment::Office;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -16,8 +17,8 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tonic::body::Body;
 use weft_agent::backend::{
-    Backend, Consistency, FireError, Following, Member, MemberStatus, Membership, Operator,
-    OperatorError, ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
+    Backend, Consistency, FireError, Following, JoinTicket, Member, MemberStatus, Membership,
+    Operator, OperatorError, ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
 };
 use weft_agent::dns::{DnsView, Viewed};
 use weft_agent::events::Events;
@@ -33,6 +34,7 @@ use weft_server::{AgentApi, ReadFailure, Server, ServerError, WriteFailure};
 #[derive(Clone)]
 pub(crate) struct Local {
     pub(crate) server: Server,
+    pub(crate) office: Arc<Office>,
 }
 
 #[async_trait]
@@ -205,6 +207,10 @@ impl Operator for Local {
                 ServerError::Invalid(why) => OperatorError::BadSnapshot(why),
                 other => operator_failed(other),
             })
+    }
+
+    fn join_ticket(&self, node: &str, expires_millis: u64) -> Result<JoinTicket, OperatorError> {
+        self.office.ticket(node, expires_millis)
     }
 
     fn stats(&self) -> BTreeMap<String, BTreeMap<String, String>> {

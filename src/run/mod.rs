@@ -6,6 +6,7 @@
 mod about;
 mod client;
 mod control;
+pub(crate) mod enrolment;
 mod footprint;
 mod glue;
 mod join;

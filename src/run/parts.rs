@@ -23,6 +23,7 @@ use weft_proto::clock::Clock;
 use weft_server::{Bootstrap, LogBackend, Server, ServerConfig};
 
 use super::control::Process;
+use super::enrolment::{self, Office};
 use super::node::{self, DataDirLock};
 use super::role::Role;
 use super::tls::Tls;
@@ -70,7 +71,9 @@ impl Parts {
         let seed = seed_of(&id, clock.as_ref());
         let registry = Arc::new(Mutex::new(Registry::default()));
         let role = if config.server {
-            Role::Server(start_server(&config, &id, &tls, seed, clock.clone()).await?)
+            let server = start_server(&config, &id, &tls, seed, clock.clone()).await?;
+            let office = Office::new(&config, &tls, server.clone(), clock.clone());
+            Role::Server(server, Arc::new(office))
         } else {
             Role::Client(client::role(&config, &id, &tls, seed, clock.clone()))
         };
@@ -113,14 +116,18 @@ impl Parts {
             events,
             control: process,
             authorizer: Arc::new(weft_catalog::acl::AllowAll),
-            clock,
-            registry,
+            clock: clock.clone(),
+            registry: registry.clone(),
             info: Arc::new(agent_info(&config, &id)),
         };
         let http = HttpServer::start(http_config(&config, &tls, seed)?, deps, stop.clone()).await?;
         role.attach_api(http.inside());
         if let Role::Client(client) = &role {
             tokio::spawn(client.clone().run(stop.clone()));
+        }
+        if let Some(renewal) = enrolment::Renewal::new(&config, &tls, &gossip, clock, seed) {
+            renewal.register_metrics(&mut registry.lock());
+            tokio::spawn(renewal.run(stop.clone()));
         }
         let watches = Watches::new(http.inside(), watch_metrics, seed);
         watches.replace(&config.watches);

@@ -14,12 +14,13 @@ use weft_gossip::Gossip;
 use weft_server::Server;
 
 use super::client::{self, Remote};
+use super::enrolment::Office;
 use super::glue;
 
 /// One of the two.
 pub(crate) enum Role {
     /// Replicates the state.
-    Server(Server),
+    Server(Server, Arc<Office>),
     /// Asks those who do.
     Client(Client),
 }
@@ -36,9 +37,10 @@ pub(crate) struct Seams {
 impl Role {
     pub(crate) fn seams(&self, node: &str) -> Seams {
         match self {
-            Self::Server(server) => {
+            Self::Server(server, office) => {
                 let local = Arc::new(glue::Local {
                     server: server.clone(),
+                    office: office.clone(),
                 });
                 Seams {
                     backend: local.clone(),
@@ -65,7 +67,11 @@ impl Role {
     /// Gives the role its pool: a server forms its cluster, a client finds servers.
     pub(crate) fn attach_gossip(&self, gossip: &Arc<Gossip>, datacenter: &str) {
         match self {
-            Self::Server(server) => server.attach_gossip(gossip.clone()),
+            Self::Server(server, office) => {
+                office.attach_gossip(gossip.clone());
+                server.attach_enrolment(office.clone());
+                server.attach_gossip(gossip.clone());
+            }
             Self::Client(client) => {
                 let finding =
                     client::find_servers(gossip.clone(), client.clone(), datacenter.to_owned());
@@ -76,21 +82,24 @@ impl Role {
 
     /// Gives a server the API that answers what other agents forward.
     pub(crate) fn attach_api(&self, inside: InProcess) {
-        if let Self::Server(server) = self {
+        if let Self::Server(server, _) = self {
             server.attach_api(Arc::new(glue::Forwarded(inside)));
         }
     }
 
     pub(crate) fn register_metrics(&self, registry: &mut Registry) {
         match self {
-            Self::Server(server) => server.register_metrics(registry),
+            Self::Server(server, office) => {
+                server.register_metrics(registry);
+                office.register_metrics(registry);
+            }
             Self::Client(client) => client.register_metrics(registry),
         }
     }
 
     /// Resolves when the role has failed and the process must end, with the reason.
     pub(crate) async fn failed(&self) -> String {
-        let Self::Server(server) = self else {
+        let Self::Server(server, _) = self else {
             return std::future::pending().await;
         };
         let mut status = server.watch_status();
@@ -106,13 +115,13 @@ impl Role {
     /// Out of the cluster for good; who is not in Raft has nothing to leave but the pool.
     pub(crate) async fn leave(&self) -> Result<(), String> {
         match self {
-            Self::Server(server) => server.leave().await.map_err(|cause| cause.to_string()),
+            Self::Server(server, _) => server.leave().await.map_err(|cause| cause.to_string()),
             Self::Client(_) => Ok(()),
         }
     }
 
     pub(crate) async fn shutdown(&self) {
-        if let Self::Server(server) = self {
+        if let Self::Server(server, _) = self {
             server.shutdown().await;
         }
     }
@@ -120,7 +129,7 @@ impl Role {
     /// The id minted with a server's log.
     pub(crate) fn raft_id(&self) -> Option<String> {
         match self {
-            Self::Server(server) => Some(server.raft_id().to_string()),
+            Self::Server(server, _) => Some(server.raft_id().to_string()),
             Self::Client(_) => None,
         }
     }

@@ -83,6 +83,11 @@ impl Tls {
         self.rpc.clone().map(|rpc| rpc as Arc<dyn RpcTls>)
     }
 
+    /// The context of the server port, if any.
+    pub(crate) fn rpc_context(&self) -> Option<Arc<TlsContext>> {
+        self.rpc.as_ref().map(|rpc| rpc.context.clone())
+    }
+
     /// Where checks over TLS get what they show and trust, with `enable_agent_tls_for_checks`.
     pub(crate) fn checks(&self) -> Option<ClientTlsSource> {
         let context = self.checks.clone()?;

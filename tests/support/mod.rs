@@ -11,6 +11,7 @@
 pub(crate) mod dns;
 pub(crate) mod fake;
 mod http;
+pub(crate) mod keys;
 pub(crate) mod load;
 
 use std::collections::BTreeMap;

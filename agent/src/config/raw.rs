@@ -61,6 +61,9 @@ raw! {
         encrypt_verify_outgoing: bool,
         gossip_lan: RawGossip,
         http_config: RawHttp,
+        join_token: String,
+        join_token_file: String,
+        join_tokens: RawJoinTokens,
         leave_on_terminate: bool,
         limits: RawLimits,
         log_file: String,
@@ -233,6 +236,10 @@ raw! {
         verify_outgoing: bool,
         verify_server_hostname: bool,
     }
+}
+raw! {
+    /// `join_tokens`.
+    RawJoinTokens { cert_file: String, certificate_ttl: String, key_file: String }
 }
 raw! {
     /// `ui_config`.

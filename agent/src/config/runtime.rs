@@ -40,6 +40,8 @@ pub struct RuntimeConfig {
     pub network: NetworkConfig,
     /// How it finds others.
     pub join: JoinConfig,
+    /// Certificates for agents that come with a token: asking for one, giving them out.
+    pub enrolment: EnrolmentConfig,
     /// Gossip timing and keys.
     pub gossip: GossipConfig,
     /// Files and rules for TLS; loading them is `identity`'s business.
@@ -200,6 +202,30 @@ pub struct JoinConfig {
     pub retry_max: Option<u32>,
     /// Join again after having left.
     pub rejoin_after_leave: bool,
+}
+
+/// Certificates for agents that come with a token.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EnrolmentConfig {
+    /// The token this agent was given, as text.
+    pub token: Option<String>,
+    /// The file it stands in.
+    pub token_file: Option<PathBuf>,
+    /// Certificate and key that this server signs with.
+    pub signer: Option<(PathBuf, PathBuf)>,
+    /// Life of what it signs (720 h).
+    pub certificate_ttl: Duration,
+}
+
+impl std::fmt::Debug for EnrolmentConfig {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("EnrolmentConfig")
+            .field("token", &self.token.as_ref().map(|_| "hidden"))
+            .field("token_file", &self.token_file)
+            .field("signer", &self.signer)
+            .field("certificate_ttl", &self.certificate_ttl)
+            .finish()
+    }
 }
 
 /// A gossip key; never shown.

@@ -172,6 +172,9 @@ pub(super) const TOP: &[Key] = &[
     key("gossip_lan", Section(GOSSIP)),
     inert("gossip_wan", Section(GOSSIP)),
     key("http_config", Section(HTTP)),
+    key("join_token", Text),
+    key("join_token_file", Text),
+    key("join_tokens", Section(JOIN_TOKENS)),
     key("leave_on_terminate", Bool),
     silent("license_path", Text),
     key("limits", Section(LIMITS)),
@@ -330,6 +333,12 @@ const AUTOPILOT: &[Key] = &[
     silent("redundancy_zone_tag", Text),
     key("server_stabilization_time", Duration),
     silent("upgrade_version_tag", Text),
+];
+
+const JOIN_TOKENS: &[Key] = &[
+    key("cert_file", Text),
+    key("certificate_ttl", Duration),
+    key("key_file", Text),
 ];
 
 const CONNECT: &[Key] = &[

@@ -30,6 +30,7 @@ mod head_timeout;
 mod health;
 mod host;
 mod internal_ui;
+mod join_token;
 mod kv;
 mod metrics;
 mod monitor;

@@ -9,8 +9,8 @@ use weft_catalog::acl::{Access, Resource};
 use super::route::{Handler, Need, Route};
 use super::{
     agent, agent_check, agent_service, autopilot, catalog, config_entry, coordinate, event, health,
-    host, internal_ui, kv, monitor, openapi, operator, prepared_query, session, snapshot, status,
-    telemetry, txn,
+    host, internal_ui, join_token, kv, monitor, openapi, operator, prepared_query, session,
+    snapshot, status, telemetry, txn,
 };
 
 /// A handler as the table holds it.
@@ -330,6 +330,12 @@ pub(super) static TABLE: &[Route] = &[
         "Removes a Raft peer.", "api-docs/operator/raft#delete-raft-peer"),
     route(POST, "/v1/operator/raft/transfer-leader", OPERATOR_WRITE, &["id"], to!(operator::transfer_leader),
         "Hands leadership to another server.", "api-docs/operator/raft#transfer-raft-leadership"),
+    route(PUT, "/v1/operator/join-token", OPERATOR_WRITE, NONE, to!(join_token::create),
+        "Makes a token by which one node gets its certificate.", "weft"),
+    route(GET, "/v1/operator/join-tokens", OPERATOR_READ, READ, to!(join_token::list),
+        "Lists join tokens that are open, and those of the last day.", "weft"),
+    route(DELETE, "/v1/operator/join-token/", OPERATOR_WRITE, NONE, to!(join_token::revoke),
+        "Makes a join token useless.", "weft"),
     route(GET, "/v1/operator/autopilot/configuration", OPERATOR_READ, CONSISTENCY, to!(operator::autopilot),
         "Shows autopilot's settings.", "api-docs/operator/autopilot#read-configuration"),
     route(PUT, "/v1/operator/autopilot/configuration", OPERATOR_WRITE, &["cas"], to!(operator::set_autopilot),

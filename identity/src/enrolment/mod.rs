@@ -7,5 +7,7 @@
 mod signer;
 mod token;
 
-pub use signer::{Issued, Signer, SignerError, client_name, create_signer, signer_files};
-pub use token::{JoinToken, SECRET_BYTES, TokenError, secret_hash};
+pub use signer::{
+    Issued, Signer, SignerError, check_node, client_name, create_signer, signer_files,
+};
+pub use token::{JoinToken, SECRET_BYTES, TokenError, new_secret, secret_hash};

@@ -111,8 +111,7 @@ impl Signer {
             SubjectPublicKeyInfo::from_der(public_key).map_err(|_| SignerError::PublicKey)?,
         );
         let role = client_name(datacenter, domain);
-        let name = format!("{node}.{role}").to_ascii_lowercase();
-        pki::check_name(&name)?;
+        let name = check_node(node, (datacenter, domain))?;
         let mut params = pki::params_for(&name, pki::serial()?, life, now);
         for name in [name.as_str(), &role, LOCALHOST] {
             let text = name.try_into().map_err(|_| PkiError::Name {
@@ -153,6 +152,15 @@ impl PublicKeyData for PublicKey {
     fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
         self.0.algorithm()
     }
+}
+
+/// The name of the agent on `node` in its certificate: `<node>.client.<dc>.<domain>`, lower case.
+///
+/// Errors: [`PkiError::Name`] when that is no DNS name.
+pub fn check_node(node: &str, (datacenter, domain): (&str, &str)) -> Result<String, PkiError> {
+    let name = format!("{node}.{}", client_name(datacenter, domain)).to_ascii_lowercase();
+    pki::check_name(&name)?;
+    Ok(name)
 }
 
 /// `client.<dc>.<domain>`, lower case, no dot at the end.

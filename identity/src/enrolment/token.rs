@@ -85,6 +85,14 @@ impl JoinToken {
     }
 }
 
+/// A new secret; `None` when the system gives no randomness.
+#[must_use]
+pub fn new_secret() -> Option<Bytes> {
+    let mut secret = [0_u8; SECRET_BYTES];
+    aws_lc_rs::rand::fill(&mut secret).ok()?;
+    Some(Bytes::copy_from_slice(&secret))
+}
+
 /// SHA-256 of a secret: what the servers keep of it.
 #[must_use]
 pub fn secret_hash(secret: &[u8]) -> Bytes {

@@ -7,9 +7,10 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::values::Values;
 use crate::config::problem::Code;
-use crate::config::raw::{RawGossip, RawTls, RawTlsOptions};
+use crate::config::raw::{RawGossip, RawJoinTokens, RawTls, RawTlsOptions};
 use crate::config::runtime::{
-    GossipConfig, GossipKey, JoinConfig, NodeConfig, TlsConfig, TlsOptions, TlsVersion,
+    EnrolmentConfig, GossipConfig, GossipKey, JoinConfig, NodeConfig, TlsConfig, TlsOptions,
+    TlsVersion,
 };
 use crate::config::sockaddr;
 
@@ -143,6 +144,43 @@ impl Values<'_> {
             retry_interval: self.duration_from("retry_interval", interval, "30s", "1s"),
             retry_max: (max > 0).then_some(max),
             rejoin_after_leave: rejoin_after_leave.unwrap_or(false),
+        }
+    }
+
+    pub(super) fn enrolment(
+        &mut self,
+        (token, token_file): (Option<String>, Option<String>),
+        raw: RawJoinTokens,
+    ) -> EnrolmentConfig {
+        let (certificate, key) = (Self::path(raw.cert_file), Self::path(raw.key_file));
+        if certificate.is_some() != key.is_some() {
+            self.problem(
+                Code::Conflict,
+                "join_tokens",
+                "join_tokens needs both cert_file and key_file".to_owned(),
+                Some("`weft init` writes the two, and the setting"),
+            );
+        }
+        let token = token.filter(|token| !token.is_empty());
+        let token_file = Self::path(token_file);
+        if token.is_some() && token_file.is_some() {
+            self.problem(
+                Code::Conflict,
+                "join_token_file",
+                "join_token and join_token_file are both set".to_owned(),
+                Some("keep one"),
+            );
+        }
+        EnrolmentConfig {
+            token,
+            token_file,
+            signer: certificate.zip(key),
+            certificate_ttl: self.duration_from(
+                "join_tokens.certificate_ttl",
+                raw.certificate_ttl.as_deref(),
+                "720h",
+                "10s",
+            ),
         }
     }
 

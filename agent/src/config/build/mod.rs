@@ -162,6 +162,10 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
             raw.retry_max,
             raw.rejoin_after_leave,
         ),
+        enrolment: values.enrolment(
+            (raw.join_token, raw.join_token_file),
+            raw.join_tokens.unwrap_or_default(),
+        ),
         gossip,
         tls,
         raft: values.raft(

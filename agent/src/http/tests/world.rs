@@ -21,8 +21,8 @@ use weft_proto::ids::LogIndex;
 use weft_proto::v1;
 
 use crate::backend::{
-    Backend, Consistency, FireError, Following, Member, MemberStatus, Membership, Operator,
-    OperatorError, ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
+    Backend, Consistency, FireError, Following, JoinTicket, Member, MemberStatus, Membership,
+    Operator, OperatorError, ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
 };
 use crate::events::Events;
 use crate::http::{
@@ -150,6 +150,13 @@ impl TestCluster {
 
 #[async_trait]
 impl Operator for TestCluster {
+    fn join_ticket(&self, node: &str, _expires_millis: u64) -> Result<JoinTicket, OperatorError> {
+        Ok(JoinTicket {
+            text: format!("token-of-{node}"),
+            secret_hash: bytes::Bytes::from(vec![node.len() as u8; 32]),
+        })
+    }
+
     fn leader(&self) -> Option<String> {
         Some("127.0.0.1:8300".to_owned())
     }
