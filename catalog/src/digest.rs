@@ -133,7 +133,8 @@ digest_encoded!(
     v1::JoinToken
 );
 
-fn row<K: Digest, V: Digest>(key: &K, value: &V) -> u64 {
+/// What a row adds to its table's sum.
+pub(crate) fn row<K: Digest, V: Digest>(key: &K, value: &V) -> u64 {
     let mut fold = Fold::new();
     key.digest(&mut fold);
     value.digest(&mut fold);

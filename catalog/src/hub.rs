@@ -347,6 +347,32 @@ impl Signal {
     }
 }
 
+impl Watch {
+    /// Whether it has been woken. What was published before the hub was told is not seen yet.
+    #[must_use]
+    pub fn is_woken(&self) -> bool {
+        self.signal.fired.load(Ordering::SeqCst)
+    }
+
+    /// Asks the same after the watch has been given away.
+    #[must_use]
+    pub fn probe(&self) -> Probe {
+        Probe(self.signal.clone())
+    }
+}
+
+/// Tells whether a [`Watch`] has been woken, from elsewhere.
+#[derive(Clone, Debug)]
+pub struct Probe(Arc<Signal>);
+
+impl Probe {
+    /// As [`Watch::is_woken`].
+    #[must_use]
+    pub fn is_woken(&self) -> bool {
+        self.0.fired.load(Ordering::SeqCst)
+    }
+}
+
 impl Future for Watch {
     type Output = ();
 

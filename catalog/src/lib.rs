@@ -24,6 +24,7 @@ mod rows;
 pub mod snapshot;
 mod state;
 mod topics;
+pub mod view;
 
 pub use apply::join_token::{JOIN_TOKEN_TTL_MILLIS_MAX, JOIN_TOKENS_MAX};
 pub use apply::kv::{KV_KEY_BYTES_MAX, KV_VALUE_BYTES_MAX};
@@ -32,7 +33,7 @@ pub use apply::retry::{KEPT_OUTCOME_BYTES_MAX, SEQUENCES_MAX, SOURCES_MAX};
 pub use apply::session::LOCK_DELAY_MILLIS_MAX;
 pub use apply::txn::TXN_OPS_MAX;
 pub use apply::{ApplyError, CLUSTER_VERSION_MAX, Catalog, HASHES_KEPT_MAX};
-pub use hub::{Hub, HubStats, Watch};
+pub use hub::{Hub, HubStats, Probe, Watch};
 pub use read::txn::is_read;
 pub use read::{Answer, HealthRow, Instance, InstanceHealth, Reader};
 pub use record::{HASH_FORM, Record, RestoreError};

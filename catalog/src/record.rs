@@ -152,7 +152,7 @@ pub enum IndexTable {
 }
 
 /// An index by key.
-#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, prost::Message)]
 pub struct IndexRow {
     /// The table.
     #[prost(enumeration = "IndexTable", tag = "1")]

@@ -39,6 +39,8 @@ impl Change<'_> {
             TableTopic::Operator => &mut tables.operator,
             TableTopic::ConfigEntries => &mut tables.config_entries,
             TableTopic::Coordinates => &mut tables.coordinates,
+            // Answers about queries carry the index of the whole state.
+            TableTopic::PreparedQueries => return self.touched.table(table),
         } = self.index;
         self.touched.table(table);
     }
@@ -424,6 +426,7 @@ impl Change<'_> {
             self.state.queries_by_session.insert(bound);
         }
         self.state.queries.insert(id, Arc::new(query));
+        self.bump_table(TableTopic::PreparedQueries);
     }
 
     /// Removes a query; answers whether there was one.
@@ -436,6 +439,7 @@ impl Change<'_> {
         }
         let bound = Pair(keys::name(&before.session), id.clone());
         self.state.queries_by_session.remove(&bound);
+        self.bump_table(TableTopic::PreparedQueries);
         true
     }
 

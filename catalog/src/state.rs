@@ -127,6 +127,8 @@ pub struct State {
     pub(crate) query_names: OrdMap<Name, Name>,
     /// (session, query).
     pub(crate) queries_by_session: OrdSet<Pair>,
+    /// Of a view: the indexes it came with. Empty in a full state.
+    pub(crate) view_indexes: Arc<[crate::record::IndexRow]>,
 }
 
 /// How many rows there are, for metrics.

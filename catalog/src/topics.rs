@@ -35,10 +35,12 @@ pub enum TableTopic {
     ConfigEntries,
     /// Network coordinates of nodes.
     Coordinates,
+    /// Prepared queries.
+    PreparedQueries,
 }
 
 impl TableTopic {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Nodes,
         Self::Services,
         Self::Checks,
@@ -47,6 +49,7 @@ impl TableTopic {
         Self::Operator,
         Self::ConfigEntries,
         Self::Coordinates,
+        Self::PreparedQueries,
     ];
 
     const fn bit(self) -> u16 {
@@ -165,6 +168,15 @@ pub struct Touched {
 }
 
 impl Touched {
+    /// Wakes every watcher.
+    #[must_use]
+    pub fn of_everything() -> Self {
+        Self {
+            all: true,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn table(&mut self, table: TableTopic) {
         self.tables |= table.bit();
     }

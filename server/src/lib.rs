@@ -29,6 +29,7 @@ mod restore;
 mod rpc;
 mod stamp;
 mod start;
+pub mod subscribe;
 mod transport;
 
 pub use agents::AgentApi;

@@ -20,6 +20,7 @@ pub(crate) struct Metrics {
     pub(crate) catalog_rows: Family<TableLabel, Gauge>,
     pub(crate) disk_available_bytes: Gauge,
     pub(crate) coordinates_refused: Counter,
+    pub(crate) subscribe: crate::subscribe::SubscribeMetrics,
     agent_connections: Gauge,
     agent_calls: Family<AgentCallLabel, Counter>,
 }
@@ -87,6 +88,7 @@ impl Metrics {
             "Free bytes under data_dir",
             self.disk_available_bytes.clone(),
         );
+        self.subscribe.register(registry);
     }
 
     /// An agent has connected; until the answer is dropped.

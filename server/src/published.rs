@@ -4,6 +4,7 @@
 //! Never: changes a state.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use weft_catalog::{Hub, State, Touched};
@@ -12,6 +13,7 @@ use weft_catalog::{Hub, State, Touched};
 pub struct Published {
     state: ArcSwap<State>,
     hub: Hub,
+    announced: AtomicU64,
 }
 
 impl Published {
@@ -19,6 +21,7 @@ impl Published {
     #[must_use]
     pub fn new(state: Arc<State>) -> Self {
         Self {
+            announced: AtomicU64::new(state.index().get()),
             state: ArcSwap::new(state),
             hub: Hub::new(),
         }
@@ -36,11 +39,19 @@ impl Published {
         &self.hub
     }
 
+    /// Of everything up to this index, whoever waited for it has been woken.
+    #[must_use]
+    pub fn announced(&self) -> u64 {
+        self.announced.load(Ordering::SeqCst)
+    }
+
     /// Makes `state` the one that is read, then wakes watchers of what changed. Waking after the
     /// store is what lets a reader register, look, and sleep without missing a change.
-    pub(crate) fn store(&self, state: Arc<State>, touched: &Touched) {
+    pub fn store(&self, state: Arc<State>, touched: &Touched) {
+        let index = state.index().get();
         let old = self.state.swap(state);
         self.hub.publish(touched);
+        self.announced.fetch_max(index, Ordering::SeqCst);
         drop_aside(old);
     }
 }

@@ -19,6 +19,7 @@ use weft_catalog::Catalog;
 use weft_proto::clock::Clock;
 use weft_proto::v1;
 use weft_proto::v1::server_server::ServerServer;
+use weft_proto::v1::views_server::ViewsServer;
 use weft_raft::log::{LogStore, SledLog, SledOptions, Wal, WalOptions};
 use weft_raft::{RaftConfig, RaftId, RaftNode, Role};
 
@@ -38,6 +39,7 @@ use crate::published::Published;
 use crate::reads::{Rounds, RunRound};
 use crate::rpc::Service;
 use crate::stamp::ClusterTime;
+use crate::subscribe::{self, SubscribeLimits, Subscriptions};
 use crate::transport::{RpcTls, Transport};
 
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -168,6 +170,7 @@ impl Server {
             .initial_connection_window_size(8 << 20)
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .add_service(service)
+            .add_service(ViewsServer::new(self.subscriptions()))
             .serve_with_incoming(ReceiverStream::new(rpc_rx));
         let rpc = async move {
             if let Err(cause) = rpc.await {
@@ -179,6 +182,23 @@ impl Server {
         tokio::spawn(self.watched("leader's duties", leader::run(self.clone())));
         tokio::spawn(self.watched("housekeeping", housekeeping(self.clone())));
         tokio::spawn(self.watched("coordinates", coordinates::run(self.clone())));
+    }
+
+    fn subscriptions(&self) -> Subscriptions {
+        let inner = &self.inner;
+        let identity = subscribe::Identity {
+            node_name: inner.config.node_name.clone(),
+            datacenter: inner.config.datacenter.clone(),
+        };
+        Subscriptions::new(
+            identity,
+            inner.published.clone(),
+            Arc::new(self.clone()),
+            inner.clock.clone(),
+            SubscribeLimits::default(),
+            inner.metrics.subscribe.clone(),
+            inner.stop.subscribe(),
+        )
     }
 
     /// Runs a task that must go on for as long as the role does. Should it end or panic before, the role
