@@ -93,6 +93,7 @@ impl Stream {
                 return;
             }
         }
+        let out = self.out.clone();
         let mut stop = self.place.shared.stop.clone();
         let mut tick = tokio::time::interval(BOOKMARK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -101,14 +102,14 @@ impl Stream {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
-                room = self.out.reserve(), if !self.pending.is_empty() => {
-                    let (Ok(room), Some(reply)) = (room, self.pending.pop_front()) else { return };
-                    room.send(reply);
-                }
                 request = self.inbox.message() => match request {
                     Ok(Some(request)) => self.take(request),
                     _ => return,
                 },
+                room = out.reserve(), if !self.pending.is_empty() => {
+                    let (Ok(room), Some(reply)) = (room, self.pending.pop_front()) else { return };
+                    room.send(reply);
+                }
                 Some((sync, fresh)) = self.barriers.next() => self.reached(sync, fresh),
                 () = self.mailbox.ready.notified(), if self.pending.is_empty() => {}
                 _ = tick.tick() => self.bookmark_due = true,

@@ -128,7 +128,7 @@ impl World {
         let mut ours = Some(ours);
         let connector = tower::service_fn(move |_: http::Uri| {
             let ours = ours.take().map(TokioIo::new);
-            async move { ours.ok_or(std::io::ErrorKind::NotConnected) }
+            async move { ours.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected)) }
         });
         let channel = tonic::transport::Endpoint::from_static("http://views.invalid")
             .connect_with_connector(connector)
