@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "weft/v1/rpc.proto",
         "weft/v1/agents.proto",
         "weft/v1/join.proto",
+        "weft/v1/views.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed=proto/{file}");

@@ -9,4 +9,5 @@ pub mod events;
 pub mod http;
 pub mod local;
 pub mod near;
+pub mod views;
 pub mod watch;

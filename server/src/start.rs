@@ -19,7 +19,6 @@ use weft_catalog::Catalog;
 use weft_proto::clock::Clock;
 use weft_proto::v1;
 use weft_proto::v1::server_server::ServerServer;
-use weft_proto::v1::views_server::ViewsServer;
 use weft_raft::log::{LogStore, SledLog, SledOptions, Wal, WalOptions};
 use weft_raft::{RaftConfig, RaftId, RaftNode, Role};
 
@@ -135,8 +134,10 @@ impl Server {
         let raft = inner.raft.clone();
         // What agents ask is load of the API's kind: it is served where that is.
         let (general, agents) = (tokio::runtime::Handle::current(), inner.clone());
+        let views = self.subscriptions();
         let agents = move |stream, greeting| {
-            general.spawn(agents::serve(agents.clone(), stream, greeting));
+            let served = agents::serve(agents.clone(), views.clone(), stream, greeting);
+            general.spawn(served);
         };
         let (general, office) = (tokio::runtime::Handle::current(), inner.clone());
         let enrol = move |stream| {
@@ -170,7 +171,6 @@ impl Server {
             .initial_connection_window_size(8 << 20)
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .add_service(service)
-            .add_service(ViewsServer::new(self.subscriptions()))
             .serve_with_incoming(ReceiverStream::new(rpc_rx));
         let rpc = async move {
             if let Err(cause) = rpc.await {

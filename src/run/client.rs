@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use http_body_util::BodyExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use weft_agent::backend::{
     Backend, Consistency, Following, JoinTicket, Operator, OperatorError, ReadError, ReadMeta,
@@ -17,7 +18,7 @@ use weft_agent::backend::{
     SnapshotStream, WriteError,
 };
 use weft_agent::config::RuntimeConfig;
-use weft_agent::dns::{DnsView, Viewed};
+use weft_agent::views::{Replies, Streams};
 use weft_catalog::{Hub, State};
 use weft_client::{
     CallError, Client, ClientConfig, Dial, Dialed, Limit, Payload, RowsError, ServerAt, Stream,
@@ -26,9 +27,13 @@ use weft_client::{
 use weft_gossip::{Gossip, Member, MemberStatus};
 use weft_proto::clock::Clock;
 use weft_proto::v1;
+use weft_proto::v1::views_client::ViewsClient;
 use weft_server::Transport;
 
 use super::tls::Tls;
+
+/// A part of a view is much smaller; one row may not be.
+const VIEW_MESSAGE_MAX_BYTES: usize = 16 << 20;
 
 /// The client role, told how to dial; it knows no server yet.
 pub(crate) fn role(
@@ -211,9 +216,26 @@ fn relay_failed(error: CallError) -> RelayError {
     }
 }
 
-impl DnsView for Remote {
-    fn look(&self) -> Viewed {
-        Viewed::Unknown
+/// The way of the views to the servers' streams.
+pub(crate) struct Streaming(pub(crate) Client);
+
+#[async_trait]
+impl Streams for Streaming {
+    async fn subscribe(
+        &self,
+        requests: tokio::sync::mpsc::Receiver<v1::SubscribeRequest>,
+    ) -> Result<Replies, String> {
+        let mut client =
+            ViewsClient::new(self.0.stream()).max_decoding_message_size(VIEW_MESSAGE_MAX_BYTES);
+        let replies = client.subscribe(ReceiverStream::new(requests)).await;
+        let replies = replies.map_err(|status| status.message().to_owned())?;
+        let replies = replies.into_inner().map_err(|status| status.to_string());
+        Ok(replies.boxed())
+    }
+
+    fn elsewhere(&self) {
+        let client = self.0.clone();
+        tokio::spawn(async move { client.rebalance().await });
     }
 }
 

@@ -23,6 +23,7 @@ use weft_agent::backend::{
 use weft_agent::dns::{DnsView, Viewed};
 use weft_agent::events::Events;
 use weft_agent::http::InProcess;
+use weft_catalog::view::ViewTopic;
 use weft_catalog::{Hub, State};
 use weft_gossip::{Gossip, GossipError};
 use weft_proto::coordinate::Coordinate;
@@ -102,8 +103,9 @@ impl AgentApi for Forwarded {
     }
 }
 
+#[async_trait]
 impl DnsView for Local {
-    fn look(&self) -> Viewed {
+    fn look(&self, _topic: &ViewTopic) -> Viewed {
         // A server's own state is its view; how old it is, is how long ago the leader was heard.
         let age = self.server.meta().last_contact;
         Viewed::Ready {
@@ -111,6 +113,8 @@ impl DnsView for Local {
             age,
         }
     }
+
+    async fn wait(&self, _topic: &ViewTopic) {}
 }
 
 fn write_failed(failure: WriteFailure) -> WriteError {

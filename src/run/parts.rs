@@ -17,6 +17,7 @@ use weft_agent::dns::{
 use weft_agent::events::Events;
 use weft_agent::http::{AgentInfo, Deps, HttpConfig, HttpLimits, HttpServer, Listen};
 use weft_agent::local::{Local, LocalConfig, Reach, Running};
+use weft_agent::views::{Views, ViewsConfig};
 use weft_agent::watch::{WatchMetrics, Watches};
 use weft_gossip::{CoreConfig, Gossip, GossipConfig, Keyring, LanTiming};
 use weft_proto::clock::Clock;
@@ -46,6 +47,8 @@ pub(crate) struct Parts {
     leaving: AtomicBool,
     local: Local,
     running: Mutex<Option<Running>>,
+    /// The task that keeps views up to date, and on disk when it ends.
+    viewing: Mutex<Option<tokio::task::JoinHandle<()>>>,
     http: Mutex<Option<HttpServer>>,
     dns: Vec<DnsServer>,
     watches: Watches,
@@ -84,7 +87,9 @@ impl Parts {
             .replace_files(config.services.clone(), config.node_checks.clone())
             .await
             .map_err(|causes| anyhow::anyhow!(all(&causes)))?;
-        let seams = role.seams(&config.node.name);
+        let seams = role.seams(&config.node.name, || {
+            Views::open(views_config(&config, seed), clock.clone())
+        });
         let running = local.start(seams.backend.clone());
         let events = Events::new(local.clone());
         tokio::spawn(places::report(
@@ -103,6 +108,9 @@ impl Parts {
             local.metrics().register(&mut registry, &local);
             dns_metrics.register(&mut registry);
             watch_metrics.register(&mut registry);
+            if let Some(views) = &seams.views {
+                views.register_metrics(&mut registry);
+            }
             events.register(&mut registry);
             pool_metrics::register(&mut registry, gossip.clone());
         }
@@ -110,6 +118,7 @@ impl Parts {
         let deps = Deps {
             backend: seams.backend,
             relay: seams.relay,
+            views: seams.views.clone(),
             operator: seams.operator,
             membership: Arc::new(glue::Pool(gossip.clone())),
             local: Arc::new(local.clone()),
@@ -129,6 +138,10 @@ impl Parts {
             renewal.register_metrics(&mut registry.lock());
             tokio::spawn(renewal.run(stop.clone()));
         }
+        let viewing = seams.views.zip(role.client()).map(|(views, client)| {
+            let streams = Arc::new(client::Streaming(client.clone()));
+            tokio::spawn(views.run(streams, stop.clone()))
+        });
         let watches = Watches::new(http.inside(), watch_metrics, seed);
         watches.replace(&config.watches);
         join::at_start(&gossip, &config.join.start_join).await?;
@@ -148,6 +161,7 @@ impl Parts {
             leaving: AtomicBool::new(false),
             local,
             running: Mutex::new(Some(running)),
+            viewing: Mutex::new(viewing),
             http: Mutex::new(Some(http)),
             dns,
             watches,
@@ -232,6 +246,10 @@ impl Parts {
         let running = self.running.lock().take();
         if let Some(running) = running {
             let _ = tokio::time::timeout(Duration::from_secs(2), running.stop()).await;
+        }
+        let viewing = self.viewing.lock().take();
+        if let Some(viewing) = viewing {
+            let _ = tokio::time::timeout(Duration::from_secs(5), viewing).await;
         }
         self.role.shutdown().await;
         self.gossip.shutdown().await;
@@ -379,6 +397,20 @@ fn local_config(config: &RuntimeConfig, tls: &Tls, id: &str, seed: u64) -> Local
         docker_host: std::env::var("DOCKER_HOST").unwrap_or_default(),
         seed,
         ..LocalConfig::in_memory(node::record(config, id))
+    }
+}
+
+fn views_config(config: &RuntimeConfig, seed: u64) -> ViewsConfig {
+    ViewsConfig {
+        node_name: config.node.name.clone(),
+        datacenter: config.datacenter.clone(),
+        dir: config.data_dir.as_ref().map(|dir| dir.join("views")),
+        max: config.views.max,
+        max_bytes: config.views.max_bytes,
+        idle_ttl: config.views.idle_ttl,
+        missing_idle_ttl: config.views.missing_idle_ttl,
+        first_wait: config.views.first_wait,
+        seed,
     }
 }
 

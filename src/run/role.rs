@@ -9,6 +9,7 @@ use prometheus_client::registry::Registry;
 use weft_agent::backend::{Backend, Operator, Relay};
 use weft_agent::dns::DnsView;
 use weft_agent::http::InProcess;
+use weft_agent::views::Views;
 use weft_client::Client;
 use weft_gossip::Gossip;
 use weft_server::Server;
@@ -32,10 +33,12 @@ pub(crate) struct Seams {
     pub(crate) view: Arc<dyn DnsView>,
     /// On a client only: a server answers all itself.
     pub(crate) relay: Option<Arc<dyn Relay>>,
+    /// On a client only.
+    pub(crate) views: Option<Views>,
 }
 
 impl Role {
-    pub(crate) fn seams(&self, node: &str) -> Seams {
+    pub(crate) fn seams(&self, node: &str, views: impl FnOnce() -> Views) -> Seams {
         match self {
             Self::Server(server, office) => {
                 let local = Arc::new(glue::Local {
@@ -47,6 +50,7 @@ impl Role {
                     operator: local.clone(),
                     view: local,
                     relay: None,
+                    views: None,
                 }
             }
             Self::Client(client) => {
@@ -54,13 +58,23 @@ impl Role {
                     client: client.clone(),
                     node: node.to_owned(),
                 });
+                let views = views();
                 Seams {
                     backend: remote.clone(),
                     operator: remote.clone(),
-                    view: remote.clone(),
+                    view: Arc::new(views.clone()),
                     relay: Some(remote),
+                    views: Some(views),
                 }
             }
+        }
+    }
+
+    /// The client role, if it is one.
+    pub(crate) fn client(&self) -> Option<&Client> {
+        match self {
+            Self::Server(_) => None,
+            Self::Client(client) => Some(client),
         }
     }
 

@@ -73,13 +73,22 @@ impl Api {
     }
 
     pub(crate) fn request(&self, method: &str, path: &str, body: &[u8]) -> io::Result<Reply> {
+        self.send(method, path, "", body)
+    }
+
+    /// A GET with a further header.
+    pub(crate) fn get_with(&self, path: &str, header: &str) -> io::Result<Reply> {
+        self.send("GET", path, &format!("{header}\r\n"), b"")
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> io::Result<Reply> {
         let address = self.address.parse().map_err(io::Error::other)?;
         let mut stream =
             TcpStream::connect_timeout(&address, self.limit.min(Duration::from_secs(5)))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(self.limit))?;
         stream.set_write_timeout(Some(self.limit))?;
-        let mut request = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", self.address, body.len()).into_bytes();
+        let mut request = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n", self.address, body.len()).into_bytes();
         request.extend_from_slice(body);
         // A server may answer (413, say) before it has read everything, so what it said counts more than a failed write.
         let wrote = stream.write_all(&request);
@@ -108,6 +117,13 @@ impl Reply {
     pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|cause| panic!("not JSON ({cause}): {}", self.text()))
+    }
+
+    /// A header, whatever the case of its name.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .get(&name.to_ascii_lowercase())
+            .map(String::as_str)
     }
 
     /// X-Consul-Index.

@@ -102,6 +102,7 @@ raw! {
         ui: bool,
         ui_config: RawUi,
         unix_sockets: RawUnixSockets,
+        views: RawViews,
         watches: Vec<Value>,
     }
 }
@@ -248,4 +249,15 @@ raw! {
 raw! {
     /// `unix_sockets`.
     RawUnixSockets { group: String, mode: String, user: String }
+}
+
+raw! {
+    /// `views`.
+    RawViews {
+        first_wait: String,
+        idle_ttl: String,
+        max: i64,
+        max_bytes: i64,
+        missing_idle_ttl: String,
+    }
 }

@@ -56,6 +56,8 @@ pub struct RuntimeConfig {
     pub http: HttpConfig,
     /// Bounds.
     pub limits: LimitsConfig,
+    /// What an agent that is no server keeps of the catalog.
+    pub views: ViewsLimits,
     /// The log.
     pub log: LogConfig,
     /// Health checks in general.
@@ -604,4 +606,19 @@ pub struct UnixSocketsConfig {
     pub group: Option<String>,
     /// Permission bits.
     pub mode: Option<u32>,
+}
+
+/// Bounds of the views that an agent which is no server keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewsLimits {
+    /// Views at most (4,096).
+    pub max: usize,
+    /// Bytes of them at most, about (64 MiB).
+    pub max_bytes: usize,
+    /// One that nobody asks for ends after this time (72 h).
+    pub idle_ttl: Duration,
+    /// The same for one of what does not exist (10 min).
+    pub missing_idle_ttl: Duration,
+    /// How long a first question waits for the servers (3 s).
+    pub first_wait: Duration,
 }

@@ -250,6 +250,16 @@ pub(super) const TOP: &[Key] = &[
         Section(&[inert("user", Text), inert("group", Text), key("mode", Text)]),
     ),
     inert("use_streaming_backend", Bool),
+    key(
+        "views",
+        Section(&[
+            key("first_wait", Duration),
+            key("idle_ttl", Duration),
+            key("max", Int),
+            key("max_bytes", Int),
+            key("missing_idle_ttl", Duration),
+        ]),
+    ),
     key("watches", Definitions(WATCH)).live(),
     // Names Consul has retired; still common.
     inert("acl_agent_master_token", Text),

@@ -10,8 +10,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
+use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use weft_catalog::prepared_query::Expressions;
+use weft_catalog::view::ViewTopic;
 use weft_catalog::{State, Trace};
 use weft_proto::clock::Clock;
 
@@ -20,13 +23,18 @@ use super::answer::{ANSWERS_MAX, Asked, Sections};
 use super::lookup::{Found, Rules, find};
 use super::message::{self, Received, Style, Via};
 use super::metrics::{Cause, DnsMetrics};
-use super::name::{self, Target};
+use super::name::{self, Target, Way};
 use super::options::DnsOptions;
 use super::recurse::{Leave, Recursion};
 use super::view::{DnsView, Viewed};
 
 /// Longest wait for the addresses of aliases, whatever the recursors' time-outs add up to.
 const ALIASES_WAIT: Duration = Duration::from_secs(10);
+
+/// Questions that may wait for views at once; further ones are SERVFAIL.
+const WAITING_MAX: usize = 1_024;
+/// Views that one question may wait for, one after the other: its own and those of aliases.
+const WAITS_MAX: u8 = 4;
 
 /// Answers packets.
 pub(crate) struct Resolver {
@@ -36,6 +44,9 @@ pub(crate) struct Resolver {
     recursion: Recursion,
     expressions: Expressions,
     clock: Arc<dyn Clock>,
+    waiting: Arc<Semaphore>,
+    /// For names that need no catalog.
+    nothing: Arc<State>,
 }
 
 /// What becomes of a packet.
@@ -57,10 +68,24 @@ pub(crate) struct Later {
 }
 
 enum Wants {
+    /// A view that nobody has asked for before.
+    View {
+        topic: ViewTopic,
+        waits: u8,
+        _place: OwnedSemaphorePermit,
+    },
     /// All of the answer.
     Answer(Leave),
     /// Addresses of the aliases in it.
     Aliases(Sections),
+}
+
+/// Who asks, how and since when.
+#[derive(Clone, Copy)]
+struct Asker {
+    via: Via,
+    client: IpAddr,
+    begun: Duration,
 }
 
 /// Options with what is derived from them.
@@ -118,6 +143,8 @@ impl Resolver {
             recursion,
             expressions: Expressions::default(),
             clock,
+            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+            nothing: Arc::default(),
         }
     }
 
@@ -147,7 +174,8 @@ impl Resolver {
             Received::Question(question) => {
                 let begun = self.clock.monotonic();
                 let kind = question.queries.first().map(|query| query.query_type());
-                let step = self.reply(question, via, client, begun, rng);
+                let asker = Asker { via, client, begun };
+                let step = self.reply(question, asker, 0, rng);
                 if let (Some(kind), Step::Reply(_)) = (kind, &step) {
                     self.took(kind, begun);
                 }
@@ -174,14 +202,9 @@ impl Resolver {
             .took(kind, self.clock.monotonic().saturating_sub(begun));
     }
 
-    fn reply(
-        &self,
-        question: Box<Message>,
-        via: Via,
-        client: IpAddr,
-        begun: Duration,
-        rng: &mut SmallRng,
-    ) -> Step {
+    /// `waits`: how many views were waited for already.
+    fn reply(&self, question: Box<Message>, asker: Asker, waits: u8, rng: &mut SmallRng) -> Step {
+        let Asker { via, client, begun } = asker;
         let compiled = self.options.load_full();
         let Some(query) = question.queries.first() else {
             return Step::Nothing;
@@ -193,10 +216,10 @@ impl Resolver {
         if target == Target::Foreign {
             return self.elsewhere(question, compiled, via, client, begun);
         }
-        let options = &compiled.options;
-        let state = match self.view.look() {
-            Viewed::Ready { state, age } if age <= options.max_stale => state,
-            _ => return self.failed(&question, &compiled, Cause::NoView),
+        let state = match self.look(&target, qtype, &compiled.options) {
+            Ok(state) => state,
+            Err(Some(topic)) => return self.later(question, compiled, asker, (topic, waits)),
+            Err(None) => return self.failed(&question, &compiled, Cause::NoView),
         };
         let zone = Zone {
             compiled: &compiled,
@@ -215,12 +238,28 @@ impl Resolver {
             let sections = asked.sections(Found::NoName(Cause::UnknownAddress), rng);
             return self.done(&question, &compiled, sections, via);
         };
+        let mut unknown = None;
         alias::here(&mut sections, &owner, qtype, |name| {
             let text = name::text(&name.to_lowercase());
             let target = name::parse(&text, &compiled.domains);
-            let asked = zone.asked(name, alias::type_here(qtype), &text, ANSWERS_MAX);
+            let kind = alias::type_here(qtype);
+            let state = match self.look(&target, kind, &compiled.options) {
+                Ok(state) => state,
+                Err(topic) => {
+                    unknown = unknown.take().or(topic);
+                    return None;
+                }
+            };
+            let zone = Zone {
+                state: &state,
+                ..zone
+            };
+            let asked = zone.asked(name, kind, &text, ANSWERS_MAX);
             zone.sections(&target, &asked, rng)
         });
+        if let Some(topic) = unknown.filter(|_| waits < WAITS_MAX) {
+            return self.later(question, compiled, asker, (topic, waits));
+        }
         if compiled.recursive() && !sections.aliases.is_empty() {
             return Step::Later(Box::new(Later {
                 question,
@@ -232,6 +271,49 @@ impl Resolver {
             }));
         }
         self.done(&question, &compiled, sections, via)
+    }
+
+    /// The state that answers for a target. Error: the view to wait for, or nothing when it is too old.
+    fn look(
+        &self,
+        target: &Target,
+        qtype: RecordType,
+        options: &DnsOptions,
+    ) -> Result<Arc<State>, Option<ViewTopic>> {
+        let Some(topic) = topic_of(target, qtype, &options.datacenter) else {
+            return Ok(self.nothing.clone());
+        };
+        match self.view.look(&topic) {
+            Viewed::Ready { state, age } if age <= options.max_stale => Ok(state),
+            Viewed::Ready { .. } => Err(None),
+            Viewed::Unknown => Err(Some(topic)),
+        }
+    }
+
+    /// An answer after a view has been waited for, if there is room to wait.
+    fn later(
+        &self,
+        question: Box<Message>,
+        compiled: Arc<Compiled>,
+        asker: Asker,
+        (topic, waits): (ViewTopic, u8),
+    ) -> Step {
+        let place = Arc::clone(&self.waiting).try_acquire_owned();
+        let Some(place) = place.ok().filter(|_| waits < WAITS_MAX) else {
+            return self.failed(&question, &compiled, Cause::NoView);
+        };
+        Step::Later(Box::new(Later {
+            question,
+            compiled,
+            via: asker.via,
+            client: asker.client,
+            begun: asker.begun,
+            wants: Wants::View {
+                topic,
+                waits,
+                _place: place,
+            },
+        }))
     }
 
     /// A name of another domain: for the recursors, else refused.
@@ -276,6 +358,25 @@ impl Resolver {
         let kind = question.queries.first()?.query_type();
         let recursors = &compiled.options.recursors;
         let step = match wants {
+            Wants::View {
+                topic,
+                waits,
+                _place,
+            } => {
+                self.view.wait(&topic).await;
+                let id = u64::from(question.metadata.id);
+                let mut rng = SmallRng::seed_from_u64(begun.as_nanos() as u64 ^ id << 48);
+                let asker = Asker { via, client, begun };
+                // A view that is unknown still is not waited for a second time.
+                let waits = match self.view.look(&topic) {
+                    Viewed::Unknown => WAITS_MAX,
+                    Viewed::Ready { .. } => waits + 1,
+                };
+                match self.reply(question, asker, waits, &mut rng) {
+                    Step::Later(later) => return Box::pin(self.finish(*later)).await,
+                    step => step,
+                }
+            }
             Wants::Answer(_leave) => {
                 let packet = message::forwarded(&question)?;
                 match self.recursion.ask(recursors, &packet, !via.is_udp()).await {
@@ -337,7 +438,41 @@ impl Resolver {
     }
 }
 
+/// The view that answers for a target; `None`: none is needed.
+fn topic_of(target: &Target, qtype: RecordType, datacenter: &str) -> Option<ViewTopic> {
+    let here = |dc: &Option<String>| {
+        dc.as_deref()
+            .is_none_or(|dc| dc.eq_ignore_ascii_case(datacenter))
+    };
+    let apex = || ViewTopic::service("consul");
+    // The zone's own records are given for every name below it.
+    if matches!(qtype, RecordType::SOA | RecordType::NS)
+        && !matches!(target, Target::Reverse(_) | Target::Foreign)
+    {
+        return Some(apex());
+    }
+    Some(match target {
+        Target::Apex => apex(),
+        Target::Node { name, datacenter } if here(datacenter) => ViewTopic::node(name),
+        Target::Service {
+            name, datacenter, ..
+        } if here(datacenter) => ViewTopic::service(name),
+        Target::Query { name, datacenter } if here(datacenter) => ViewTopic::query(name),
+        Target::Mesh {
+            name,
+            way,
+            datacenter,
+        } if here(datacenter) => match way {
+            Way::Connect => ViewTopic::connect(name),
+            Way::Ingress => ViewTopic::ingress(name),
+        },
+        Target::Reverse(ip) => ViewTopic::Address(*ip),
+        _ => return None,
+    })
+}
+
 /// Our names at one moment.
+#[derive(Clone, Copy)]
 struct Zone<'z> {
     compiled: &'z Compiled,
     state: &'z State,

@@ -25,13 +25,16 @@ use super::{DnsMetrics, DnsOptions, DnsView, TtlRules, Viewed};
 
 struct Fixed(Arc<State>);
 
+#[async_trait::async_trait]
 impl DnsView for Fixed {
-    fn look(&self) -> Viewed {
+    fn look(&self, _topic: &weft_catalog::view::ViewTopic) -> Viewed {
         Viewed::Ready {
             state: self.0.clone(),
             age: Duration::ZERO,
         }
     }
+
+    async fn wait(&self, _topic: &weft_catalog::view::ViewTopic) {}
 }
 
 /// An instance: its node's address, its own address, one metadata value.

@@ -31,6 +31,7 @@ use super::relay::{is_local, origin};
 use super::reply::{Body, Reply};
 use super::route::{Lookup, Routes};
 use super::table::TABLE;
+use super::viewed::Plan;
 use crate::config::sockaddr::contains;
 
 const UNKNOWN_V1: &str = "Invalid URL path: not a recognized HTTP API endpoint\n";
@@ -170,13 +171,22 @@ impl Api {
             Err(failure) => return (look, Err(failure)),
         };
         look.pretty |= query.has("pretty");
+        let mut view = None;
         if let Some(relay) = api.deps.relay.as_deref().filter(|_| !is_local(path)) {
-            let answer = self.relayed(relay, (head, body), &query, look.client).await;
-            return (look, answer);
+            match self.plan(route.path, tail, &head, &query).await {
+                Ok(Plan::Here) => {}
+                Ok(Plan::View(pinned)) => view = Some(pinned),
+                Ok(Plan::Servers) => {
+                    let answer = self.relayed(relay, (head, body), &query, look.client).await;
+                    return (look, answer);
+                }
+                Err(failure) => return (look, Err(failure)),
+            }
         }
         let tail_from = path.len() - tail.len();
         let origin = (look.client, look.forwarded.clone());
-        let call = Call::new(self, route, (head, body), query, origin, tail_from);
+        let mut call = Call::new(self, route, (head, body), query, origin, tail_from);
+        call.view = view;
         let entered = match call.tail_bytes() {
             Ok(tail) => call.guard.enter(&tail),
             Err(failure) => Err(failure),

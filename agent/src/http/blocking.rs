@@ -7,6 +7,7 @@
 //! Source: Consul HTTP API, "Blocking queries"; CONSUL.md B.1, B.2.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use http::header::{AGE, HeaderName, HeaderValue};
 use prometheus_client::metrics::gauge::Gauge;
 use rand::RngExt as _;
 use tokio::time::Sleep;
-use weft_catalog::{Reader, State, Topics, Trace, Watch};
+use weft_catalog::{Hub, Reader, State, Topics, Trace, Watch};
 
 use super::api::Api;
 use super::call::Call;
@@ -22,6 +23,7 @@ use super::error::Failure;
 use super::metrics::Flight;
 use super::options::Options;
 use super::reply::{Content, Reply, SharedBody};
+use super::viewed::Pinned;
 use crate::backend::{Consistency, ReadMeta};
 
 pub(super) const INDEX: HeaderName = HeaderName::from_static("x-consul-index");
@@ -128,21 +130,22 @@ pub(super) async fn read(
     look: impl Fn(&Pass<'_>) -> Found + Send + Sync,
 ) -> Result<Reply, Failure> {
     let options = call.options()?;
-    let freshness = Freshness::reach(&call.api, &options, form).await?;
     let api = &call.api;
+    let freshness = match &call.view {
+        Some(view) => Freshness::of_view(view),
+        None => Freshness::reach(api, &options, form).await?,
+    };
+    let eyes = call.view.as_deref().map_or(Eyes::Backend(api), Eyes::View);
     let (found, waited) = if options.index == 0 {
-        (
-            glance(&api.deps.backend.state(), None, &Trace::off(), &look),
-            false,
-        )
+        (glance(&eyes.state(), None, &Trace::off(), &look), false)
     } else {
         let _slot = api.waiting.enter(api.config.limits.max_blocking_queries)?;
-        (Wait::new(api, &options).run(&look).await, true)
+        (Wait::new(api, eyes, &options).run(&look).await, true)
     };
-    let freshness = if waited {
-        freshness.again(api).await
-    } else {
-        freshness
+    let freshness = match (waited, &call.view) {
+        (false, _) => freshness,
+        (true, Some(view)) => Freshness::of_view(view),
+        (true, None) => freshness.again(api).await,
     };
     Ok(freshness.describe(found, form))
 }
@@ -160,6 +163,29 @@ fn glance(
     })
 }
 
+/// Where is looked.
+#[derive(Clone, Copy)]
+enum Eyes<'a> {
+    Backend(&'a Api),
+    View(&'a Pinned),
+}
+
+impl Eyes<'_> {
+    fn state(&self) -> Arc<State> {
+        match self {
+            Self::Backend(api) => api.deps.backend.state(),
+            Self::View(view) => view.state(),
+        }
+    }
+
+    fn hub(&self) -> &Hub {
+        match self {
+            Self::Backend(api) => api.deps.backend.hub(),
+            Self::View(view) => view.hub(),
+        }
+    }
+}
+
 /// How fresh the answer is.
 struct Freshness {
     mode: Consistency,
@@ -168,6 +194,14 @@ struct Freshness {
 }
 
 impl Freshness {
+    fn of_view(view: &Pinned) -> Self {
+        Self {
+            mode: Consistency::Stale,
+            meta: view.meta(),
+            from_cache: Some(view.was_known),
+        }
+    }
+
     async fn reach(api: &Api, options: &Options, form: ReadForm) -> Result<Self, Failure> {
         let backend = &api.deps.backend;
         if let Some(control) = options
@@ -265,6 +299,7 @@ pub(super) fn millis(duration: Duration) -> u64 {
 /// A blocking query that has begun to wait.
 struct Wait<'a> {
     api: &'a Api,
+    eyes: Eyes<'a>,
     index: u64,
     deadline: Pin<Box<Sleep>>,
     epoch: Option<u64>,
@@ -279,10 +314,11 @@ enum Step {
 }
 
 impl<'a> Wait<'a> {
-    fn new(api: &'a Api, options: &Options) -> Self {
+    fn new(api: &'a Api, eyes: Eyes<'a>, options: &Options) -> Self {
         let deadline = Box::pin(tokio::time::sleep(api.wait_time(options.wait)));
         Self {
             api,
+            eyes,
             index: options.index,
             deadline,
             epoch: None,
@@ -304,7 +340,7 @@ impl<'a> Wait<'a> {
                     Step::Over => return self.last(look),
                 },
                 _ => {
-                    let watch = self.api.deps.backend.hub().watch(&topics);
+                    let watch = self.eyes.hub().watch(&topics);
                     registered = Some((topics, watch));
                 }
             }
@@ -313,7 +349,7 @@ impl<'a> Wait<'a> {
 
     /// The topics of one look, and the answer if it is one to give now.
     fn look(&mut self, look: &impl Fn(&Pass<'_>) -> Found) -> (Topics, Option<Found>) {
-        let state = self.api.deps.backend.state();
+        let state = self.eyes.state();
         // A restore may take indexes apart from what the client knows: everybody starts anew.
         if *self.epoch.get_or_insert(state.restore_epoch()) != state.restore_epoch() {
             return (
@@ -352,7 +388,7 @@ impl<'a> Wait<'a> {
 
     /// The answer when the time is over: the whole body, changed or not.
     fn last(&self, look: &impl Fn(&Pass<'_>) -> Found) -> Found {
-        glance(&self.api.deps.backend.state(), None, &Trace::off(), look)
+        glance(&self.eyes.state(), None, &Trace::off(), look)
     }
 }
 

@@ -22,6 +22,7 @@ use super::options::Options;
 use super::pace::Paced;
 use super::query::{Query, percent_decode};
 use super::route::{Need, Route};
+use super::viewed::Pinned;
 
 /// A request with all it needs to be answered.
 pub(super) struct Call {
@@ -30,6 +31,8 @@ pub(super) struct Call {
     pub(super) head: Parts,
     pub(super) query: Query,
     pub(super) guard: Guard,
+    /// What a client agent answers it from; `None`: the backend's state.
+    pub(super) view: Option<Box<Pinned>>,
     client: Option<IpAddr>,
     /// The node of the agent that forwards the call, if one does.
     node: Option<String>,
@@ -57,6 +60,7 @@ impl Call {
             head: request.0,
             query,
             guard,
+            view: None,
             client,
             node,
             tail_from,

@@ -15,6 +15,7 @@ use weft_proto::clock::Clock;
 use crate::backend::{Backend, Membership, Operator, Relay};
 use crate::events::Events;
 use crate::local::Local;
+use crate::views::Views;
 
 /// The newest TLS configuration, asked for at each handshake so that certificates rotate.
 pub type TlsSource = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
@@ -183,6 +184,8 @@ pub struct Deps {
     pub backend: Arc<dyn Backend>,
     /// Has servers answer what this agent cannot; `None` on a server, which answers all itself.
     pub relay: Option<Arc<dyn Relay>>,
+    /// What `?cached` is answered from where there is a relay.
+    pub views: Option<Views>,
     /// Raft membership and snapshots.
     pub operator: Arc<dyn Operator>,
     /// The LAN pool.

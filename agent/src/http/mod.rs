@@ -53,6 +53,7 @@ mod telemetry;
 #[cfg(test)]
 mod tests;
 mod txn;
+mod viewed;
 
 pub use config::{
     AgentInfo, Control, Deps, HttpConfig, HttpLimits, Listen, LogLevel, LogLines, TlsSource,

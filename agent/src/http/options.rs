@@ -35,6 +35,8 @@ pub(super) struct CacheControl {
     pub(super) max_age: Option<Duration>,
     /// `must-revalidate` or `no-cache`: not older than now.
     pub(super) must_revalidate: bool,
+    /// While the servers cannot be asked, an answer of up to this age will do.
+    pub(super) stale_if_error: Option<Duration>,
 }
 
 impl Options {
@@ -106,6 +108,9 @@ fn cache_control(headers: &HeaderMap) -> CacheControl {
             }
             Some(("max-age", seconds)) => {
                 control.max_age = seconds.parse().ok().map(Duration::from_secs)
+            }
+            Some(("stale-if-error", seconds)) => {
+                control.stale_if_error = seconds.parse().ok().map(Duration::from_secs)
             }
             _ => {}
         }

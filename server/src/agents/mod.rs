@@ -25,9 +25,11 @@ use tower::ServiceExt as _;
 use weft_proto::v1;
 use weft_proto::v1::agents_server::AgentsServer;
 use weft_proto::v1::stamped::Command;
+use weft_proto::v1::views_server::ViewsServer;
 
 use crate::handle::{Inner, Server};
 use crate::rpc::describe;
+use crate::subscribe::Subscriptions;
 use crate::transport::Seated;
 
 /// Calls of one agent at a time; what an agent sends at once is bounded there
@@ -67,7 +69,12 @@ impl Server {
 }
 
 /// Serves one agent until it hangs up or the role stops.
-pub(crate) async fn serve(inner: Arc<Inner>, stream: Seated, greeting: v1::AgentGreeting) {
+pub(crate) async fn serve(
+    inner: Arc<Inner>,
+    views: Subscriptions,
+    stream: Seated,
+    greeting: v1::AgentGreeting,
+) {
     let from = stream.from();
     tracing::debug!(peer.addr = %from, node.name = %greeting.node_name, "an agent has connected");
     let _open = inner.metrics.agent_connected();
@@ -78,9 +85,14 @@ pub(crate) async fn serve(inner: Arc<Inner>, stream: Seated, greeting: v1::Agent
     })
     .max_decoding_message_size(MESSAGE_MAX_BYTES)
     .max_encoding_message_size(MESSAGE_MAX_BYTES);
+    let views = ViewsServer::new(views);
     let service = service_fn(move |request: Request<Incoming>| {
-        let (grpc, inner) = (grpc.clone(), inner.clone());
+        let (grpc, views, inner) = (grpc.clone(), views.clone(), inner.clone());
         async move {
+            if request.uri().path().starts_with("/weft.v1.Views/") {
+                inner.metrics.agent_call("views");
+                return views.oneshot(request).await;
+            }
             if request.uri().path().starts_with("/weft.") {
                 inner.metrics.agent_call("typed");
                 return grpc.oneshot(request).await;

@@ -21,6 +21,7 @@ use weft_proto::v1::{self, SubscribeReply};
 
 use super::material::{Has, Mailbox, Material, Next};
 use super::{Place, Refused};
+use crate::published::Published;
 
 /// How often an agent hears through which index its views are complete.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(1);
@@ -151,7 +152,7 @@ impl Stream {
             let message = "this server is shutting down".to_owned();
             return Err(Some(refused("subscribe.stopping", message, BEHIND_LIMIT)));
         }
-        if !self.caught_up(&open).await {
+        if !caught_up(&shared.published, &open).await {
             let message = format!(
                 "the agent has seen index {}, this server is at {}",
                 open.index,
@@ -168,24 +169,10 @@ impl Stream {
                 index: state.index().get(),
                 node_name: self.place.shared.identity.node_name.clone(),
             })));
+        // Through nothing yet, but it says whether there is a leader.
+        let bookmark = self.bookmark(0);
+        self.pending.push_back(reply(Reply::Bookmark(bookmark)));
         Ok(())
-    }
-
-    /// Whether this server is as far as the agent's views are, or soon is.
-    async fn caught_up(&self, open: &v1::SubscribeOpen) -> bool {
-        let published = &self.place.shared.published;
-        let is_behind = || {
-            let state = published.load();
-            state.cluster_id() == open.cluster_id
-                && state.restore_epoch() == open.restore_epoch
-                && state.index().get() < open.index
-        };
-        let waiting = async {
-            while is_behind() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(BEHIND_LIMIT, waiting).await.is_ok()
     }
 
     fn refuse(&mut self, refused: Refused) {
@@ -383,6 +370,22 @@ impl Stream {
             ..v1::Bookmark::default()
         }
     }
+}
+
+/// Whether this server is as far as the agent's views are, or soon is.
+async fn caught_up(published: &Published, open: &v1::SubscribeOpen) -> bool {
+    let is_behind = || {
+        let state = published.load();
+        state.cluster_id() == open.cluster_id
+            && state.restore_epoch() == open.restore_epoch
+            && state.index().get() < open.index
+    };
+    let waiting = async {
+        while is_behind() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(BEHIND_LIMIT, waiting).await.is_ok()
 }
 
 const fn reply(reply: Reply) -> SubscribeReply {

@@ -177,6 +177,7 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
         dns: values.dns(&raw.dns_config.unwrap_or_default(), &recursors, &own_dns),
         http: values.http(raw.http_config.unwrap_or_default()),
         limits: values.limits(&raw.limits.unwrap_or_default()),
+        views: values.views(&raw.views.unwrap_or_default()),
         log: values.log(
             (raw.log_level.as_deref(), raw.log_json, raw.log_file),
             (

@@ -6,11 +6,11 @@ use super::network::recursor;
 use super::values::Values;
 use crate::config::problem::Code;
 use crate::config::raw::{
-    RawAutopilot, RawDns, RawHttp, RawLimits, RawLogStore, RawPerformance, RawSoa,
+    RawAutopilot, RawDns, RawHttp, RawLimits, RawLogStore, RawPerformance, RawSoa, RawViews,
 };
 use crate::config::runtime::{
     AutopilotConfig, ChecksConfig, DnsConfig, HttpConfig, LimitMode, LimitsConfig, LogBackend,
-    LogConfig, LogLevel, RaftConfig, RecursorStrategy, SoaConfig,
+    LogConfig, LogLevel, RaftConfig, RecursorStrategy, SoaConfig, ViewsLimits,
 };
 use crate::config::sockaddr;
 use crate::local::ScriptChecks;
@@ -279,6 +279,22 @@ impl Values<'_> {
                 raw.idle_timeout.as_deref(),
                 "120s",
             ),
+        }
+    }
+
+    pub(super) fn views(&mut self, raw: &RawViews) -> ViewsLimits {
+        let mut time = |leaf: &str, given: &Option<String>, default| {
+            self.duration_from(&format!("views.{leaf}"), given.as_deref(), default, "1ms")
+        };
+        let idle_ttl = time("idle_ttl", &raw.idle_ttl, "72h");
+        let missing_idle_ttl = time("missing_idle_ttl", &raw.missing_idle_ttl, "10m");
+        let first_wait = time("first_wait", &raw.first_wait, "3s");
+        ViewsLimits {
+            max: self.length("views.max", raw.max, 4_096, 1),
+            max_bytes: self.length("views.max_bytes", raw.max_bytes, 64 << 20, 1 << 20),
+            idle_ttl,
+            missing_idle_ttl,
+            first_wait,
         }
     }
 

@@ -402,6 +402,7 @@ fn deps(backend: &Arc<TestBackend>, cluster: &Arc<TestCluster>) -> Deps {
     Deps {
         backend: backend.clone(),
         relay: None,
+        views: None,
         operator: cluster.clone(),
         membership: cluster.clone(),
         local: Arc::new(local),
