@@ -2,7 +2,7 @@
 //!
 //! Owns: the form of the files, and when they are written: some time after a change, several together.
 //! Never: syncs a file to the disk: what a power cut tears is noticed by its digest, removed, and asked
-//! for again (ADR 14).
+//! for again (ADR 16).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -3,7 +3,7 @@
 //!
 //! A view begins when somebody asks for it, goes on for as long as somebody does now and then, and is
 //! kept on disk. It is unknown until the first whole content has come: unknown is answered with an
-//! error, never with "there is none" (DESIGN F3, ADR 14).
+//! error, never with "there is none" (DESIGN F3, ADR 16).
 //!
 //! Owns: which views there are, how old they are, and who goes when there are too many.
 //! Never: judges what is in them; the same reads as on a server do.

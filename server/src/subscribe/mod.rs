@@ -3,7 +3,7 @@
 //! Owns: one [`Material`](material::Material) a topic, whoever reads it; one stream an agent, all its
 //! topics on it; who is let in, and what is refused.
 //! Never: makes a write wait, runs on Raft's threads, or keeps for a slow reader more than which of its
-//! topics it is behind on (ADR 13).
+//! topics it is behind on (ADR 16).
 
 mod bucket;
 mod material;
