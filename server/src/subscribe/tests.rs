@@ -368,9 +368,8 @@ async fn what_is_too_much_is_refused_with_a_reason_and_counted() {
             .await;
     }
     let told = loop {
-        match one.news().await {
-            Reply::Refused(refused) => break refused,
-            _ => {}
+        if let Reply::Refused(refused) = one.news().await {
+            break refused;
         }
     };
     assert_eq!((told.id, &*told.reason), (3, "subscribe.too_many_topics"));
