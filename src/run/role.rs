@@ -73,7 +73,7 @@ impl Role {
     /// The client role, if it is one.
     pub(crate) fn client(&self) -> Option<&Client> {
         match self {
-            Self::Server(_) => None,
+            Self::Server(..) => None,
             Self::Client(client) => Some(client),
         }
     }
