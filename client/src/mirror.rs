@@ -29,6 +29,8 @@ pub enum RowsError {
 
 pub(crate) struct Mirror {
     rows: Mutex<BTreeMap<String, v1::NodeRowsReply>>,
+    /// How many want a node's rows kept.
+    wanted: Mutex<BTreeMap<String, usize>>,
     state: ArcSwap<State>,
     hub: Hub,
     nodes: AtomicUsize,
@@ -38,6 +40,7 @@ impl Default for Mirror {
     fn default() -> Self {
         Self {
             rows: Mutex::default(),
+            wanted: Mutex::default(),
             state: ArcSwap::new(Catalog::new().publish().0),
             hub: Hub::new(),
             nodes: AtomicUsize::new(0),
@@ -83,8 +86,41 @@ impl Mirror {
         }
     }
 
-    /// Nobody follows `node` any more.
-    pub(crate) fn forget(&self, node: &str) {
+    /// One more wants the rows of `node`.
+    pub(crate) fn want(&self, node: &str) {
+        *self
+            .wanted
+            .lock()
+            .entry(node.to_ascii_lowercase())
+            .or_default() += 1;
+    }
+
+    /// The rows of this agent's own node are wanted for ever.
+    pub(crate) fn keep(&self, node: &str) {
+        const FOR_EVER: usize = usize::MAX / 2;
+        let mut wanted = self.wanted.lock();
+        let count = wanted.entry(node.to_ascii_lowercase()).or_default();
+        if *count < FOR_EVER {
+            *count += FOR_EVER;
+        }
+    }
+
+    /// One less wants them; after the last they are forgotten.
+    pub(crate) fn release(&self, node: &str) {
+        let mut wanted = self.wanted.lock();
+        let key = node.to_ascii_lowercase();
+        let Some(count) = wanted.get_mut(&key) else {
+            return;
+        };
+        *count -= 1;
+        if *count == 0 {
+            wanted.remove(&key);
+            drop(wanted);
+            self.forget(node);
+        }
+    }
+
+    fn forget(&self, node: &str) {
         let mut rows = self.rows.lock();
         if rows.remove(&node.to_ascii_lowercase()).is_some() {
             self.publish(&rows);
@@ -191,8 +227,19 @@ mod tests {
             mirror.state().read(&trace).node_services("c1").rows.len(),
             1
         );
-        mirror.forget("c1");
-        assert!(mirror.state().read(&trace).node("c1").rows.is_none());
+        let known = || mirror.state().read(&Trace::off()).node("c1").rows.is_some();
+        for _ in 0..2 {
+            mirror.want("c1");
+        }
+        mirror.release("C1");
+        assert!(known(), "another still wants it");
+        mirror.release("c1");
+        assert!(!known());
+        mirror.keep("c1");
+        mirror.want("c1");
+        mirror.take("c1", reply(12, &["web"]));
+        mirror.release("c1");
+        assert!(known(), "the agent's own node stays");
     }
 
     #[test]

@@ -140,11 +140,11 @@ impl Pool {
 
 /// Being made, or made and not lost.
 fn is_good(slot: &Slot) -> bool {
-    slot.peek().is_none_or(|made| is_usable(made))
+    slot.peek().is_none_or(is_usable)
 }
 
 fn is_open(slot: &Slot) -> bool {
-    slot.peek().is_some_and(|made| is_usable(made))
+    slot.peek().is_some_and(is_usable)
 }
 
 fn is_usable(made: &Result<Connection, Arc<str>>) -> bool {

@@ -169,8 +169,9 @@ impl Client {
             .max_encoding_message_size(MESSAGE_MAX_BYTES)
     }
 
-    /// Brings the rows of `node` in [`Client::state`] up to date, linearizably.
+    /// Brings the rows of this agent's own `node` in [`Client::state`] up to date, linearizably.
     pub async fn refresh(&self, node: &str) -> Result<(), RowsError> {
+        self.inner.mirror.keep(node);
         self.rows(node, 0).await.map(drop)
     }
 
@@ -195,9 +196,10 @@ impl Client {
         Ok(index)
     }
 
-    /// As [`Client::refresh`], and keeps them so until the answer is dropped.
+    /// Brings the rows of any node up to date, and keeps them so until the answer is dropped.
     pub async fn follow(&self, node: &str) -> Result<DropGuard, RowsError> {
         let mut index = self.rows(node, 0).await?;
+        self.inner.mirror.want(node);
         let (client, node, stop) = (self.clone(), node.to_owned(), CancellationToken::new());
         let stopped = stop.clone();
         tokio::spawn(async move {
@@ -211,11 +213,14 @@ impl Client {
                     Ok(next) => index = next,
                     Err(error) => {
                         tracing::debug!(node.name = %node, %error, "the rows of a node cannot be followed; will retry");
-                        tokio::time::sleep(FOLLOW_RETRY).await;
+                        tokio::select! {
+                            () = stopped.cancelled() => break,
+                            () = tokio::time::sleep(FOLLOW_RETRY) => {}
+                        }
                     }
                 }
             }
-            client.inner.mirror.forget(&node);
+            client.inner.mirror.release(&node);
         });
         Ok(stop.drop_guard())
     }

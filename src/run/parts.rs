@@ -222,6 +222,14 @@ impl Parts {
     /// Leaves for good: out of the Raft membership, then out of the pool.
     pub(crate) async fn leave(&self) -> Result<(), String> {
         self.leaving.store(true, Ordering::SeqCst);
+        // What a client registered goes with its node: nothing may bring it back meanwhile.
+        let running = match &self.role {
+            Role::Client(_) => self.running.lock().take(),
+            Role::Server(_) => None,
+        };
+        if let Some(running) = running {
+            in_time(STOP_LIMIT, "ending checks", running.stop()).await;
+        }
         let leaving = in_time(LEAVE_LIMIT, "leaving", self.role.leave()).await;
         let left = leaving.unwrap_or_else(|| Err(format!("no answer within {LEAVE_LIMIT:?}")));
         self.gossip.leave(GOODBYE).await;
@@ -533,7 +541,6 @@ fn http_config(config: &RuntimeConfig, tls: &Tls, seed: u64) -> anyhow::Result<H
             ..HttpLimits::default()
         },
         seed,
-        ..HttpConfig::default()
     })
 }
 
