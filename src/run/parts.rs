@@ -225,7 +225,7 @@ impl Parts {
         // What a client registered goes with its node: nothing may bring it back meanwhile.
         let running = match &self.role {
             Role::Client(_) => self.running.lock().take(),
-            Role::Server(_) => None,
+            Role::Server(..) => None,
         };
         if let Some(running) = running {
             in_time(STOP_LIMIT, "ending checks", running.stop()).await;
