@@ -23,7 +23,7 @@ pub(crate) const PACKET_MAX_BYTES: usize = DATAGRAM_MAX_BYTES - 48;
 /// Others who must agree before a suspect has only the shortest time to refute.
 pub const CONFIRMATIONS: usize = 3;
 
-/// `gossip_lan {}`: how eagerly the pool probes and spreads news. Defaults are our own (ADR 13).
+/// `gossip_lan {}`: how eagerly the pool probes and spreads news. Defaults are our own (ADR 17).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LanTiming {
     /// Members one gossip round goes to.
