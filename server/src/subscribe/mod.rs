@@ -1,6 +1,6 @@
 //! The views that agents keep: what changes of a topic, sent to all who keep it.
 //!
-//! Owns: one [`Material`](material::Material) a topic, whoever reads it; one stream an agent, all its
+//! Owns: one material a topic, whoever reads it; one stream an agent, all its
 //! topics on it; who is let in, and what is refused.
 //! Never: makes a write wait, runs on Raft's threads, or keeps for a slow reader more than which of its
 //! topics it is behind on (ADR 16).
