@@ -4,6 +4,7 @@
 //! Never: implements them. The binary wires the in-process server role to them, or on an agent that is no server
 //! the client role with its pooled connections to the servers.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -281,6 +282,55 @@ pub enum FireError {
     Stopped(String),
 }
 
+/// What is to be done with gossip keys, at every member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyringAction {
+    /// Say which there are.
+    List,
+    /// Accept one more.
+    Install,
+    /// Seal with it from now on.
+    Use,
+    /// Accept it no longer.
+    Remove,
+}
+
+/// What the members answered about keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyringReport {
+    /// Members that were asked.
+    pub nodes: usize,
+    /// How many hold each key.
+    pub keys: BTreeMap<String, usize>,
+    /// How many seal with each key.
+    pub primary: BTreeMap<String, usize>,
+    /// What went wrong, by member.
+    pub errors: BTreeMap<String, String>,
+}
+
+/// Why a member is shown as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Insight {
+    /// Its name.
+    pub name: String,
+    /// How long it has its status.
+    pub since: Duration,
+    /// Its life.
+    pub incarnation: u64,
+    /// How often it refuted in that life.
+    pub refutations: u16,
+    /// It did not answer and has some time to refute.
+    pub suspected: bool,
+    /// Who said so, and how long ago.
+    pub accusers: Vec<(String, Duration)>,
+    /// When this agent will call it failed.
+    pub fails_in: Option<Duration>,
+    /// How long ago this agent probed it last, and how long the answer took.
+    pub probed: Option<(Duration, Option<Duration>)>,
+    /// Live nodes of the same name, which are left out.
+    pub rivals: Vec<SocketAddr>,
+}
+
 /// The LAN pool.
 #[async_trait]
 pub trait Membership: Send + Sync + 'static {
@@ -292,6 +342,10 @@ pub trait Membership: Send + Sync + 'static {
     async fn join(&self, addresses: Vec<String>) -> Result<usize, String>;
     /// Puts a failed node into the left state; `prune` forgets it altogether.
     async fn force_leave(&self, node: &str, prune: bool) -> Result<(), String>;
+    /// Does something with a key (base64) at every member. Errors: it could be done at none.
+    async fn keyring(&self, action: KeyringAction, key: &str) -> Result<KeyringReport, String>;
+    /// Why each member is shown as it is; empty when the pool has stopped.
+    async fn why(&self) -> Vec<Insight>;
     /// Where this node lies in the network; `None` when it does not learn that.
     fn coordinate(&self) -> Option<Coordinate>;
     /// Sends a user event to every member, this one included.

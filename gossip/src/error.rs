@@ -147,6 +147,18 @@ pub enum GossipError {
         #[source]
         cause: std::io::Error,
     },
+    /// This node joined late, under the name of a live member. It has stopped; the pool is as it was.
+    #[error(
+        "node name {name:?} is taken: a live member at {holder} had it before this node at {own}; set another node_name, or stop the other and retry"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Who had it first.
+        holder: SocketAddr,
+        /// Where this node is.
+        own: SocketAddr,
+    },
     /// The file of keys could not be read or written.
     #[error("cannot {action} the gossip keys in {path}")]
     KeyFile {
@@ -214,6 +226,7 @@ impl GossipError {
             Self::UnknownMember { .. } => "gossip.unknown_member",
             Self::MemberAlive { .. } => "gossip.member_alive",
             Self::KnownFile { .. } => "gossip.known_file",
+            Self::NameTaken { .. } => "gossip.name_taken",
             Self::KeyFile { .. } => "gossip.key_file",
             Self::KeyFileForm { .. } => "gossip.key_file_form",
             Self::EventTooLarge { .. } => "gossip.event_too_large",

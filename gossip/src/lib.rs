@@ -22,6 +22,7 @@ mod vivaldi;
 mod wire;
 
 pub use config::{CoreConfig, GossipConfig, LanTiming};
+pub use core::Insight;
 pub use driver::{EventStream, Gossip, JoinOutcome, KeyAction, KeyReport, UserEventStream};
 pub use error::GossipError;
 pub use events::UserEvent;

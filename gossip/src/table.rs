@@ -24,6 +24,15 @@ pub(crate) struct Record {
     pub(crate) since: Duration,
 }
 
+impl Record {
+    /// The version of the tags when they are of this life; 0 says "not known".
+    pub(crate) fn tags_version(&self) -> u64 {
+        self.tags_rank
+            .filter(|(n, _)| *n == self.peer.incarnation)
+            .map_or(0, |(_, version)| version)
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     records: BTreeMap<NodeId, Record>,
@@ -44,6 +53,20 @@ impl Table {
 
     pub(crate) fn by_name(&self, name: &str) -> Option<&Record> {
         self.records.get(self.names.get(name)?)
+    }
+
+    /// Live nodes that are left out, each with where the holder of its name is.
+    pub(crate) fn rivals(&self) -> impl Iterator<Item = (Peer, SocketAddr)> {
+        self.rivals.values().filter_map(|rival| {
+            let holder = self.by_name(&rival.name)?;
+            Some((rival.clone(), holder.peer.address))
+        })
+    }
+
+    /// Where live nodes are that are left out since another holds this name.
+    pub(crate) fn rivals_of(&self, name: &str) -> Vec<SocketAddr> {
+        let rivals = self.rivals.values().filter(|rival| rival.name == name);
+        rivals.map(|rival| rival.address).collect()
     }
 
     /// The active member at an address.

@@ -83,6 +83,8 @@ pub(crate) enum Notice {
     Accuse(Accusation),
     /// The receiver's id has lived with this incarnation, which is above what it says. Direct only.
     Newer { incarnation: u64 },
+    /// A live member has the receiver's name. Direct only.
+    NameTaken { holder: SocketAddr },
 }
 
 /// `by` did not reach that life of the node, nor did those it asked.
@@ -185,14 +187,6 @@ impl SyncState {
     #[must_use]
     pub fn datacenter(&self) -> &str {
         &self.datacenter
-    }
-
-    /// The sender's own row alone: all a stranger gets to see.
-    #[must_use]
-    pub fn introduction(mut self) -> Self {
-        self.rows.truncate(1);
-        self.events = EventsTold::default();
-        self
     }
 
     /// The inverse of [`Self::encode`]; `None` when the bytes are not a state.
@@ -360,7 +354,9 @@ impl Shared {
                 *id,
                 (*incarnation, u64::from(*forced) + 2 * u64::from(*prune)),
             ),
-            Notice::TagsWanted { .. } | Notice::Newer { .. } => return None,
+            Notice::TagsWanted { .. } | Notice::Newer { .. } | Notice::NameTaken { .. } => {
+                return None;
+            }
             Notice::Accuse(told) => {
                 // One suspect's accusers are spread side by side.
                 let mut id = told.id;

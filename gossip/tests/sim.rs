@@ -40,6 +40,7 @@ struct World {
     biggest: usize,
     undecryptable: u64,
     conflicts: usize,
+    taken: Vec<(usize, String, SocketAddr)>,
 }
 
 impl World {
@@ -56,6 +57,7 @@ impl World {
             biggest: 0,
             undecryptable: 0,
             conflicts: 0,
+            taken: Vec::new(),
         }
     }
 
@@ -160,6 +162,9 @@ impl World {
                     .events
                     .push((self.now, event)),
                 Action::UserEvent(event) => self.nodes.get_mut(&n).unwrap().heard.push(event),
+                Action::NameTaken { name, holder } => {
+                    self.taken.push((n, name, holder));
+                }
                 Action::LeaveDone => self.nodes.get_mut(&n).unwrap().left = true,
                 Action::NameConflict { .. } | Action::IdConflict { .. } => self.conflicts += 1,
             }
@@ -655,6 +660,62 @@ fn of_two_live_nodes_with_one_name_the_first_is_shown() {
     let taken =
         |w: &World| w.view(1)["node-2"] == ("10.0.0.9:8301".to_owned(), MemberStatus::Alive);
     world.run_until(seconds(10), taken);
+}
+
+#[test]
+fn who_comes_late_with_a_taken_name_is_told_to_go_and_nobody_else() {
+    let mut world = World::seed(61);
+    world.servers(5);
+    world.run(seconds(200));
+    let mut twin = World::config(9, 9);
+    twin.name = "node-2".into();
+    world.start(9, twin, None);
+    world.join(9, 1).unwrap();
+    world.run(seconds(8));
+    assert!(world.taken.is_empty(), "the holder may be about to fail");
+    let insights = world.nodes[&1].core.insights(world.now);
+    let of_two = insights.iter().find(|i| i.name == "node-2").unwrap();
+    assert_eq!(of_two.rivals, [World::config(9, 9).advertise]);
+    world.run(seconds(20));
+    let holder = World::config(2, 2).advertise;
+    assert_eq!(world.taken, [(9, "node-2".to_owned(), holder)]);
+
+    // A holder that dies meanwhile leaves its name to whoever asks.
+    world.kill(9);
+    world.run(seconds(10));
+    let mut heir = World::config(8, 8);
+    heir.name = "node-3".into();
+    world.kill(3);
+    world.start(8, heir, None);
+    world.join(8, 1).unwrap();
+    world.run(seconds(40));
+    assert_eq!(world.taken.len(), 1);
+    assert_eq!(world.view(1)["node-3"].0, "10.0.0.8:8301");
+}
+
+#[test]
+fn an_account_says_who_accuses_and_how_it_was_probed() {
+    let mut world = World::seed(62);
+    world.servers(6);
+    world.run(seconds(30));
+    world.kill(4);
+    let account = |w: &World| {
+        let insights = w.nodes[&1].core.insights(w.now);
+        insights.into_iter().find(|i| i.name == "node-4").unwrap()
+    };
+    world.run_until(seconds(10), |w| {
+        account(w).suspected && !account(w).accusers.is_empty()
+    });
+    let seen = account(&world);
+    assert!(seen.accusers[0].0.starts_with("node-"), "{seen:?}");
+    assert_eq!(seen.status, MemberStatus::Alive);
+    let well = world.nodes[&1].core.insights(world.now);
+    let well = well.iter().find(|i| i.name == "node-5").unwrap();
+    assert!(!well.suspected && well.accusers.is_empty());
+    let (ago, took) = well.probed.unwrap();
+    assert!(ago < seconds(10) && took.unwrap() < Duration::from_millis(7));
+    world.run_until(seconds(10), |w| account(w).status == MemberStatus::Failed);
+    assert!(account(&world).since < seconds(1));
 }
 
 #[test]

@@ -135,7 +135,7 @@ impl Agent {
                     .push((peer, self.core.exchange_open(now, false))),
                 Action::Event(event) => self.note(now, &event),
                 Action::UserEvent(_) => {}
-                Action::LeaveDone => self.left = true,
+                Action::LeaveDone | Action::NameTaken { .. } => self.left = true,
                 Action::NameConflict { .. } | Action::IdConflict { .. } => self.conflicts += 1,
             }
         }

@@ -51,9 +51,21 @@ async fn keyring(client: Client, args: &KeyringArgs) -> Done {
     query.extend(relay.as_deref().map(|n| ("relay-factor", n)));
     query.extend(args.local_only.then_some(("local-only", "true")));
     let changes = [
-        (&args.install, Method::POST, "Installing new gossip encryption key..."),
-        (&args.use_key, Method::PUT, "Changing primary gossip encryption key..."),
-        (&args.remove, Method::DELETE, "Removing gossip encryption key..."),
+        (
+            &args.install,
+            Method::POST,
+            "Installing new gossip encryption key...",
+        ),
+        (
+            &args.use_key,
+            Method::PUT,
+            "Changing primary gossip encryption key...",
+        ),
+        (
+            &args.remove,
+            Method::DELETE,
+            "Removing gossip encryption key...",
+        ),
     ];
     for (key, method, doing) in changes {
         if let Some(key) = key {
@@ -118,7 +130,8 @@ mod tests {
 
     #[test]
     fn a_pool_is_shown_as_consul_does() {
-        let pool = json!({"WAN": false, "Datacenter": "dc1", "NumNodes": 3, "Keys": {"a=": 3, "b=": 2}});
+        let pool =
+            json!({"WAN": false, "Datacenter": "dc1", "NumNodes": 3, "Keys": {"a=": 3, "b=": 2}});
         assert_eq!(shown(&pool, "Keys"), "\ndc1 (LAN):\n  a= [3/3]\n  b= [2/3]");
     }
 }

@@ -15,6 +15,9 @@ pub(crate) struct MembersArgs {
     /// Show every tag
     #[arg(long)]
     detailed: bool,
+    /// Say who suspects whom, since when, and how each was probed by the agent asked
+    #[arg(long, conflicts_with = "detailed")]
+    why: bool,
     /// Show only members whose status matches this expression, such as alive or failed|left
     #[arg(long, default_value = ".*", value_name = "PATTERN")]
     status: String,
@@ -46,6 +49,7 @@ async fn list(client: Client, args: &MembersArgs) -> Done {
     })?;
     let mut query = Vec::new();
     query.extend(args.wan.then_some(("wan", "1")));
+    query.extend(args.why.then_some(("why", "1")));
     query.extend(args.filter.as_deref().map(|filter| ("filter", filter)));
     query.extend(args.segment.as_deref().map(|segment| ("segment", segment)));
     let answer = client.get("/v1/agent/members", &query).await?;
@@ -58,7 +62,9 @@ async fn list(client: Client, args: &MembersArgs) -> Done {
     if members.is_empty() {
         return Err(Failure::new(Exit::Usage, "No members match"));
     }
-    output::table(&if args.detailed {
+    output::table(&if args.why {
+        accounts(&members)
+    } else if args.detailed {
         detailed(&members)
     } else {
         standard(&members)
@@ -122,6 +128,52 @@ fn standard(members: &[Value]) -> Vec<Vec<String>> {
             tag(member, "dc"),
             named("ap", "default"),
             named("segment", if server { "<all>" } else { "<default>" }),
+        ]);
+    }
+    rows
+}
+
+/// Why each member is shown as it is.
+fn accounts(members: &[Value]) -> Vec<Vec<String>> {
+    let mut rows = vec![row([
+        "Node", "Address", "Status", "Since", "Suspected", "Probed", "RTT", "Incarnation", "Rivals",
+    ])];
+    for member in members {
+        let why = &member["Why"];
+        let or = |name: &str, none: &str| why[name].as_str().unwrap_or(none).to_owned();
+        let accusers: Vec<String> = why["AccusedBy"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|by| format!("{} {} ago", field(by, "Node"), field(by, "Ago")))
+            .collect();
+        let suspected = match (why["Suspected"] == true, accusers.is_empty()) {
+            (false, _) => "no".to_owned(),
+            (true, true) => "yes".to_owned(),
+            (true, false) => format!("by {}", accusers.join(", ")),
+        };
+        let rivals = why["Rivals"].as_array().into_iter().flatten();
+        let rivals: Vec<&str> = rivals.filter_map(Value::as_str).collect();
+        rows.push(vec![
+            field(member, "Name"),
+            address(member),
+            status(member).into(),
+            or("Since", "-"),
+            suspected,
+            why["ProbedAgo"]
+                .as_str()
+                .map_or("-".to_owned(), |ago| format!("{ago} ago")),
+            if why["Answered"] == false {
+                "no answer".to_owned()
+            } else {
+                or("RTT", "-")
+            },
+            field(why, "Incarnation"),
+            if rivals.is_empty() {
+                "-".to_owned()
+            } else {
+                rivals.join(",")
+            },
         ]);
     }
     rows

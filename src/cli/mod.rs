@@ -20,6 +20,7 @@ mod init;
 mod join;
 mod join_token;
 mod keygen;
+mod keyring;
 mod kv;
 mod kv_file;
 mod leave;
@@ -80,6 +81,7 @@ enum Verb {
     Join(join::JoinArgs),
     JoinToken(join_token::JoinTokenArgs),
     Keygen(keygen::KeygenArgs),
+    Keyring(keyring::KeyringArgs),
     Kv(kv::KvArgs),
     Leave(leave::LeaveArgs),
     Lock(lock::LockArgs),
@@ -189,6 +191,7 @@ fn perform(verb: Verb) -> Done {
         Verb::Join(args) => join::run(args),
         Verb::JoinToken(args) => join_token::run(args),
         Verb::Keygen(args) => keygen::run(args),
+        Verb::Keyring(args) => keyring::run(args),
         Verb::Kv(args) => kv::run(args),
         Verb::Leave(args) => leave::run(args),
         Verb::Lock(args) => lock::run(args),

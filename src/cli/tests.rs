@@ -46,6 +46,10 @@ fn consuls_own_lines_are_understood() {
         "weft validate -quiet a b",
         "weft session create -ttl=30s",
         "weft force-leave -prune n",
+        "weft keyring -list -local-only -relay-factor=3",
+        "weft keyring -install a",
+        "weft keyring -use=a",
+        "weft members -why",
         "weft join -wan a b",
         "weft version -format=json",
     ] {

@@ -17,15 +17,15 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tonic::body::Body;
 use weft_agent::backend::{
-    Backend, Consistency, FireError, Following, JoinTicket, Member, MemberStatus, Membership,
-    Operator, OperatorError, ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
+    Backend, Consistency, FireError, Following, Insight, JoinTicket, KeyringAction, KeyringReport, Member,
+    MemberStatus, Membership, Operator, OperatorError, ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
 };
 use weft_agent::dns::{DnsView, Viewed};
 use weft_agent::events::Events;
 use weft_agent::http::InProcess;
 use weft_catalog::view::ViewTopic;
 use weft_catalog::{Hub, State};
-use weft_gossip::{Gossip, GossipError};
+use weft_gossip::{Gossip, GossipError, KeyAction};
 use weft_proto::coordinate::Coordinate;
 use weft_proto::v1;
 use weft_proto::v1::operate_request::Op;
@@ -322,6 +322,39 @@ impl Membership for Pool {
             .force_leave(node, prune)
             .await
             .map_err(|cause| cause.to_string())
+    }
+
+    async fn keyring(&self, action: KeyringAction, key: &str) -> Result<KeyringReport, String> {
+        let action = match action {
+            KeyringAction::List => KeyAction::List,
+            KeyringAction::Install => KeyAction::Install,
+            KeyringAction::Use => KeyAction::Use,
+            KeyringAction::Remove => KeyAction::Remove,
+        };
+        let done = self.0.keys(action, key).await;
+        let report = done.map_err(|cause| cause.to_string())?;
+        Ok(KeyringReport {
+            nodes: report.nodes,
+            keys: report.keys,
+            primary: report.primary,
+            errors: report.errors,
+        })
+    }
+
+    async fn why(&self) -> Vec<Insight> {
+        let insights = self.0.why().await.unwrap_or_default();
+        let insights = insights.into_iter().map(|of| Insight {
+            name: of.name,
+            since: of.since,
+            incarnation: of.incarnation,
+            refutations: of.refutations,
+            suspected: of.suspected,
+            accusers: of.accusers,
+            fails_in: of.fails_in,
+            probed: of.probed,
+            rivals: of.rivals,
+        });
+        insights.collect()
     }
 
     fn coordinate(&self) -> Option<Coordinate> {

@@ -183,15 +183,19 @@ impl Parts {
         tokio::select! {
             why = self.role.failed() => why,
             Some(why) = given_up.recv() => why,
-            () = self.gossip_lost() => "gossip.stopped: the gossip task ended; this is a defect of weft".into(),
+            why = self.gossip_lost() => why,
         }
     }
 
-    /// Resolves when the gossip task has ended although this agent is not on its way out.
-    async fn gossip_lost(&self) {
+    /// Resolves when the gossip task has ended although this agent is not on its way out, with the reason.
+    async fn gossip_lost(&self) -> String {
         self.gossip.ended().await;
         if self.leaving.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
+        }
+        match self.gossip.fate() {
+            Some(fate) => format!("{}: {fate}", fate.reason()),
+            None => "gossip.stopped: the gossip task ended; this is a defect of weft".into(),
         }
     }
 
@@ -383,6 +387,11 @@ async fn start_gossip(
         .data_dir
         .as_ref()
         .map(|dir| dir.join("serf").join("local.snapshot"));
+    gossip.keyring_path = config
+        .data_dir
+        .as_ref()
+        .filter(|_| lan.keyring_file)
+        .map(|dir| dir.join("serf").join("local.keyring"));
     if let Some(key) = &lan.key {
         gossip.keyring = Some(Keyring::new(
             weft_gossip::GossipKey::from_bytes(key.bytes()).context("encrypt")?,

@@ -47,6 +47,7 @@ raw! {
         datacenter: String,
         default_query_time: String,
         disable_coordinates: bool,
+        disable_keyring_file: bool,
         disable_kv_key_validation: bool,
         discard_check_output: bool,
         discovery_max_stale: String,

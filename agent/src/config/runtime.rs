@@ -257,17 +257,19 @@ impl fmt::Debug for GossipKey {
 pub struct GossipConfig {
     /// `encrypt`; `None`: clear text.
     pub key: Option<GossipKey>,
+    /// Keep the keys in `serf/local.keyring`; false with `disable_keyring_file`.
+    pub keyring_file: bool,
     /// Refuse packets that are not sealed (true).
     pub verify_incoming: bool,
     /// Seal what is sent (true).
     pub verify_outgoing: bool,
     /// How many members hear of news at once (3).
     pub gossip_nodes: u32,
-    /// Pause between rounds of news (200 ms).
+    /// Pause between rounds of news (150 ms).
     pub gossip_interval: Duration,
-    /// Pause between probes (1 s).
+    /// Pause between probes (700 ms).
     pub probe_interval: Duration,
-    /// Wait for a probe's answer (500 ms); not above the interval.
+    /// Wait for a probe's answer (300 ms); not above the interval.
     pub probe_timeout: Duration,
     /// Scales how long a suspect may speak up (4).
     pub suspicion_mult: u32,

@@ -149,7 +149,7 @@ pub(super) const TOP: &[Key] = &[
     key("disable_coordinates", Bool),
     silent("disable_host_node_id", Bool),
     inert("disable_http_unprintable_char_filter", Bool),
-    inert("disable_keyring_file", Bool),
+    key("disable_keyring_file", Bool),
     key("disable_kv_key_validation", Bool),
     silent("disable_remote_exec", Bool),
     silent("disable_update_check", Bool),

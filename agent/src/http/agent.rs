@@ -5,9 +5,11 @@
 //! Source: Consul HTTP API, "Agent"; CONSUL.md A.1.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use weft_catalog::acl::Resource;
 use weft_catalog::filter::{Kind, Selectable, Value};
+use weft_proto::duration;
 use weft_proto::json::Json;
 
 use super::call::Call;
@@ -16,7 +18,7 @@ use super::coordinate::write_coordinate;
 use super::error::Failure;
 use super::reply::Reply;
 use super::rows::Selection;
-use crate::backend::Member;
+use crate::backend::{Insight, Member};
 
 /// What a node without measurements says of its place in the network.
 const NO_COORDINATE: &str =
@@ -85,22 +87,54 @@ fn write_stats(json: &mut Json, stats: &BTreeMap<String, BTreeMap<String, String
 
 /// The protocol numbers are those of the gossip generation that Consul 1.x speaks.
 fn write_member(json: &mut Json, member: &Member) {
+    json.object(|json| write_fields(json, member));
+}
+
+fn write_fields(json: &mut Json, member: &Member) {
+    json.key("Name").string(&member.name);
+    json.key("Addr").string(&member.address.ip().to_string());
+    json.key("Port").number(member.address.port().into());
+    json.key("Tags").string_map(&member.tags);
+    json.key("Status").number(member.status as u64);
+    for (name, version) in [
+        ("ProtocolMin", 1),
+        ("ProtocolMax", 5),
+        ("ProtocolCur", 2),
+        ("DelegateMin", 2),
+        ("DelegateMax", 5),
+        ("DelegateCur", 4),
+    ] {
+        json.key(name).number(version);
+    }
+}
+
+fn write_insight(json: &mut Json, insight: &Insight) {
+    let text = |of: Duration| duration::format(Duration::from_millis(of.as_millis() as u64));
     json.object(|json| {
-        json.key("Name").string(&member.name);
-        json.key("Addr").string(&member.address.ip().to_string());
-        json.key("Port").number(member.address.port().into());
-        json.key("Tags").string_map(&member.tags);
-        json.key("Status").number(member.status as u64);
-        for (name, version) in [
-            ("ProtocolMin", 1),
-            ("ProtocolMax", 5),
-            ("ProtocolCur", 2),
-            ("DelegateMin", 2),
-            ("DelegateMax", 5),
-            ("DelegateCur", 4),
-        ] {
-            json.key(name).number(version);
+        json.key("Since").string(&text(insight.since));
+        json.key("Incarnation").number(insight.incarnation);
+        json.key("Refutations").number(insight.refutations.into());
+        json.key("Suspected").boolean(insight.suspected);
+        json.key("AccusedBy")
+            .list(&insight.accusers, |json, (name, ago)| {
+                json.object(|json| {
+                    json.key("Node").string(name);
+                    json.key("Ago").string(&text(*ago));
+                });
+            });
+        if let Some(fails_in) = insight.fails_in {
+            json.key("FailsIn").string(&text(fails_in));
         }
+        if let Some((ago, took)) = insight.probed {
+            json.key("ProbedAgo").string(&text(ago));
+            json.key("Answered").boolean(took.is_some());
+            if let Some(took) = took {
+                json.key("RTT").string(&duration::format(took));
+            }
+        }
+        json.key("Rivals").list(&insight.rivals, |json, at| {
+            json.string(&at.to_string());
+        });
     });
 }
 
@@ -132,7 +166,25 @@ pub(super) async fn members(call: Call) -> Result<Reply, Failure> {
         selection.keeps(&MemberRow(member))
             && call.guard.shows(Resource::Node, member.name.as_bytes())
     });
-    Ok(Reply::written(|json| json.list(shown, write_member)))
+    if !call.query.has("why") {
+        return Ok(Reply::written(|json| json.list(shown, write_member)));
+    }
+    let insights = call.api.deps.membership.why().await;
+    let shown = shown.map(|member| {
+        let of = insights.iter().find(|insight| insight.name == member.name);
+        (member, of)
+    });
+    Ok(Reply::written(|json| {
+        json.list(shown, |json, (member, insight)| {
+            json.object(|json| {
+                write_fields(json, member);
+                if let Some(insight) = insight {
+                    json.key("Why");
+                    write_insight(json, insight);
+                }
+            });
+        });
+    }))
 }
 
 /// A member as `filter` sees it.

@@ -25,7 +25,7 @@ pub(super) async fn list(call: Call) -> Result<Reply, Failure> {
                 for (name, counts) in [("Keys", &report.keys), ("PrimaryKeys", &report.primary)] {
                     json.key(name).object(|json| {
                         for (key, count) in counts {
-                            json.key(key).number(*count as u64);
+                            json.dynamic_key(key).number(*count as u64);
                         }
                     });
                 }
@@ -82,7 +82,12 @@ async fn act(call: &Call, action: KeyringAction, key: &str) -> Result<KeyringRep
     let mut lines = vec![format!(
         "{datacenter} (LAN) error: {failures}/{nodes} nodes reported failure"
     )];
-    lines.extend(report.errors.iter().map(|(node, text)| format!("{node}: {text}")));
+    lines.extend(
+        report
+            .errors
+            .iter()
+            .map(|(node, text)| format!("{node}: {text}")),
+    );
     Err(failed(&lines))
 }
 
@@ -102,7 +107,11 @@ fn flag(call: &Call, name: &'static str) -> Result<bool, Failure> {
 fn failed(lines: &[String]) -> Failure {
     let count = lines.len();
     let head = if count == 1 { "1 error" } else { "errors" };
-    let head = if count == 1 { head.to_owned() } else { format!("{count} {head}") };
+    let head = if count == 1 {
+        head.to_owned()
+    } else {
+        format!("{count} {head}")
+    };
     let items: String = lines.iter().map(|line| format!("\t* {line}\n")).collect();
     Failure::internal("keyring.failed", format!("{head} occurred:\n{items}\n"))
 }

@@ -31,6 +31,7 @@ mod health;
 mod host;
 mod internal_ui;
 mod join_token;
+mod keyring;
 mod kv;
 mod metrics;
 mod monitor;

@@ -9,7 +9,7 @@ use weft_catalog::acl::{Access, Resource};
 use super::route::{Handler, Need, Route};
 use super::{
     agent, agent_check, agent_service, autopilot, catalog, config_entry, coordinate, event, health,
-    host, internal_ui, join_token, kv, monitor, openapi, operator, prepared_query, session,
+    host, internal_ui, join_token, keyring, kv, monitor, openapi, operator, prepared_query, session,
     snapshot, status, telemetry, txn,
 };
 
@@ -148,6 +148,8 @@ const AGENT_READ: Need = Need::Fixed(Resource::Agent, Access::Read);
 const AGENT_WRITE: Need = Need::Fixed(Resource::Agent, Access::Write);
 const OPERATOR_READ: Need = Need::Fixed(Resource::Operator, Access::Read);
 const OPERATOR_WRITE: Need = Need::Fixed(Resource::Operator, Access::Write);
+const KEYRING_READ: Need = Need::Fixed(Resource::Keyring, Access::Read);
+const KEYRING_WRITE: Need = Need::Fixed(Resource::Keyring, Access::Write);
 const STATUS: Need =
     Need::Public("who leads is no secret, and clients ask before they have a token");
 const CONFIG_SEEN: Need = Need::Rows(&[
@@ -209,7 +211,7 @@ pub(super) static TABLE: &[Route] = &[
         "Shows this agent's facts and statistics.", "api-docs/agent#read-configuration"),
     route(GET, "/v1/agent/version", Need::Public("load balancers and scripts ask for it without a token"), NONE, to!(agent::version),
         "Shows this agent's version.", "api-docs/agent"),
-    route(GET, "/v1/agent/members", NODES_SEEN, &["wan", "segment", "filter"], to!(agent::members),
+    route(GET, "/v1/agent/members", NODES_SEEN, &["wan", "segment", "filter", "why"], to!(agent::members),
         "Lists the gossip members this agent knows.", "api-docs/agent#list-members"),
     route(GET, "/v1/agent/host", OPERATOR_READ, NONE, to!(host::show),
         "Shows the machine's memory, processors, system and disk.", "api-docs/agent#retrieve-host-information"),
@@ -336,6 +338,14 @@ pub(super) static TABLE: &[Route] = &[
         "Lists join tokens that are open, and those of the last day.", "weft"),
     route(DELETE, "/v1/operator/join-token/", OPERATOR_WRITE, NONE, to!(join_token::revoke),
         "Makes a join token useless.", "weft"),
+    route(GET, "/v1/operator/keyring", KEYRING_READ, &["relay-factor", "local-only"], to!(keyring::list),
+        "Lists the gossip keys of all members.", "api-docs/operator/keyring#list-gossip-encryption-keys"),
+    route(POST, "/v1/operator/keyring", KEYRING_WRITE, &["relay-factor", "local-only"], to!(keyring::install),
+        "Installs a gossip key at all members.", "api-docs/operator/keyring#add-new-gossip-encryption-key"),
+    route(PUT, "/v1/operator/keyring", KEYRING_WRITE, &["relay-factor", "local-only"], to!(keyring::make_primary),
+        "Seals gossip with an installed key from now on.", "api-docs/operator/keyring#change-primary-gossip-encryption-key"),
+    route(DELETE, "/v1/operator/keyring", KEYRING_WRITE, &["relay-factor", "local-only"], to!(keyring::remove),
+        "Removes a gossip key from all members.", "api-docs/operator/keyring#delete-gossip-encryption-key"),
     route(GET, "/v1/operator/autopilot/configuration", OPERATOR_READ, CONSISTENCY, to!(operator::autopilot),
         "Shows autopilot's settings.", "api-docs/operator/autopilot#read-configuration"),
     route(PUT, "/v1/operator/autopilot/configuration", OPERATOR_WRITE, &["cas"], to!(operator::set_autopilot),

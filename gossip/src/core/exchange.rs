@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Core;
 use crate::error::GossipError;
-use crate::wire::{StateRow, SyncState, fnv1a, lock};
+use crate::wire::{NodeId, StateRow, SyncState, fnv1a, lock};
 
 const FULL: u8 = 1;
 const ASK: u8 = 2;
@@ -57,13 +57,10 @@ impl Core {
         if full || self.swim.num_members() == 0 {
             return framed(FULL, &self.sync_state(now).encode());
         }
-        let mut state = self.sync_state(now);
-        let buckets = digest(&state.rows);
-        state.rows.truncate(1);
         let digest = Digest {
-            datacenter: state.datacenter,
-            own: state.rows.remove(0),
-            buckets,
+            datacenter: self.config.datacenter.clone(),
+            own: self.own_row(),
+            buckets: self.digest(),
             events: lock(&self.shared).events.digest(),
         };
         framed(ASK, &plain(&digest))
@@ -106,10 +103,11 @@ impl Core {
 
     fn on_full(&mut self, now: Duration, from: SocketAddr, theirs: SyncState) -> Answered {
         // What we knew before they told us: they need not hear their own words.
-        let mut ours = self.sync_state(now);
-        if theirs.datacenter != ours.datacenter {
-            ours = ours.introduction();
-        }
+        let ours = if theirs.datacenter == self.config.datacenter {
+            self.sync_state(now)
+        } else {
+            self.introduction()
+        };
         Answered {
             frame: Some(framed(REST, &ours.encode())),
             outcome: self.merge(now, from, theirs),
@@ -117,9 +115,8 @@ impl Core {
     }
 
     fn on_digest(&mut self, now: Duration, from: SocketAddr, theirs: Digest) -> Answered {
-        let mut ours = self.sync_state(now);
-        if theirs.datacenter != ours.datacenter || theirs.buckets.len() != BUCKETS {
-            let introduction = ours.introduction();
+        if theirs.datacenter != self.config.datacenter || theirs.buckets.len() != BUCKETS {
+            let introduction = self.introduction();
             let stranger = SyncState {
                 datacenter: theirs.datacenter,
                 rows: vec![theirs.own],
@@ -130,16 +127,18 @@ impl Core {
                 outcome: self.merge(now, from, stranger),
             };
         }
-        let differing = digest(&ours.rows)
+        let differing = self
+            .digest()
             .iter()
             .zip(&theirs.buckets)
             .enumerate()
-            .filter(|(_, (ours, theirs))| ours != theirs)
+            .filter(|(_, (here, there))| here != there)
             .fold(0u64, |mask, (at, _)| mask | 1 << at);
         let events = lock(&self.shared).events.digest() != theirs.events;
         let frame = if differing == 0 && !events {
             vec![SAME]
         } else {
+            let mut ours = self.sync_state(now);
             ours.keep(differing, events);
             let asked = Differ {
                 buckets: differing,
@@ -158,6 +157,28 @@ impl Core {
             frame: Some(frame),
             outcome: self.merge(now, from, introduction),
         }
+    }
+
+    /// A sum over what is known of the members of each bucket.
+    fn digest(&self) -> Vec<u64> {
+        let mut sums = vec![0u64; BUCKETS];
+        let own = self.swim.identity().id;
+        for record in self.table.records() {
+            let version = if record.peer.id == own {
+                self.tags_version
+            } else {
+                record.tags_version()
+            };
+            let mut bytes = Vec::with_capacity(40);
+            bytes.extend_from_slice(&record.peer.id);
+            bytes.extend_from_slice(&record.peer.incarnation.to_be_bytes());
+            bytes.extend_from_slice(&version.to_be_bytes());
+            // SWIM's own incarnation is left out: a member does not tell its own.
+            bytes.push(record.member.status.code());
+            let sum = &mut sums[bucket(&record.peer.id)];
+            *sum = sum.wrapping_add(fnv1a(&bytes));
+        }
+        sums
     }
 
     fn on_differ(
@@ -182,30 +203,15 @@ impl SyncState {
     fn keep(&mut self, buckets: u64, events: bool) {
         let own = self.rows[0].peer.id;
         self.rows
-            .retain(|row| row.peer.id == own || buckets & (1 << bucket(row)) != 0);
+            .retain(|row| row.peer.id == own || buckets & (1 << bucket(&row.peer.id)) != 0);
         if !events {
             self.events = Default::default();
         }
     }
 }
 
-fn bucket(row: &StateRow) -> usize {
-    (fnv1a(&row.peer.id) % BUCKETS as u64) as usize
-}
-
-fn digest(rows: &[StateRow]) -> Vec<u64> {
-    let mut sums = vec![0u64; BUCKETS];
-    for row in rows {
-        let mut bytes = Vec::with_capacity(40);
-        bytes.extend_from_slice(&row.peer.id);
-        bytes.extend_from_slice(&row.peer.incarnation.to_be_bytes());
-        bytes.extend_from_slice(&row.tags_version.to_be_bytes());
-        // SWIM's own incarnation is left out: a member does not tell its own.
-        bytes.push(row.status as u8);
-        let sum = &mut sums[bucket(row)];
-        *sum = sum.wrapping_add(fnv1a(&bytes));
-    }
-    sums
+fn bucket(id: &NodeId) -> usize {
+    (fnv1a(id) % BUCKETS as u64) as usize
 }
 
 fn framed(kind: u8, body: &[u8]) -> Vec<u8> {

@@ -7,6 +7,7 @@
 
 mod exchange;
 mod fired;
+mod insight;
 mod news;
 mod places;
 mod rounds;
@@ -35,6 +36,7 @@ use crate::wire::{
 
 pub use crate::wire::SyncState;
 pub use exchange::Answered;
+pub use insight::Insight;
 pub use places::CoordinateCounts;
 pub(crate) use suspicion::ACCUSERS_MAX;
 pub use suspicion::Load;
@@ -89,6 +91,13 @@ pub enum Action {
         /// Who is left out while the holder lives.
         rival: SocketAddr,
     },
+    /// This node came lately, and its name is that of a live member: it must not stay.
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Who had it first.
+        holder: SocketAddr,
+    },
     /// Another process uses this node's id.
     IdConflict {
         /// Where it was seen.
@@ -117,6 +126,10 @@ pub struct Core {
     doubt: suspicion::Doubt,
     /// Members whose tags have not come with the news of them.
     untagged: BTreeSet<NodeId>,
+    started: Duration,
+    /// Since when the pool says that our name is another's.
+    taken_since: Option<Duration>,
+    gave_way: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,6 +281,9 @@ impl Core {
             coordinate_counts: CoordinateCounts::default(),
             doubt: suspicion::Doubt::default(),
             untagged: BTreeSet::new(),
+            started: now,
+            taken_since: None,
+            gave_way: false,
         };
         core.start();
         Ok(core)

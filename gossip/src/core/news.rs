@@ -24,6 +24,10 @@ impl Core {
                 }
                 true
             }
+            Ok(Notice::NameTaken { holder }) => {
+                self.name_taken(from, holder);
+                true
+            }
             Ok(Notice::Newer { incarnation }) => {
                 // As by hearsay; whoever invents one can do no more harm than with a state.
                 let mut shared = lock(&self.shared);
@@ -146,7 +150,7 @@ impl Core {
                     self.forget_swim(peer);
                 }
             }
-            Notice::TagsWanted { .. } | Notice::Newer { .. } => {}
+            Notice::TagsWanted { .. } | Notice::Newer { .. } | Notice::NameTaken { .. } => {}
             Notice::Accuse(told) => self.accused(told),
             Notice::Event(event) => self.effects.actions.push_back(Action::UserEvent(event)),
         }

@@ -70,6 +70,7 @@ impl Core {
             .sample(&mut self.rng, TAG_REQUESTS_MAX);
         self.ask_for_tags(untagged);
         self.sweep_doubt();
+        self.tell_rivals();
         self.prune_shared();
     }
 
@@ -94,6 +95,14 @@ impl Core {
 
     /// What foca and the table no longer hold makes room at the gate.
     pub(super) fn prune_shared(&mut self) {
+        let count = self.swim.iter_membership_state().len();
+        {
+            let mut shared = lock(&self.shared);
+            shared.forget_accusations();
+            if shared.known.len() <= count && shared.newest.len() <= 2 * (count + 1) {
+                return;
+            }
+        }
         let held: BTreeSet<NodeId> = self
             .swim
             .iter_membership_state()
@@ -109,7 +118,6 @@ impl Core {
                 .newest
                 .retain(|(_, id), _| *id == own || held.contains(id));
         }
-        shared.forget_accusations();
     }
 
     pub(super) fn forget_swim(&mut self, peer: Peer) {

@@ -26,18 +26,7 @@ impl Core {
             .iter_membership_state()
             .map(|m| (m.id().id, m.incarnation()))
             .collect();
-        let mut rows = vec![StateRow {
-            peer: own.clone(),
-            swim_incarnation: 0,
-            status: if self.phase == Phase::Running {
-                WireStatus::Alive
-            } else {
-                WireStatus::Leaving
-            },
-            down_seconds: 0,
-            tags_version: self.tags_version,
-            tags: self.tags.clone(),
-        }];
+        let mut rows = vec![self.own_row()];
         rows.extend(
             self.table
                 .records()
@@ -56,11 +45,7 @@ impl Core {
                     } else {
                         now.saturating_sub(r.since).as_secs()
                     },
-                    // A row's tags belong to the row's life only when they came from it; 0 says "not known".
-                    tags_version: r
-                        .tags_rank
-                        .filter(|(n, _)| *n == r.peer.incarnation)
-                        .map_or(0, |(_, v)| v),
+                    tags_version: r.tags_version(),
                     tags: r.member.tags.clone(),
                 }),
         );
@@ -68,6 +53,30 @@ impl Core {
             datacenter: self.config.datacenter.clone(),
             rows,
             events: lock(&self.shared).events.tell(),
+        }
+    }
+
+    pub(super) fn own_row(&self) -> StateRow {
+        StateRow {
+            peer: self.swim.identity().clone(),
+            swim_incarnation: 0,
+            status: if self.phase == Phase::Running {
+                WireStatus::Alive
+            } else {
+                WireStatus::Leaving
+            },
+            down_seconds: 0,
+            tags_version: self.tags_version,
+            tags: self.tags.clone(),
+        }
+    }
+
+    /// Our own row alone: all a stranger gets to see.
+    pub(super) fn introduction(&self) -> SyncState {
+        SyncState {
+            datacenter: self.config.datacenter.clone(),
+            rows: vec![self.own_row()],
+            events: Default::default(),
         }
     }
 

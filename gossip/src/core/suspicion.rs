@@ -36,6 +36,13 @@ pub(super) struct Suspicion {
     timer: Option<(Duration, (Duration, u64))>,
 }
 
+impl Suspicion {
+    /// When this node will say failed, if it started that clock.
+    pub(super) fn due(&self) -> Option<Duration> {
+        self.timer.map(|(_, (at, _))| at)
+    }
+}
+
 /// The probe under way.
 #[derive(Debug)]
 struct Round {

@@ -22,7 +22,7 @@ use weft_proto::clock::Clock;
 use weft_proto::coordinate::Coordinate;
 
 use crate::config::GossipConfig;
-use crate::core::{Answered, Core};
+use crate::core::{Answered, Core, Insight};
 use crate::error::GossipError;
 use crate::events::{EventId, UserEvent};
 use crate::keyring::{Framer, Keyring};
@@ -49,6 +49,7 @@ enum Command {
         frame: Vec<u8>,
         reply: oneshot::Sender<Answered>,
     },
+    Why(oneshot::Sender<Vec<Insight>>),
     AddSeeds {
         names: Vec<String>,
         addresses: Vec<SocketAddr>,
@@ -81,6 +82,8 @@ struct Published {
     user_events: Mutex<Option<broadcast::Sender<UserEvent>>>,
     coordinate: ArcSwapOption<Coordinate>,
     framer: ArcSwap<Framer>,
+    /// Why the pool's task ended by itself.
+    fate: Mutex<Option<GossipError>>,
     /// Held while the ring changes.
     ring_lock: Mutex<()>,
     ring_path: Option<PathBuf>,
@@ -147,6 +150,7 @@ impl Gossip {
             coordinate: ArcSwapOption::from_pointee(core.coordinate()),
             events: Mutex::new(Some(broadcast::Sender::new(EVENTS_MAX))),
             user_events: Mutex::new(Some(broadcast::Sender::new(EVENTS_MAX))),
+            fate: Mutex::new(None),
             ring_lock: Mutex::new(()),
             ring_path: config.keyring_path.clone(),
             framer: ArcSwap::from_pointee(Framer::new(
@@ -324,6 +328,20 @@ impl Gossip {
     /// Resolves when the pool's task has ended: after [`Self::shutdown`], or by a defect.
     pub async fn ended(&self) {
         self.commands.closed().await;
+    }
+
+    /// Why it ended, when it did so by itself and not by a defect.
+    #[must_use]
+    pub fn fate(&self) -> Option<GossipError> {
+        let mut fate = self.published.fate.lock();
+        fate.as_deref_mut().ok().and_then(Option::take)
+    }
+
+    /// An account of every member: who suspects it, how it was probed, since when it is what it is.
+    ///
+    /// Errors: [`GossipError::Stopped`].
+    pub async fn why(&self) -> Result<Vec<Insight>, GossipError> {
+        self.ask(Command::Why).await
     }
 
     /// The keys, or `None` when gossip is in clear text.

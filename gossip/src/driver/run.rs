@@ -142,6 +142,7 @@ impl Run {
             Command::Frame { from, frame, reply } => {
                 drop(reply.send(self.core.exchange(now, from, &frame)))
             }
+            Command::Why(reply) => drop(reply.send(self.core.insights(now))),
             Command::AddSeeds { names, addresses } => {
                 self.core.add_seeds(addresses);
                 for name in names {
@@ -344,6 +345,17 @@ impl Run {
                     {
                         tracing::error!(node.name = %name, %holder, %rival, "two nodes use one name; the one that is alive keeps it: change node_name of the other");
                     }
+                }
+                Action::NameTaken { name, holder } => {
+                    tracing::error!(node.name = %name, %holder, "the name of this node is that of a live member, which came first");
+                    let own = self.core.local().socket_address();
+                    let fate = GossipError::NameTaken { name, holder, own };
+                    *self
+                        .published
+                        .fate
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner) = Some(fate);
+                    turn = Turn::Stop(None);
                 }
                 Action::IdConflict { elsewhere } => {
                     if self

@@ -216,12 +216,13 @@ impl Values<'_> {
         encrypt: Option<&str>,
         verify: [Option<bool>; 2],
         reconnect: Option<&str>,
-        coordinates: bool,
+        [coordinates, keyring_file]: [bool; 2],
     ) -> GossipConfig {
         let config = GossipConfig {
             key: encrypt
                 .filter(|key| !key.is_empty())
                 .and_then(|key| self.gossip_key(key)),
+            keyring_file,
             verify_incoming: verify[0].unwrap_or(true),
             verify_outgoing: verify[1].unwrap_or(true),
             gossip_nodes: self.small("gossip_lan.gossip_nodes", raw.gossip_nodes, 3, 1..=64),

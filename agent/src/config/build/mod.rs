@@ -81,7 +81,10 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
         raw.encrypt.as_deref(),
         [raw.encrypt_verify_incoming, raw.encrypt_verify_outgoing],
         raw.reconnect_timeout.as_deref(),
-        !raw.disable_coordinates.unwrap_or(false),
+        [
+            !raw.disable_coordinates.unwrap_or(false),
+            !raw.disable_keyring_file.unwrap_or(false),
+        ],
     );
     let allow_unencrypted = raw.allow_unencrypted.unwrap_or(false);
     let keyed = gossip.key.is_some() && tls.internal_rpc.has_certificate();

@@ -21,8 +21,9 @@ use weft_proto::ids::LogIndex;
 use weft_proto::v1;
 
 use crate::backend::{
-    Backend, Consistency, FireError, Following, JoinTicket, Member, MemberStatus, Membership,
-    Operator, OperatorError, ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
+    Backend, Consistency, FireError, Following, Insight, JoinTicket, KeyringAction, KeyringReport, Member,
+    MemberStatus, Membership, Operator, OperatorError, ReadError, ReadMeta, SnapshotSource,
+    SnapshotStream, WriteError,
 };
 use crate::events::Events;
 use crate::http::{
@@ -253,6 +254,34 @@ impl Membership for TestCluster {
     async fn force_leave(&self, node: &str, prune: bool) -> Result<(), String> {
         self.note(format!("force-leave {node} {prune}"));
         Ok(())
+    }
+
+    async fn keyring(&self, action: KeyringAction, key: &str) -> Result<KeyringReport, String> {
+        if key == "bad" {
+            return Err("gossip key ring is empty".to_owned());
+        }
+        self.note(format!("keyring {action:?} {key}"));
+        let mut report = KeyringReport {
+            nodes: 2,
+            keys: BTreeMap::from([("a2V5".to_owned(), 2)]),
+            primary: BTreeMap::from([("a2V5".to_owned(), 2)]),
+            ..KeyringReport::default()
+        };
+        if action == KeyringAction::Remove {
+            let error = "gossip key is the primary one; use another key first";
+            report.errors.insert("n2".to_owned(), error.to_owned());
+        }
+        Ok(report)
+    }
+
+    async fn why(&self) -> Vec<Insight> {
+        vec![Insight {
+            name: "n1".to_owned(),
+            incarnation: 7,
+            accusers: vec![("n2".to_owned(), Duration::from_millis(1_500))],
+            suspected: true,
+            ..Insight::default()
+        }]
     }
 
     fn coordinate(&self) -> Option<Coordinate> {
