@@ -37,7 +37,8 @@ pub struct LanTiming {
     /// Suspicion lasts `suspicion_mult × max(0.8, log10(members + 1)) × probe_interval`, less when others
     /// agree.
     pub suspicion_mult: u8,
-    /// An update is sent `retransmit_mult × ⌈log10(members + 1)⌉` times.
+    /// An update is sent `retransmit_mult × (2 + log10(members + 1))` times by each member: of `n` members that
+    /// pick at random some `n / e^times` would be passed over.
     pub retransmit_mult: u8,
     /// Time between full state exchanges over TCP with a random member (longer in pools over 32).
     pub sync_interval: Duration,
@@ -130,13 +131,13 @@ impl LanTiming {
     pub(crate) fn swim(&self, members: usize) -> foca::Config {
         let positive = |n: usize| NonZeroUsize::new(n.max(1)).expect("at least 1");
         let transmissions =
-            (f64::from(self.retransmit_mult) * log10(members + 1).ceil().max(1.0)).min(255.0);
+            (f64::from(self.retransmit_mult) * (2.0 + log10(members + 1))).clamp(1.0, 255.0);
         let many = members > 256;
         foca::Config {
             probe_period: self.probe_interval,
             probe_rtt: self.probe_timeout,
             num_indirect_probes: positive(3),
-            max_transmissions: NonZeroU8::new(transmissions as u8).unwrap_or(NonZeroU8::MIN),
+            max_transmissions: NonZeroU8::new(transmissions.ceil() as u8).unwrap_or(NonZeroU8::MIN),
             suspect_to_down_after: self.suspicion(members),
             // The core reaps by itself: failed and left members have different times.
             remove_down_after: None,

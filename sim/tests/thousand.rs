@@ -54,3 +54,19 @@ fn a_thousand_agents_notice_joins_and_failures_and_nothing_else() {
         "nobody who is alive"
     );
 }
+
+#[test]
+fn nobody_is_passed_over_in_a_pool_of_a_hundred() {
+    println!("replay: seed {SEED:#x}");
+    let mut world = scenario::pool(SEED, 100, |_| {});
+    for _ in 0..40 {
+        let joined = scenario::join(&mut world, |_| {}).unwrap();
+        assert!(joined <= seconds(3), "{joined:?}");
+        let victim = scenario::anybody(&mut world);
+        let times = scenario::fail(&mut world, victim).unwrap();
+        let last = times.last().copied().unwrap_or_default();
+        assert!(last <= seconds(10), "{last:?}");
+        scenario::forget_seen(&mut world);
+        world.run(seconds(5));
+    }
+}
