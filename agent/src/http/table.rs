@@ -9,8 +9,8 @@ use weft_catalog::acl::{Access, Resource};
 use super::route::{Handler, Need, Route};
 use super::{
     agent, agent_check, agent_service, autopilot, catalog, config_entry, coordinate, event, health,
-    host, internal_ui, join_token, keyring, kv, monitor, openapi, operator, prepared_query, session,
-    snapshot, status, telemetry, txn,
+    host, internal_ui, join_token, keyring, kv, monitor, openapi, operator, prepared_query,
+    session, snapshot, status, telemetry, txn,
 };
 
 /// A handler as the table holds it.

@@ -21,8 +21,8 @@ use weft_proto::ids::LogIndex;
 use weft_proto::v1;
 
 use crate::backend::{
-    Backend, Consistency, FireError, Following, Insight, JoinTicket, KeyringAction, KeyringReport, Member,
-    MemberStatus, Membership, Operator, OperatorError, ReadError, ReadMeta, SnapshotSource,
+    Backend, Consistency, FireError, Following, Insight, JoinTicket, KeyringAction, KeyringReport,
+    Member, MemberStatus, Membership, Operator, OperatorError, ReadError, ReadMeta, SnapshotSource,
     SnapshotStream, WriteError,
 };
 use crate::events::Events;
