@@ -131,7 +131,7 @@ fn snapshots_carry_tokens() {
     world.redeem(1, "web-1", 7);
     world.make("t2", 2, "web-2");
     let mut bytes = Vec::new();
-    snapshot::write(&world.catalog.state(), &mut bytes).unwrap();
+    snapshot::write(world.catalog.state(), &mut bytes).unwrap();
     let restored = snapshot::read(&mut &bytes[..]).unwrap();
     assert_eq!(restored.state().hash(), world.catalog.state().hash());
     let mut again = World {
