@@ -49,10 +49,15 @@ pub(super) async fn remove(call: Call) -> Result<Reply, Failure> {
 
 async fn change(mut call: Call, action: KeyringAction) -> Result<Reply, Failure> {
     if flag(&call, "local-only")? {
-        let text = "Invalid use of local-only: local-only can only be set for list requests";
+        let text =
+            "Bad request: Invalid use of local-only: local-only can only be set for list requests";
         return Err(Failure::bad_request("keyring.local_only", text));
     }
-    let body = call.json().await?;
+    let body = call.optional_json().await?;
+    if body.is_null() {
+        let text = "Bad request: Request decode failed: EOF";
+        return Err(Failure::bad_request("keyring.body", text));
+    }
     let key = body.get("Key").and_then(Value::as_str).unwrap_or_default();
     act(&call, action, key).await?;
     Ok(Reply::empty())
@@ -63,11 +68,11 @@ async fn act(call: &Call, action: KeyringAction, key: &str) -> Result<KeyringRep
     if let Some(text) = call.query.get("relay-factor").filter(|t| !t.is_empty()) {
         let factor: Result<i64, _> = text.parse();
         let factor = factor.map_err(|_| {
-            let text = format!("Error parsing relay factor: {text:?} is not a number");
+            let text = format!("Bad request: Error parsing relay factor: {text:?} is not a number");
             Failure::bad_request("keyring.relay_factor", text)
         })?;
         if !(0..=RELAY_FACTOR_MAX).contains(&factor) {
-            let text = "Invalid relay-factor: Relay factor must be in range: [0, 5]";
+            let text = "Bad request: Invalid relay-factor: Relay factor must be in range: [0, 5]";
             return Err(Failure::bad_request("keyring.relay_factor", text));
         }
     }
@@ -97,7 +102,8 @@ fn flag(call: &Call, name: &'static str) -> Result<bool, Failure> {
         Some("" | "1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
         Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
         Some(text) => {
-            let text = format!("Error parsing {name}: {text:?} is neither true nor false");
+            let text =
+                format!("Bad request: Error parsing {name}: {text:?} is neither true nor false");
             Err(Failure::bad_request("keyring.local_only", text))
         }
     }

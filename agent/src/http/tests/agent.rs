@@ -357,3 +357,33 @@ async fn metrics_have_consuls_names_beside_our_own() {
     assert_eq!(off.get("/v1/agent/metrics").await.status, 200);
     off.stop().await;
 }
+
+#[tokio::test]
+async fn gossip_keys_have_consuls_form_and_texts() {
+    let world = World::start().await;
+    let listed = world.get("/v1/operator/keyring").await.json();
+    assert_eq!(
+        listed,
+        serde_json::json!([{
+            "WAN": false, "Datacenter": "dc1", "Segment": "",
+            "Keys": {"a2V5": 2}, "PrimaryKeys": {"a2V5": 2}, "NumNodes": 2
+        }])
+    );
+    let key = r#"{"Key":"k"}"#;
+    world
+        .check(&[
+            ("POST /v1/operator/keyring", key, 200, ""),
+            ("PUT /v1/operator/keyring?relay-factor=5", key, 200, ""),
+            ("DELETE /v1/operator/keyring", key, 500, "2 errors occurred:\n\t* dc1 (LAN) error: 1/2 nodes reported failure\n\t* n2: gossip key is the primary one; use another key first\n\n"),
+            ("POST /v1/operator/keyring", r#"{"Key":"bad"}"#, 500, "1 error occurred:\n\t* dc1 (LAN) error: gossip key ring is empty\n\n"),
+            ("GET /v1/operator/keyring?relay-factor=6", "", 400, "Bad request: Invalid relay-factor: Relay factor must be in range: [0, 5]"),
+            ("DELETE /v1/operator/keyring?local-only=true", key, 400, "Bad request: Invalid use of local-only: local-only can only be set for list requests"),
+        ])
+        .await;
+    let why = world.get("/v1/agent/members?why").await.json();
+    assert_eq!(why[0]["Why"]["AccusedBy"][0]["Node"], "n2");
+    assert_eq!(why[0]["Why"]["AccusedBy"][0]["Ago"], "1.5s");
+    let plain = world.get("/v1/agent/members").await.json();
+    assert!(plain[0].get("Why").is_none());
+    world.stop().await;
+}
