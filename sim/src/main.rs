@@ -26,6 +26,9 @@ struct Args {
     /// Minutes of the world under 2 % loss, and as many with ill members.
     #[arg(long, default_value_t = 60)]
     minutes: u64,
+    /// Only the figure about ill members.
+    #[arg(long)]
+    only_ill: bool,
     /// A file to append the figures to, in Markdown.
     #[arg(long)]
     results: Option<PathBuf>,
@@ -39,8 +42,10 @@ const COLUMNS: &str = "| row | figures | goal |\n|---|---|---|\n";
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let mut rows = String::new();
-    joins_and_failures(&args, &mut rows)?;
-    loss(&args, &mut rows);
+    if !args.only_ill {
+        joins_and_failures(&args, &mut rows)?;
+        loss(&args, &mut rows);
+    }
     gray(&args, &mut rows);
     if let Some(path) = &args.results {
         let section = format!(

@@ -70,3 +70,18 @@ fn nobody_is_passed_over_in_a_pool_of_a_hundred() {
         world.run(seconds(5));
     }
 }
+
+#[test]
+fn members_that_are_ill_take_nobody_with_them() {
+    println!("replay: seed {SEED:#x}");
+    let mut world = scenario::pool(SEED, 300, |_| {});
+    world.network.loss = 0.02;
+    let gray = scenario::gray(&mut world, seconds(240));
+    println!("{gray:?}");
+    assert!(gray.ill_failed > 0, "the ill ones are ill enough to matter");
+    assert_eq!(
+        gray.healthy_failed, 0,
+        "of {:.0} node-hours",
+        gray.node_hours
+    );
+}

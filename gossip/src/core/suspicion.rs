@@ -304,7 +304,13 @@ impl Core {
             s.witnesses + s.accusers.keys().filter(|by| **by != own).count()
         });
         let members = self.swim.num_members() + 1;
-        since + self.config.timing.suspicion_after(members, agreeing)
+        let patience = self.config.timing.suspicion_after(members, agreeing);
+        // Who doubts itself needs others to be sure.
+        if agreeing < CONFIRMATIONS {
+            since + patience * self.effects.stretch
+        } else {
+            since + patience
+        }
     }
 
     /// Somebody accuses a member, maybe us.
