@@ -136,7 +136,15 @@ fn standard(members: &[Value]) -> Vec<Vec<String>> {
 /// Why each member is shown as it is.
 fn accounts(members: &[Value]) -> Vec<Vec<String>> {
     let mut rows = vec![row([
-        "Node", "Address", "Status", "Since", "Suspected", "Probed", "RTT", "Incarnation", "Rivals",
+        "Node",
+        "Address",
+        "Status",
+        "Since",
+        "Suspected",
+        "Probed",
+        "RTT",
+        "Incarnation",
+        "Rivals",
     ])];
     for member in members {
         let why = &member["Why"];

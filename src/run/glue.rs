@@ -17,8 +17,9 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tonic::body::Body;
 use weft_agent::backend::{
-    Backend, Consistency, FireError, Following, Insight, JoinTicket, KeyringAction, KeyringReport, Member,
-    MemberStatus, Membership, Operator, OperatorError, ReadError, ReadMeta, SnapshotSource, SnapshotStream, WriteError,
+    Backend, Consistency, FireError, Following, Insight, JoinTicket, KeyringAction, KeyringReport,
+    Member, MemberStatus, Membership, Operator, OperatorError, ReadError, ReadMeta, SnapshotSource,
+    SnapshotStream, WriteError,
 };
 use weft_agent::dns::{DnsView, Viewed};
 use weft_agent::events::Events;
