@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Finds out which functions a cluster of three servers enters, first idle, then while all its common requests are
+# Finds out which functions three servers and a client agent enter, first idle, then while all common requests are
 # made once, and writes them to tools/order/functions in that order; build.rs asks the linker to lay them so.
 #
 #   tools/order/regenerate.sh [WEFT]          a release build; by default the one in the target folder
 #   tools/order/regenerate.sh --known [WEFT]  only says how many of the names written down still exist
 #
-# To be run before a release, and when `weft-bench idle` has grown. Uses 127.0.18.1 to 127.0.18.3.
+# To be run before a release, and when `weft-bench idle` has grown. Uses 127.0.18.1 to 127.0.18.4.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tools/lib.sh
@@ -69,17 +69,18 @@ requests() {
   done >/dev/null
 }
 
-step "starting three servers"
+step "starting three servers and a client agent"
 for i in 1 2 3; do start "n$i" "127.0.18.$i" -server -bootstrap-expect 3; done
+start n4 127.0.18.4
 wait_for 30 sh -c 'curl -s 127.0.18.1:8500/v1/status/leader | grep -q 8300'
 sleep 6
 
-for i in 1 2 3; do
-  step "watching server $i idle for 15 s"
+for i in 1 2 3 4; do
+  step "watching agent $i idle for 15 s"
   "$here/touched.py" "${servers[$((i - 1))]}" 15 >"$work/idle.$i"
 done
-for i in 1 2 3; do
-  step "watching server $i while it is asked for everything"
+for i in 1 2 3 4; do
+  step "watching agent $i while it is asked for everything"
   (sleep 4 && requests "127.0.18.$i") &
   asker=$!
   "$here/touched.py" "${servers[$((i - 1))]}" 20 >"$work/busy.$i"
