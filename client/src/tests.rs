@@ -91,7 +91,11 @@ async fn serve(net: Arc<Net>, address: String, stream: tokio::io::DuplexStream) 
             net.executed.lock().push(address.clone());
             let (head, body) = request.into_parts();
             match manner {
-                Manner::HangsUp => hung_up.cancel(),
+                Manner::HangsUp => {
+                    hung_up.cancel();
+                    // An answer may not be ahead of the hanging up.
+                    std::future::pending().await
+                }
                 Manner::Freezes => std::future::pending().await,
                 _ => {}
             }

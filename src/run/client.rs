@@ -24,12 +24,13 @@ use weft_client::{
     CallError, Client, ClientConfig, Dial, Dialed, Limit, Payload, RowsError, ServerAt, Stream,
     SyncError,
 };
-use weft_gossip::{Gossip, Member, MemberStatus};
+use weft_gossip::Gossip;
 use weft_proto::clock::Clock;
 use weft_proto::v1;
 use weft_proto::v1::views_client::ViewsClient;
 use weft_server::Transport;
 
+use super::servers;
 use super::tls::Tls;
 
 /// A part of a view is much smaller; one row may not be.
@@ -80,24 +81,18 @@ impl Dial for Dialer {
 pub(crate) async fn find_servers(gossip: Arc<Gossip>, client: Client, datacenter: String) {
     let mut events = gossip.events();
     loop {
-        let members = gossip.members();
-        let servers = members.iter().filter_map(|one| server(one, &datacenter));
-        client.set_servers(servers.collect());
+        client.set_servers(servers::live(&gossip, &datacenter, |member, address| {
+            ServerAt {
+                address: address.to_string(),
+                name: member.name.clone(),
+            }
+        }));
         tokio::select! {
             () = gossip.ended() => return,
             // More than it could hear: the list itself is looked at anyway.
             _ = events.next() => {}
         }
     }
-}
-
-fn server(member: &Member, datacenter: &str) -> Option<ServerAt> {
-    let is_ours = member.tag("role") == "consul" && member.tag("dc") == datacenter;
-    let port: u16 = member.tag("port").parse().ok()?;
-    (is_ours && member.status == MemberStatus::Alive).then(|| ServerAt {
-        address: std::net::SocketAddr::new(member.address, port).to_string(),
-        name: member.name.clone(),
-    })
 }
 
 /// The client role, as the agent sees it.
@@ -276,10 +271,7 @@ impl Operator for Remote {
     }
 
     fn join_ticket(&self, _node: &str, _expires_millis: u64) -> Result<JoinTicket, OperatorError> {
-        // Such a call is a server's to answer, and is carried there whole.
-        Err(OperatorError::Invalid(
-            "this agent is not a server: ask one".into(),
-        ))
+        Err(no_server())
     }
 
     fn stats(&self) -> BTreeMap<String, BTreeMap<String, String>> {

@@ -18,6 +18,7 @@ mod parts;
 mod places;
 mod pool_metrics;
 mod role;
+mod servers;
 mod tls;
 
 use std::process::ExitCode;

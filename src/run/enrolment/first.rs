@@ -222,7 +222,7 @@ fn settings(files: &Files, ticket: &v1::JoinTicket, enrolled: &v1::Enrolled) -> 
             "ca_file": files.ca, "cert_file": files.certificate, "key_file": files.key,
             "verify_incoming": true, "verify_outgoing": true,
         },
-        "internal_rpc": {"verify_server_hostname": enrolled.verify_server_hostname},
+        "internal_rpc": {"verify_server_hostname": true},
     });
     set("tls", tls);
     Value::Object(settings)

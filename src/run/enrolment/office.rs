@@ -17,7 +17,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 use weft_agent::backend::{JoinTicket, OperatorError};
 use weft_agent::config::RuntimeConfig;
-use weft_gossip::{Gossip, Member, MemberStatus};
+use weft_gossip::{Gossip, Member};
 use weft_identity::enrolment::{self, Issued, JoinToken, Signer};
 use weft_identity::{PeerFacts, TlsContext, pki};
 use weft_proto::clock::Clock;
@@ -26,6 +26,7 @@ use weft_proto::v1::{self, enrol_reply::Answer, outcome, stamped::Command};
 use weft_raft::RaftStream;
 use weft_server::{Enrolment, Server, WriteFailure};
 
+use super::super::servers;
 use super::super::tls::Tls;
 use super::wire;
 
@@ -131,6 +132,22 @@ impl Office {
                 "{node:?} cannot be the name of a node with a certificate: letters, digits, - and _ in parts of at most 63, with dots between"
             ))
         })?;
+        let roots = context.roots();
+        let ca_der: Vec<_> = roots
+            .iter()
+            .map(|der| bytes::Bytes::copy_from_slice(der))
+            .collect();
+        if ca_der.is_empty() {
+            return Err(invalid(
+                "tls.internal_rpc has no ca_file: a new machine could not know the servers by anything".into(),
+            ));
+        }
+        let servers = self.members(|_, port| port);
+        if servers.is_empty() {
+            return Err(OperatorError::Failed(
+                "the pool shows no live server yet; try again in a moment".into(),
+            ));
+        }
         let secret = enrolment::new_secret()
             .ok_or_else(|| OperatorError::Failed("the system gives no randomness".into()))?;
         let ticket = v1::JoinTicket {
@@ -138,15 +155,8 @@ impl Office {
             node: node.to_owned(),
             datacenter: self.datacenter.clone(),
             domain: self.domain.clone(),
-            servers: self.members(|member| {
-                let port = member.tag("port").parse().ok()?;
-                Some(SocketAddr::new(member.address, port))
-            }),
-            ca_der: context
-                .roots()
-                .iter()
-                .map(|der| bytes::Bytes::copy_from_slice(der))
-                .collect(),
+            servers,
+            ca_der,
             expires_millis,
         };
         Ok(JoinTicket {
@@ -156,21 +166,15 @@ impl Office {
     }
 
     /// Addresses of the live servers.
-    fn members(&self, address: impl Fn(&Member) -> Option<SocketAddr>) -> Vec<String> {
+    fn members(&self, address: impl Fn(&Member, SocketAddr) -> SocketAddr) -> Vec<String> {
         let Some(gossip) = self.gossip.get() else {
             return Vec::new();
         };
-        let members = gossip.members();
-        let servers = members.iter().filter(|member| {
-            member.tag("role") == "consul"
-                && member.tag("dc") == self.datacenter
-                && member.status == MemberStatus::Alive
+        let mut addresses = servers::live(gossip, &self.datacenter, |member, port| {
+            address(member, port).to_string()
         });
-        let addresses = servers.filter_map(|member| address(member));
+        addresses.truncate(ADDRESSES_MAX);
         addresses
-            .take(ADDRESSES_MAX)
-            .map(|address| address.to_string())
-            .collect()
     }
 
     async fn converse(&self, stream: Box<dyn RaftStream>, from: SocketAddr) -> io::Result<()> {
@@ -184,13 +188,13 @@ impl Office {
             .await
             .map_err(io::Error::other)?;
         let request: v1::EnrolRequest = wire::receive(&mut stream).await?;
-        let node = request.node.clone();
+        let (node, build) = (request.node.clone(), request.build.clone());
         let renewal = request.secret.is_empty();
         let answer = match self.judge(request, facts.as_ref()).await {
             Ok(enrolled) => {
                 let what = if renewal { "renewed" } else { "issued" };
                 self.count(what);
-                tracing::info!(node.name = %node, peer.addr = %from, expires = enrolled.expires_seconds, "certificate {what}");
+                tracing::info!(node.name = %node, peer.addr = %from, caller.build = %build, expires = enrolled.expires_seconds, "certificate {what}");
                 Answer::Enrolled(enrolled)
             }
             Err(refused) => {
@@ -297,9 +301,8 @@ impl Office {
             gossip_key: key.unwrap_or_default(),
             datacenter: self.datacenter.clone(),
             domain: self.domain.clone(),
-            retry_join: self.members(|member| Some(SocketAddr::new(member.address, member.port))),
+            retry_join: self.members(|member, _| SocketAddr::new(member.address, member.port)),
             expires_seconds: u64::try_from(issued.not_after).unwrap_or_default(),
-            verify_server_hostname: true,
         })
     }
 

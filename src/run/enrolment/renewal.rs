@@ -12,11 +12,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use weft_agent::config::RuntimeConfig;
-use weft_gossip::{Gossip, MemberStatus};
+use weft_gossip::Gossip;
 use weft_identity::{TlsContext, files, pki};
 use weft_proto::clock::Clock;
 use weft_proto::v1::{self, enrol_reply::Answer};
 
+use super::super::servers;
 use super::super::tls::Tls;
 use super::Files;
 use super::first::{converse, facts_of};
@@ -172,19 +173,9 @@ impl Renewal {
 
     /// Server ports of the live servers, each agent beginning with another.
     fn servers(&self) -> Vec<String> {
-        let members = self.gossip.members();
-        let mut servers: Vec<String> = members
-            .iter()
-            .filter(|member| {
-                member.tag("role") == "consul"
-                    && member.tag("dc") == self.datacenter
-                    && member.status == MemberStatus::Alive
-            })
-            .filter_map(|member| {
-                let port: u16 = member.tag("port").parse().ok()?;
-                Some(std::net::SocketAddr::new(member.address, port).to_string())
-            })
-            .collect();
+        let mut servers = servers::live(&self.gossip, &self.datacenter, |_, address| {
+            address.to_string()
+        });
         if !servers.is_empty() {
             let first = usize::try_from(self.seed % servers.len() as u64).unwrap_or_default();
             servers.rotate_left(first);
