@@ -42,7 +42,11 @@ stage_docs() {
 stage_differential() {
   tools/setup-peers.sh differential
   cargo build --quiet --bin weft
-  cargo run --quiet -p weft-differential -- --weft "$WEFT" --consul "${PEERS:-$HOME/.cache/weft-peers}/consul/usr/bin/consul"
+  local compare=(cargo run --quiet -p weft-differential -- --weft "$WEFT" --consul "${PEERS:-$HOME/.cache/weft-peers}/consul/usr/bin/consul")
+  step "differential: servers are asked"
+  "${compare[@]}"
+  step "differential: agents that are no servers are asked"
+  "${compare[@]}" --through-client
 }
 
 stage_clients() {

@@ -1,5 +1,5 @@
 // npm's consul against a server: register, watch, lock, recurse, transact. Usage: client.mjs ADDRESS.
-// The modules are in $CLIENTS_NODE/node_modules.
+// The modules are in $CLIENTS_NODE/node_modules; $MEMBERS is how many agents there are.
 import { createRequire } from "node:module";
 import { join } from "node:path";
 
@@ -53,7 +53,7 @@ await consul.agent.check.pass({ id: "service:jsweb-1", note: "beating" });
 check("and passes when it beats", await until(() => passing("jsweb"), ["jsweb-1"]), ["jsweb-1"]);
 check("the agent lists the service", (await consul.agent.service.list())["jsweb-1"].Port, 9090);
 check("the catalog has its address", (await consul.catalog.service.nodes("jsweb"))[0].ServicePort, 9090);
-check("members", (await consul.agent.members()).length, 1);
+check("members", (await consul.agent.members()).length, Number(process.env.MEMBERS));
 check("self", (await consul.agent.self()).Config.Datacenter, "dc1");
 await consul.agent.service.deregister("jsweb-1");
 check("a watch sees it go", await until(async () => changes.at(-1), []), []);

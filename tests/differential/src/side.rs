@@ -222,7 +222,10 @@ impl Side {
         let waited = Stopwatch::start();
         while waited.elapsed() < READY_LIMIT {
             let synced = format!("/v1/catalog/node/{NODE}");
-            if self.says("/v1/health/service/consul", "serfHealth") && self.says(&synced, "\"lan\"")
+            let alive = format!("/v1/health/node/{NODE}");
+            if self.says("/v1/health/service/consul", "serfHealth")
+                && self.says(&synced, "\"lan\"")
+                && self.says(&alive, "serfHealth")
             {
                 return self.name_node();
             }
@@ -249,25 +252,7 @@ impl Side {
     fn name_node(&mut self) -> Result<()> {
         // After a restart the stories' own indexes lie below: they keep their order.
         if self.names.start_index == 0 {
-            for target in [
-                "/v1/catalog/nodes",
-                "/v1/catalog/services",
-                "/v1/health/state/any",
-            ] {
-                let answer = http::send(
-                    self.http(),
-                    "GET",
-                    target,
-                    &[],
-                    None,
-                    Duration::from_secs(2),
-                )?;
-                let index = answer
-                    .header("X-Consul-Index")
-                    .and_then(|v| v.parse().ok())
-                    .unwrap_or(0);
-                self.names.start_index = self.names.start_index.max(index);
-            }
+            self.names.start_index = self.settled_index()?;
         }
         let answer = http::send(
             self.http(),
@@ -286,6 +271,36 @@ impl Side {
         self.names
             .add(id.get(..8).context("a node id is a UUID")?, "nodeid8");
         Ok(())
+    }
+
+    /// The newest index of what the start wrote, once it stays the same: the leader and the agent both write of a
+    /// node that joins, in any order.
+    fn settled_index(&self) -> Result<u64> {
+        let mut before = 0;
+        for _ in 0..20 {
+            let now = self.newest_index()?;
+            if now == before {
+                break;
+            }
+            before = now;
+            std::thread::sleep(Duration::from_millis(150));
+        }
+        Ok(before)
+    }
+
+    fn newest_index(&self) -> Result<u64> {
+        let mut newest = 0;
+        for target in [
+            "/v1/catalog/nodes",
+            "/v1/catalog/services",
+            "/v1/health/state/any",
+        ] {
+            let limit = Duration::from_secs(2);
+            let answer = http::send(self.http(), "GET", target, &[], None, limit)?;
+            let index = answer.header("X-Consul-Index").and_then(|v| v.parse().ok());
+            newest = newest.max(index.unwrap_or(0));
+        }
+        Ok(newest)
     }
 
     fn says(&self, target: &str, word: &str) -> bool {
