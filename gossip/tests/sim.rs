@@ -716,6 +716,12 @@ fn an_account_says_who_accuses_and_how_it_was_probed() {
     assert!(ago < seconds(10) && took.unwrap() < Duration::from_millis(7));
     world.run_until(seconds(10), |w| account(w).status == MemberStatus::Failed);
     assert!(account(&world).since < seconds(1));
+    world.run(seconds(20));
+    assert!(!account(&world).suspected);
+    assert!(
+        !account(&world).accusers.is_empty(),
+        "who found it dead is still told"
+    );
 }
 
 #[test]

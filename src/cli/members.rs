@@ -156,9 +156,10 @@ fn accounts(members: &[Value]) -> Vec<Vec<String>> {
             .map(|by| format!("{} {} ago", field(by, "Node"), field(by, "Ago")))
             .collect();
         let suspected = match (why["Suspected"] == true, accusers.is_empty()) {
-            (false, _) => "no".to_owned(),
+            (false, true) => "no".to_owned(),
             (true, true) => "yes".to_owned(),
-            (true, false) => format!("by {}", accusers.join(", ")),
+            // Failed already, or to be so soon.
+            (_, false) => format!("by {}", accusers.join(", ")),
         };
         let rivals = why["Rivals"].as_array().into_iter().flatten();
         let rivals: Vec<&str> = rivals.filter_map(Value::as_str).collect();

@@ -3,6 +3,7 @@
 //! Owns: the account of one member for an operator; what a newcomer does whose name is taken.
 //! Never: changes what the table shows.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ pub struct Insight {
     pub refutations: u16,
     /// It did not answer and has some time to refute.
     pub suspected: bool,
-    /// Who said so, by name or id, and how long ago.
+    /// Who suspects it, or did so before it failed, by name or id, and how long ago.
     pub accusers: Vec<(String, Duration)>,
     /// When this node will call it failed, if it started that clock.
     pub fails_in: Option<Duration>,
@@ -53,7 +54,7 @@ impl Core {
     /// An account of every member shown, by name.
     #[must_use]
     pub fn insights(&self, now: Duration) -> Vec<Insight> {
-        let states: std::collections::BTreeMap<NodeId, (u16, bool)> = self
+        let states: BTreeMap<NodeId, (u16, bool)> = self
             .swim
             .iter_membership_state()
             .map(|m| (m.id().id, (m.incarnation(), m.state() == State::Suspect)))
@@ -71,6 +72,8 @@ impl Core {
                 let id = record.peer.id;
                 let (refutations, suspected) = states.get(&id).copied().unwrap_or_default();
                 let held = self.doubt.suspicions.get(&id).filter(|_| suspected);
+                let has_failed = record.member.status == MemberStatus::Failed;
+                let accusers = self.accusers(&id).filter(|_| suspected || has_failed);
                 let ago = |at: &Duration| now.saturating_sub(*at);
                 Insight {
                     name: record.member.name.clone(),
@@ -81,8 +84,7 @@ impl Core {
                     incarnation: record.peer.incarnation,
                     refutations,
                     suspected,
-                    accusers: held
-                        .map(|held| held.accusers.iter())
+                    accusers: accusers
                         .into_iter()
                         .flatten()
                         .map(|(by, at)| (named(by), ago(at)))
@@ -99,6 +101,11 @@ impl Core {
                 }
             })
             .collect()
+    }
+
+    fn accusers(&self, id: &NodeId) -> Option<&BTreeMap<NodeId, Duration>> {
+        let suspicion = self.doubt.suspicions.get(id).map(|s| &s.accusers);
+        suspicion.or_else(|| self.doubt.confirmed.get(id).map(|(_, accusers)| accusers))
     }
 
     /// Tells nodes that use a name another live node holds, a few members at a time.

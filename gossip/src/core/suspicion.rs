@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Core, Due, Effects, KIND_NACK, KIND_NOTICE, Phase};
 use crate::config::CONFIRMATIONS;
+use crate::member::MemberStatus;
 use crate::wire::{Accusation, NodeId, Notice, Passed, Peer, lock};
 
 /// Accusers of one suspect that are remembered and passed on.
@@ -66,6 +67,8 @@ pub(super) struct Probed {
 #[derive(Debug, Default)]
 pub(super) struct Doubt {
     pub(super) suspicions: BTreeMap<NodeId, Suspicion>,
+    /// Who accused the members that have failed since: node incarnation, accusers and when each was heard.
+    pub(super) confirmed: BTreeMap<NodeId, (u64, BTreeMap<NodeId, Duration>)>,
     pub(super) probed: BTreeMap<NodeId, Probed>,
     round: Option<Round>,
     errands: BTreeSet<(NodeId, SocketAddr, u8)>,
@@ -373,6 +376,14 @@ impl Core {
     pub(super) fn sweep_doubt(&mut self) {
         let (table, swim) = (&self.table, &self.swim);
         self.doubt.probed.retain(|id, _| table.get(id).is_some());
+        let has_failed = |id: &NodeId, incarnation: u64| {
+            table.get(id).is_some_and(|r| {
+                r.member.status == MemberStatus::Failed && r.peer.incarnation == incarnation
+            })
+        };
+        self.doubt
+            .confirmed
+            .retain(|id, (incarnation, _)| has_failed(id, *incarnation));
         if self.doubt.suspicions.is_empty() {
             return;
         }
@@ -382,10 +393,15 @@ impl Core {
             .map(|m| (m.id().id, (m.id().incarnation, m.incarnation())))
             .collect();
         let mut stale = Vec::new();
+        let confirmed = &mut self.doubt.confirmed;
         self.doubt.suspicions.retain(|id, suspicion| {
             let stands = suspects.get(id) == Some(&suspicion.life);
             if !stands {
                 stale.extend(suspicion.timer.map(|(_, key)| key));
+                if has_failed(id, suspicion.life.0) {
+                    let accusers = std::mem::take(&mut suspicion.accusers);
+                    confirmed.insert(*id, (suspicion.life.0, accusers));
+                }
             }
             stands
         });
