@@ -12,7 +12,7 @@ use crate::cluster::{Cluster, System};
 use crate::figures::{Figures, Sample};
 use crate::peer::Kind;
 use crate::report::Run;
-use crate::{catalog, rows, soak, trouble, watch};
+use crate::{agents, catalog, rows, soak, trouble, watch};
 
 /// Runs weft, Consul and etcd alternately and prints what an operation costs.
 #[derive(Debug, Parser)]
@@ -73,6 +73,10 @@ enum What {
     Many,
     /// 100,000 instances; not part of `all`, weft only.
     Scale,
+    /// An agent that is no server: idle, from its views, forwarding.
+    Agent,
+    /// A change until it is in the views of 50 agents, weft only.
+    Views,
     Start,
     Failover,
     Restart,
@@ -202,11 +206,19 @@ impl Bench<'_> {
 
     /// The rows that fill the catalog, each on a cluster of its own.
     async fn catalogs(&mut self, round: usize, system: &System) {
-        for what in [What::Register, What::Watch, What::Many, What::Scale] {
-            let asked = if what == What::Scale {
-                system.kind == Kind::Weft && self.arguments.what.contains(&what)
-            } else {
-                system.kind.has_catalog() && self.wants(what)
+        let rows = [
+            What::Register,
+            What::Watch,
+            What::Many,
+            What::Scale,
+            What::Agent,
+            What::Views,
+        ];
+        for what in rows {
+            let asked = match what {
+                What::Scale => system.kind == Kind::Weft && self.arguments.what.contains(&what),
+                What::Views => agents::has_views(system.kind) && self.wants(what),
+                _ => system.kind.has_catalog() && self.wants(what),
             };
             if !asked {
                 continue;
@@ -217,9 +229,12 @@ impl Bench<'_> {
                 Err(error) => return self.fail(system.kind, "three servers", &error),
             };
             let time = Duration::from_secs(u64::from(self.arguments.seconds));
+            let data = self.data.clone();
             let mut found =
                 |row: String, figures: Figures| self.note(round, system.kind.name(), row, figures);
             let ended = match what {
+                What::Agent => agents::one(&cluster, time, &data, &mut found).await,
+                What::Views => agents::changes(&cluster, &data, &mut found).await,
                 What::Register => catalog::register(&cluster, time, &mut found).await,
                 What::Watch => match watch::watchers(&cluster, &mut found).await {
                     Ok(()) => watch::many(&cluster, time, &mut found).await,

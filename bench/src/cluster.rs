@@ -307,6 +307,16 @@ impl Cluster {
         SocketAddr::new(self.servers[number].address, 8600)
     }
 
+    /// What the servers run.
+    pub(crate) fn binary(&self) -> &Path {
+        &self.system.binary
+    }
+
+    /// Where the servers listen.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.servers.iter().map(|server| server.address)
+    }
+
     /// Process ids of the running servers.
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.servers

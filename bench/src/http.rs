@@ -65,6 +65,13 @@ impl Connection {
         }
     }
 
+    /// `X-Consul-Index` of the last answer.
+    pub(crate) fn index(&self) -> Option<u64> {
+        let head = &self.answer[..head_end(&self.answer)?];
+        let value = std::str::from_utf8(header(head, b"x-consul-index:")?);
+        value.ok()?.trim().parse().ok()
+    }
+
     /// The last answer's body as it came (chunk sizes included when it was chunked).
     pub(crate) fn body(&self) -> &[u8] {
         head_end(&self.answer).map_or(&[], |end| &self.answer[end..])

@@ -4,6 +4,7 @@
 //! Never: speaks to anything but loopback, runs without a bound in count and time, or ends a process it did not start.
 #![forbid(unsafe_code)]
 
+mod agents;
 mod catalog;
 mod cli;
 mod cluster;

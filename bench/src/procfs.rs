@@ -23,6 +23,24 @@ pub(crate) fn cpu(pid: u32) -> Result<Duration> {
         .context("/proc/PID/stat has another form")
 }
 
+/// CPU time of the threads the process has now, in nanoseconds as the scheduler counts it: for a process that uses
+/// less than a tick. What threads used that have ended since is not in it.
+///
+/// Source: Linux, Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat".
+pub(crate) fn cpu_of_threads(pid: u32) -> Result<Duration> {
+    let mut all = Duration::ZERO;
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .with_context(|| format!("process {pid} is gone"))?;
+    for thread in threads {
+        let path = thread?.path().join("schedstat");
+        // A thread may end while the others are read.
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let nanos = text.split(' ').next().and_then(|text| text.parse().ok());
+        all += Duration::from_nanos(nanos.unwrap_or(0));
+    }
+    Ok(all)
+}
+
 /// The sum over several processes.
 pub(crate) fn cpu_sum(pids: &[u32]) -> Result<Duration> {
     pids.iter().map(|pid| cpu(*pid)).sum()
@@ -79,5 +97,6 @@ mod tests {
         let pid = std::process::id();
         assert!(memory(pid).unwrap().rss_kib > 0);
         assert!(cpu(pid).is_ok());
+        assert!(cpu_of_threads(pid).unwrap() > Duration::ZERO);
     }
 }

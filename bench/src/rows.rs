@@ -17,7 +17,7 @@ use crate::procfs;
 use crate::stopwatch::Stopwatch;
 
 /// Keys written and read by the rows.
-const KEYS: u64 = 10_000;
+pub(crate) const KEYS: u64 = 10_000;
 const VALUE_BYTES: usize = 128;
 /// How long servers are left alone before the idle row, and how long they are watched.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -34,7 +34,7 @@ pub(crate) fn value(number: u64) -> String {
     format!("{number:0>VALUE_BYTES$}")
 }
 
-fn key(number: u64) -> String {
+pub(crate) fn key(number: u64) -> String {
     format!("bench/{:05}", number % KEYS)
 }
 
