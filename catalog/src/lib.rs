@@ -14,6 +14,7 @@ pub mod config_entry;
 mod digest;
 pub mod filter;
 mod hub;
+pub mod intention;
 mod keys;
 pub mod mesh;
 pub mod prepared_query;

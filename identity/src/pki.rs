@@ -417,22 +417,27 @@ pub fn write_pair(files: &(PathBuf, PathBuf), pems: &Pems) -> Result<(), FileErr
 /// The PEM form of certificates, one after the other (RFC 7468).
 #[must_use]
 pub fn certificates_pem<D: AsRef<[u8]>>(certificates: &[D]) -> String {
+    let blocks = certificates.iter();
+    blocks
+        .map(|der| pem_block("CERTIFICATE", der.as_ref()))
+        .collect()
+}
+
+/// One block (RFC 7468), with a line end at its end.
+pub(crate) fn pem_block(label: &str, der: &[u8]) -> String {
     use base64::Engine as _;
     const LINE: usize = 64;
-    let mut text = String::new();
-    for certificate in certificates {
-        let body = base64::engine::general_purpose::STANDARD.encode(certificate);
-        text.push_str("-----BEGIN CERTIFICATE-----\n");
-        let mut rest = body.as_str();
-        while !rest.is_empty() {
-            // Base64 is ASCII: any split is one between characters.
-            let (line, more) = rest.split_at(LINE.min(rest.len()));
-            text.push_str(line);
-            text.push('\n');
-            rest = more;
-        }
-        text.push_str("-----END CERTIFICATE-----\n");
+    let body = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut text = format!("-----BEGIN {label}-----\n");
+    let mut rest = body.as_str();
+    while !rest.is_empty() {
+        // Base64 is ASCII: any split is one between characters.
+        let (line, more) = rest.split_at(LINE.min(rest.len()));
+        text.push_str(line);
+        text.push('\n');
+        rest = more;
     }
+    text.push_str(&format!("-----END {label}-----\n"));
     text
 }
 

@@ -18,6 +18,11 @@ impl<T: Zeroize> Secret<T> {
     pub const fn reveal(&self) -> &T {
         &self.0
     }
+
+    /// The value, to be filled in place.
+    pub(crate) const fn reveal_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
 }
 
 impl<T: Zeroize> Drop for Secret<T> {
