@@ -119,6 +119,9 @@ pub struct Meta {
     /// The cluster's own id; empty before the first leader.
     #[prost(string, tag = "10")]
     pub cluster_id: String,
+    /// How often the state went on without its quorum.
+    #[prost(uint64, tag = "11")]
+    pub recoveries: u64,
 }
 
 /// Which table an [`IndexRow`] belongs to.
@@ -328,6 +331,7 @@ impl State {
             index: s.index,
             base: s.base,
             restore_epoch: s.restore_epoch,
+            recoveries: s.recoveries,
             cluster_time: s.cluster_time,
             cluster_version: s.cluster_version,
             leader_term: s.leader_term,
@@ -533,6 +537,7 @@ impl Rebuild {
             index: meta.index,
             base: meta.base,
             restore_epoch: meta.restore_epoch,
+            recoveries: meta.recoveries,
             cluster_time: meta.cluster_time,
             cluster_version: meta.cluster_version,
             leader_term: meta.leader_term,

@@ -55,6 +55,8 @@ pub(crate) struct Scalars {
     /// What is added to the log index (DESIGN F8).
     pub(crate) base: u64,
     pub(crate) restore_epoch: u64,
+    /// How often a server was made to go on without its quorum.
+    pub(crate) recoveries: u64,
     pub(crate) cluster_time: u64,
     pub(crate) cluster_version: u32,
     /// Term of the last leader that announced itself.
@@ -187,10 +189,17 @@ impl State {
         Some((&staging.id, staging.received))
     }
 
-    /// +1 with every user's restore: a resume token of another epoch means a full reset.
+    /// Raised by every restore and recovery: a resume token of another epoch means a full reset.
     #[must_use]
     pub const fn restore_epoch(&self) -> u64 {
         self.scalars.restore_epoch
+    }
+
+    /// How often this state went on without the quorum it came from: a log of fewer recoveries is of a
+    /// history that was given up.
+    #[must_use]
+    pub const fn recoveries(&self) -> u64 {
+        self.scalars.recoveries
     }
 
     /// The time of the last applied command, as leaders stamped it. Never runs back.
@@ -245,6 +254,10 @@ impl State {
             t.coordinates,
         ] {
             fold.word(word);
+        }
+        // Only then, so that states from before it existed keep their hash.
+        if s.recoveries > 0 {
+            fold.word(s.recoveries);
         }
         for sum in self.sums() {
             fold.word(sum);

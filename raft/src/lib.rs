@@ -17,6 +17,7 @@ mod machine;
 mod metrics;
 mod net;
 mod node;
+mod offline;
 mod peer;
 mod reads;
 mod recovery;
@@ -40,6 +41,7 @@ pub use machine::{Committed, FatalError, FrozenState, StateMachine};
 pub use metrics::RaftMetrics;
 pub use net::{Dialer, RaftStream};
 pub use node::{Applied, RaftNode};
+pub use offline::{Offline, Survey, SurveyedMember};
 pub use peer::{Peer, RaftId};
 pub use status::{Member, Role, Status};
 

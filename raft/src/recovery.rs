@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::error::StartError;
-use crate::log::{EntryKind, LogState, LogStore};
+use crate::log::{EntryKind, LogState, LogStore, Position};
 use crate::machine::{Committed, StateMachine};
 use crate::snapshot::{SnapshotStore, Stored};
 use crate::types::{LogId, StoredMembership, from_log_entry, from_position};
@@ -27,6 +27,17 @@ pub(crate) fn recover(
     snapshots: &SnapshotStore,
     machine: &mut impl StateMachine,
 ) -> Result<Recovered, StartError> {
+    let committed = store.state().committed;
+    recover_through(store, snapshots, machine, committed)
+}
+
+/// As [`recover`], but everything through `end` is applied, be it known to be committed or not.
+pub(crate) fn recover_through(
+    store: &dyn LogStore,
+    snapshots: &SnapshotStore,
+    machine: &mut impl StateMachine,
+    end: Option<Position>,
+) -> Result<Recovered, StartError> {
     let state = store.state();
     let mut recovered = Recovered::default();
     if let Some(stored) = newest_usable(snapshots, &state)? {
@@ -40,7 +51,7 @@ pub(crate) fn recover(
         snapshots.set_current(stored);
     }
     check_coverage(&state, recovered.applied.as_ref())?;
-    replay(store, &state, machine, &mut recovered)?;
+    replay(store, end, machine, &mut recovered)?;
     Ok(recovered)
 }
 
@@ -105,25 +116,25 @@ fn check_coverage(state: &LogState, applied: Option<&LogId>) -> Result<(), Start
     Ok(())
 }
 
-/// Applies what was committed after the snapshot. openraft would do it too, 64 entries at a time.
+/// Applies what stands after the snapshot, through `end`. openraft would do it too, 64 entries at a time.
 fn replay(
     store: &dyn LogStore,
-    state: &LogState,
+    end: Option<Position>,
     machine: &mut impl StateMachine,
     recovered: &mut Recovered,
 ) -> Result<(), StartError> {
-    let Some(committed) = state.committed else {
+    let Some(end) = end else {
         return Ok(());
     };
     let mut next = recovered.applied.as_ref().map_or(0, |id| id.index + 1);
-    while next <= committed.index {
+    while next <= end.index {
         let entries = store
-            .read(next, committed.index + 1, REPLAY_BYTES)
+            .read(next, end.index + 1, REPLAY_BYTES)
             .map_err(|cause| io_error("read the log", cause))?;
         let Some(last) = entries.last().map(|entry| entry.position) else {
             return Err(StartError::Gap {
                 missing_from: next,
-                missing_to: committed.index,
+                missing_to: end.index,
             });
         };
         let mut batch = Vec::with_capacity(entries.len());

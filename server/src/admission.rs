@@ -32,6 +32,7 @@ pub(crate) struct Seen<'a> {
     pub(crate) datacenter: &'a str,
     pub(crate) cluster_id: &'a str,
     pub(crate) cluster_version: u32,
+    pub(crate) recoveries: u64,
     pub(crate) members: &'a [Member],
     pub(crate) pool: &'a [PoolServer],
     /// How long this server has led: a member it never heard has been silent for as long, as far as it knows.
@@ -73,6 +74,11 @@ pub(crate) fn judge(
         return Err(format!(
             "join.log_of_unknown_cluster: {name} holds a log of {} entries, but cannot say of which cluster, and Raft id {id} is no member of this one; start it with an empty data_dir to let it join",
             request.last_log_index
+        ));
+    }
+    if request.last_log_index > 0 && request.recoveries < seen.recoveries {
+        return Err(format!(
+            "join.before_recovery: {name} holds data from before this cluster was recovered without it; move its raft folder away to let it join as a new server"
         ));
     }
     let holders: Vec<&Member> = seen
@@ -210,6 +216,7 @@ mod tests {
             datacenter: "dc1",
             cluster_id: "ours",
             cluster_version: 2,
+            recoveries: 1,
             members: &members,
             pool: &pool,
             leading_for,
@@ -249,6 +256,7 @@ mod tests {
         let with_log = |n, name, cluster: &str| {
             let (id, mut request) = asks(n, name);
             request.last_log_index = 7;
+            request.recoveries = 1;
             request.cluster_id = cluster.into();
             judged(&(id, request), &[], SILENT)
         };
@@ -257,6 +265,15 @@ mod tests {
         assert!(refused(with_log(9, "s9", "theirs")).contains("join.other_cluster"));
         assert!(refused(with_log(2, "s2", "theirs")).contains("join.other_cluster"));
         assert!(refused(with_log(9, "s3", "ours")).contains("join.replaced"));
+        let (id, mut before) = asks(9, "s9");
+        (before.last_log_index, before.cluster_id) = (7, "ours".into());
+        let told = refused(judged(&(id, before.clone()), &[], SILENT));
+        assert!(told.contains("join.before_recovery"), "{told}");
+        before.last_log_index = 0;
+        assert!(
+            judged(&(id, before), &[], SILENT).is_ok(),
+            "an empty log is of no history"
+        );
         let returned = with_log(9, "s9", "ours");
         assert_eq!(returned, Ok(Admission::New(vec![])), "it had been removed");
         assert_eq!(

@@ -123,14 +123,14 @@ impl Reservation {
 }
 
 impl Inner {
-    pub(crate) fn hello(&self) -> v1::HelloReply {
-        let status = self.raft.status();
+    pub(crate) fn hello(&self, caller: &str) -> v1::HelloReply {
+        let (status, state) = (self.raft.status(), self.published.load());
         v1::HelloReply {
-            raft_id: self.raft.status().id.to_string(),
+            raft_id: status.id.to_string(),
             node_name: self.config.node_name.clone(),
             node_id: self.config.node_id.clone(),
             datacenter: self.config.datacenter.clone(),
-            cluster_id: self.published.load().cluster_id().to_owned(),
+            cluster_id: state.cluster_id().to_owned(),
             bootstrap_expect: match self.config.bootstrap {
                 Bootstrap::Expect(n) => u32::try_from(n).unwrap_or(u32::MAX),
                 Bootstrap::Alone => 1,
@@ -141,6 +141,11 @@ impl Inner {
             public_key: self.public_key.clone(),
             rpc_address: self.config.rpc_advertise.to_string(),
             cluster_version_max: weft_catalog::CLUSTER_VERSION_MAX,
+            recoveries: state.recoveries(),
+            member: status
+                .members
+                .iter()
+                .any(|m| m.peer.id.to_string() == caller),
         }
     }
 
@@ -189,8 +194,16 @@ pub(crate) async fn run(server: Server) {
         {
             said.once("the cluster does not speak to this server", why);
         }
-        if let Some(whose) = server.stranger().await {
-            said.alarm(whose);
+        match server.strangers().await {
+            Some(Stranger::Alarm(why)) => said.alarm(why),
+            Some(Stranger::Superseded(why)) => {
+                tracing::error!(reason = "recover.superseded", "{why}");
+                let why = format!("recover.superseded: {why}");
+                server.inner.failed.send_replace(Some(why));
+                let _ = stop.wait_for(|stopped| *stopped).await;
+                return;
+            }
+            None => {}
         }
         let pause = if server.inner.raft.is_initialized() {
             Duration::from_secs(1)
@@ -214,7 +227,7 @@ impl Said {
         if self.0 != why {
             tracing::error!(
                 reason = %why,
-                "two clusters share one gossip pool; nothing is taken from the other"
+                "this pool holds servers of another history; nothing is taken from them"
             );
             self.0 = why;
         }
@@ -256,12 +269,14 @@ impl Server {
             && !inner.leaving.load(Ordering::Relaxed)
     }
 
-    /// A server in the pool that holds data of another cluster, in words for whoever started it.
+    /// A server in the pool that holds another history than this one, in words for whoever started it.
     ///
     /// Members answer to their leader, so only servers outside the membership are asked.
-    async fn stranger(&self) -> Option<String> {
+    async fn strangers(&self) -> Option<Stranger> {
         let inner = &self.inner;
-        let ours = inner.published.load().cluster_id().to_owned();
+        let state = inner.published.load();
+        let (ours, recoveries) = (state.cluster_id().to_owned(), state.recoveries());
+        drop(state);
         if ours.is_empty() {
             return None;
         }
@@ -272,14 +287,9 @@ impl Server {
         );
         pool.retain(|s| status.members.iter().all(|m| m.peer.id != s.raft_id));
         let hellos = self.greet(&pool).await;
-        let other = hellos
+        hellos
             .values()
-            .find(|hello| !hello.cluster_id.is_empty() && hello.cluster_id != ours)?;
-        Some(format!(
-            "{} ({}) holds data of another cluster ({}, this one is {ours}); \
-             stop the one that was started by mistake and give it an empty data_dir, or another retry_join",
-            other.node_name, other.rpc_address, other.cluster_id
-        ))
+            .find_map(|hello| stranger(hello, &ours, recoveries))
     }
 
     /// Asks the pool to be let in again; a leader that counts this server already changes nothing.
@@ -328,7 +338,7 @@ impl Server {
         let inner = &self.inner;
         let me = inner.raft.status().id;
         let calls = pool.iter().filter(|s| s.alive && s.raft_id != me).map(|s| async move {
-            let request = v1::HelloRequest { datacenter: inner.config.datacenter.clone() };
+            let request = v1::HelloRequest { datacenter: inner.config.datacenter.clone(), raft_id: me.to_string() };
             let answer = inner.forwarder.call(&s.address, HELLO_TIMEOUT, async move |mut client| client.hello(request).await).await;
             match answer {
                 Ok(hello) => Some((s.raft_id, hello)),
@@ -409,6 +419,7 @@ impl Server {
             cluster_id: inner.published.load().cluster_id().to_owned(),
             last_log_index: inner.raft.status().last_log,
             cluster_version_max: weft_catalog::CLUSTER_VERSION_MAX,
+            recoveries: inner.published.load().recoveries(),
         };
         let mut at = address.to_owned();
         for _ in 0..3 {
@@ -483,6 +494,7 @@ impl Server {
             datacenter: &inner.config.datacenter,
             cluster_id: state.cluster_id(),
             cluster_version: state.cluster_version(),
+            recoveries: state.recoveries(),
             members: &status.members,
             pool: &pool,
             leading_for: (*inner.leading_since.lock())
@@ -491,6 +503,41 @@ impl Server {
         };
         admission::judge(request, id, &seen)
     }
+}
+
+/// What another history in the pool means for this server.
+#[derive(Debug, PartialEq, Eq)]
+enum Stranger {
+    /// The other one is wrong here.
+    Alarm(String),
+    /// This one is: its cluster went on without it.
+    Superseded(String),
+}
+
+/// Judges a server outside the membership by its hello; `ours` and `recoveries` are of this server's state.
+fn stranger(hello: &v1::HelloReply, ours: &str, recoveries: u64) -> Option<Stranger> {
+    let (name, address) = (&hello.node_name, &hello.rpc_address);
+    if hello.cluster_id.is_empty() {
+        return None;
+    }
+    if hello.cluster_id != ours {
+        return Some(Stranger::Alarm(format!(
+            "{name} ({address}) holds data of another cluster ({}, this one is {ours}); \
+             stop the one that was started by mistake and give it an empty data_dir, or another retry_join",
+            hello.cluster_id
+        )));
+    }
+    if hello.recoveries > recoveries && !hello.member {
+        return Some(Stranger::Superseded(format!(
+            "the cluster was recovered without this server, as {name} ({address}) says, and what it holds was given up; \
+             move its raft folder away and start it again: it then joins as a new server"
+        )));
+    }
+    (hello.recoveries < recoveries && hello.initialized).then(|| {
+        Stranger::Alarm(format!(
+            "{name} ({address}) holds data from before this cluster was recovered; stop it and move its raft folder away"
+        ))
+    })
 }
 
 /// How long a change of the membership may take to be seen in this server's own status.
@@ -544,6 +591,43 @@ mod tests {
             server(4, None, true),
         ];
         assert_eq!(first_membership(&pool, id(1), 3), None);
+    }
+
+    #[test]
+    fn of_two_histories_the_recovered_one_counts() {
+        let hello = |cluster: &str, recoveries, member| v1::HelloReply {
+            node_name: "s2".into(),
+            rpc_address: "127.0.0.2:8300".into(),
+            cluster_id: cluster.into(),
+            initialized: true,
+            recoveries,
+            member,
+            ..v1::HelloReply::default()
+        };
+        let judged = |theirs: &v1::HelloReply| stranger(theirs, "ours", 1);
+        assert_eq!(judged(&hello("", 0, false)), None, "a new server");
+        assert_eq!(
+            judged(&hello("ours", 1, false)),
+            None,
+            "removed, same history"
+        );
+        assert!(matches!(
+            judged(&hello("theirs", 1, false)),
+            Some(Stranger::Alarm(_))
+        ));
+        assert!(matches!(
+            judged(&hello("ours", 0, false)),
+            Some(Stranger::Alarm(_))
+        ));
+        assert!(matches!(
+            judged(&hello("ours", 2, false)),
+            Some(Stranger::Superseded(_))
+        ));
+        assert_eq!(
+            judged(&hello("ours", 2, true)),
+            None,
+            "it will get the snapshot"
+        );
     }
 
     #[test]

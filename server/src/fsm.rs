@@ -49,6 +49,16 @@ impl Fsm {
         }
     }
 
+    /// The state as applied so far.
+    pub(crate) const fn state(&self) -> &State {
+        self.catalog.state()
+    }
+
+    /// See [`Catalog::recover`]; on a server that is stopped.
+    pub(crate) fn recover(&mut self) {
+        self.catalog.recover();
+    }
+
     fn apply_one(&mut self, entry: &Committed) -> Result<Bytes, FatalError> {
         #[cfg_attr(not(test), expect(unused_mut, reason = "tests tamper with it"))]
         let mut stamped = v1::Stamped::decode(entry.body.clone()).map_err(|cause| {

@@ -25,6 +25,7 @@ mod light;
 mod metrics;
 mod published;
 mod reads;
+pub mod recover;
 mod restore;
 mod rpc;
 mod stamp;

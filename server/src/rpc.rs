@@ -88,7 +88,8 @@ impl v1::server_server::Server for Service {
         &self,
         request: Request<v1::HelloRequest>,
     ) -> Result<Response<v1::HelloReply>, Status> {
-        let theirs = request.into_inner().datacenter;
+        let request = request.into_inner();
+        let theirs = request.datacenter;
         let config = &self.inner.config;
         if theirs != config.datacenter {
             return Err(Status::failed_precondition(format!(
@@ -96,7 +97,7 @@ impl v1::server_server::Server for Service {
                 config.datacenter
             )));
         }
-        Ok(Response::new(self.inner.hello()))
+        Ok(Response::new(self.inner.hello(&request.raft_id)))
     }
 
     async fn digest(

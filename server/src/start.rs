@@ -36,6 +36,7 @@ use crate::leader;
 use crate::metrics::Metrics;
 use crate::published::Published;
 use crate::reads::{Rounds, RunRound};
+use crate::recover;
 use crate::rpc::Service;
 use crate::stamp::ClusterTime;
 use crate::subscribe::{self, SubscribeLimits, Subscriptions};
@@ -63,6 +64,10 @@ impl Server {
         })?;
         let store = open_log(&config)?;
         let id = raft_id(&config, store.as_ref())?;
+        if let Some(dir) = raft_dir(&config) {
+            recover::refuse_unfinished(&dir)?;
+            recover::peers_file::take_up(&dir, id, &store, &clock)?;
+        }
         let metrics = Arc::new(Metrics::default());
         let time = Arc::new(ClusterTime::default());
         let mut catalog = Catalog::new();
@@ -297,7 +302,7 @@ fn snapshot_dir(config: &ServerConfig) -> Option<PathBuf> {
     raft_dir(config).map(|dir| dir.join("snapshots"))
 }
 
-fn open_log(config: &ServerConfig) -> Result<Arc<dyn LogStore>, ServerError> {
+pub(crate) fn open_log(config: &ServerConfig) -> Result<Arc<dyn LogStore>, ServerError> {
     let Some(dir) = raft_dir(config) else {
         return Ok(Arc::new(weft_raft::log::MemoryLog::new()));
     };
@@ -356,7 +361,7 @@ fn make_dir(dir: &Path) -> Result<(), ServerError> {
 
 /// The id minted with the log. A log that is gone takes its id with it: the server that comes back
 /// must not vote with a memory it no longer has (DESIGN §4, Membership).
-fn raft_id(config: &ServerConfig, store: &dyn LogStore) -> Result<RaftId, ServerError> {
+pub(crate) fn raft_id(config: &ServerConfig, store: &dyn LogStore) -> Result<RaftId, ServerError> {
     let Some(dir) = raft_dir(config) else {
         return Ok(mint());
     };
@@ -414,14 +419,14 @@ fn damaged(path: &Path, what: &str) -> ServerError {
     ))
 }
 
-fn mint() -> RaftId {
+pub(crate) fn mint() -> RaftId {
     weft_proto::ids::mint()
         .parse()
         .expect("mint answers a UUID")
 }
 
 /// Written aside, synced, renamed, directory synced: there or not there, never half.
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::io::Write;
     let aside = path.with_extension("tmp");
     let mut file = std::fs::File::create(&aside)?;

@@ -31,6 +31,7 @@ mod monitor;
 mod operator;
 mod output;
 mod progress;
+mod recover;
 mod reload;
 mod rtt;
 mod services;
@@ -89,6 +90,7 @@ enum Verb {
     Members(members::MembersArgs),
     Monitor(monitor::MonitorArgs),
     Operator(operator::OperatorArgs),
+    Recover(recover::RecoverArgs),
     Reload(reload::ReloadArgs),
     Rtt(rtt::RttArgs),
     Services(services::ServicesArgs),
@@ -199,6 +201,7 @@ fn perform(verb: Verb) -> Done {
         Verb::Members(args) => members::run(args),
         Verb::Monitor(args) => monitor::run(args),
         Verb::Operator(args) => operator::run(args),
+        Verb::Recover(args) => recover::run(args),
         Verb::Reload(args) => reload::run(args),
         Verb::Rtt(args) => rtt::run(args),
         Verb::Services(args) => services::run(args),

@@ -14,12 +14,15 @@ mod log_file;
 mod logging;
 mod monitor;
 mod node;
+mod offline;
 mod parts;
 mod places;
 mod pool_metrics;
 mod role;
 mod servers;
 mod tls;
+
+pub(crate) use offline::{lock_data_dir, rpc_tls, server_settings};
 
 use std::process::ExitCode;
 use std::sync::Arc;

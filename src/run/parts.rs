@@ -296,7 +296,7 @@ fn seed_of(node_id: &str, clock: &dyn Clock) -> u64 {
         })
 }
 
-fn server_config(config: &RuntimeConfig, id: &str, seed: u64) -> ServerConfig {
+pub(super) fn server_config(config: &RuntimeConfig, id: &str, seed: u64) -> ServerConfig {
     ServerConfig {
         node_name: config.node.name.clone(),
         node_id: id.to_owned(),

@@ -11,6 +11,7 @@ pub(crate) mod deregister;
 pub(crate) mod join_token;
 pub(crate) mod kv;
 pub(crate) mod prepared_query;
+pub(crate) mod recover;
 pub(crate) mod register;
 pub(crate) mod restore;
 pub(crate) mod retry;

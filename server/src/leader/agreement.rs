@@ -173,8 +173,14 @@ async fn raise_version(server: &Server) {
             .collect();
         if now < CLUSTER_VERSION_MAX {
             let datacenter = inner.config.datacenter.clone();
-            let hello =
-                async move |mut client: Client| client.hello(v1::HelloRequest { datacenter }).await;
+            let hello = async move |mut client: Client| {
+                client
+                    .hello(v1::HelloRequest {
+                        datacenter,
+                        ..v1::HelloRequest::default()
+                    })
+                    .await
+            };
             let hellos: BTreeMap<_, _> = asked(server, &others, hello).collect().await;
             let theirs = hellos
                 .values()
