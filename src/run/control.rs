@@ -7,6 +7,7 @@ use tokio::sync::{Mutex, mpsc};
 use weft_agent::http::{Control, LogLevel, LogLines};
 
 use super::Load;
+use super::manager::Manager;
 use super::parts::Parts;
 
 /// A request of the API to the process.
@@ -22,6 +23,7 @@ pub(crate) enum Asked {
 /// The process as the API sees it.
 pub(crate) struct Process {
     load: Load,
+    manager: Arc<Manager>,
     parts: OnceLock<Arc<Parts>>,
     asked: mpsc::Sender<Asked>,
     /// One reload at a time: two would interleave what they replace.
@@ -29,11 +31,12 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn new(load: Load) -> (Arc<Self>, mpsc::Receiver<Asked>) {
+    pub(crate) fn new(load: Load, manager: Arc<Manager>) -> (Arc<Self>, mpsc::Receiver<Asked>) {
         let (asked, receiver) = mpsc::channel(1);
         (
             Arc::new(Self {
                 load,
+                manager,
                 parts: OnceLock::new(),
                 asked,
                 reloading: Mutex::new(()),
@@ -48,6 +51,11 @@ impl Process {
         let _ = self.parts.set(parts);
     }
 
+    /// The service manager of this process.
+    pub(crate) fn manager(&self) -> &Manager {
+        &self.manager
+    }
+
     fn parts(&self) -> Result<&Arc<Parts>, String> {
         self.parts
             .get()
@@ -60,11 +68,17 @@ impl Control for Process {
     async fn reload(&self) -> Result<(), String> {
         let _one = self.reloading.lock().await;
         let parts = self.parts()?;
+        self.manager.reloading().await;
         let load = self.load.clone();
-        let config = tokio::task::spawn_blocking(move || load())
-            .await
-            .map_err(|cause| cause.to_string())??;
-        parts.reload(config).await
+        let reloaded = async {
+            let config = tokio::task::spawn_blocking(move || load())
+                .await
+                .map_err(|cause| cause.to_string())??;
+            parts.reload(config).await
+        };
+        let reloaded = reloaded.await;
+        self.manager.reloaded(parts.summary()).await;
+        reloaded
     }
 
     async fn leave(&self) -> Result<(), String> {

@@ -4,6 +4,7 @@
 //! Never: decides what a part should; each part says why it cannot start.
 
 mod about;
+mod activation;
 mod client;
 mod control;
 pub(crate) mod enrolment;
@@ -12,6 +13,7 @@ mod glue;
 mod join;
 mod log_file;
 mod logging;
+mod manager;
 mod monitor;
 mod node;
 mod offline;
@@ -32,7 +34,9 @@ use weft_agent::config::{self, RuntimeConfig};
 use weft_agent::http::Control;
 use weft_proto::clock::{Clock, SystemClock};
 
+use activation::Sockets;
 use control::{Asked, Process};
+use manager::Manager;
 use parts::Parts;
 
 /// Bad configuration or a refused start (sysexits `EX_CONFIG`).
@@ -45,6 +49,17 @@ pub(crate) type Load = Arc<dyn Fn() -> Result<RuntimeConfig, String> + Send + Sy
 
 /// Runs the agent until it is told to stop. Blocks.
 pub(crate) fn agent(config: RuntimeConfig, load: Load) -> ExitCode {
+    let mut config = config;
+    let sockets = match Sockets::from_env() {
+        Ok(sockets) => sockets,
+        Err(errors) => {
+            for error in errors {
+                crate::stderr::note!("error: {error}");
+            }
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    sockets.show_in(&mut config);
     let refusals = config::exposure(&config);
     if !refusals.is_empty() {
         for refusal in &refusals {
@@ -63,13 +78,13 @@ pub(crate) fn agent(config: RuntimeConfig, load: Load) -> ExitCode {
             return ExitCode::from(EXIT_FATAL);
         }
     };
-    let code = runtime.block_on(run(config, load));
+    let code = runtime.block_on(run(config, load, sockets));
     // Blocking work that outlives its purpose (a snapshot nobody reads) must not hold up the exit.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     code
 }
 
-async fn run(config: RuntimeConfig, load: Load) -> ExitCode {
+async fn run(config: RuntimeConfig, load: Load, sockets: Sockets) -> ExitCode {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     if let Err(cause) = logging::start(&config.log, clock.clone()) {
         crate::stderr::note!("error: {cause:#}");
@@ -77,8 +92,10 @@ async fn run(config: RuntimeConfig, load: Load) -> ExitCode {
     }
     say_what_is_odd(&config);
     let pid_file = config.pid_file.clone();
-    let (process, mut asked) = Process::new(load);
-    let parts = match Parts::start(config, clock, process.clone()).await {
+    sockets.say();
+    let manager = Manager::from_env();
+    let (process, mut asked) = Process::new(load, manager.clone());
+    let parts = match Parts::start(config, clock, process.clone(), sockets).await {
         Ok(parts) => Arc::new(parts),
         Err(cause) => {
             tracing::error!(error = %format!("{cause:#}"), "the agent could not start");
@@ -94,8 +111,14 @@ async fn run(config: RuntimeConfig, load: Load) -> ExitCode {
         return ExitCode::from(1);
     }
     tracing::info!("the agent is up");
+    let attended = tokio_util::sync::CancellationToken::new();
+    manager.attend(&parts, &attended);
     tokio::spawn(footprint::settle());
-    let code = serve(&parts, &process, &mut asked).await;
+    let stopping = async {
+        attended.cancel();
+        manager.stopping().await;
+    };
+    let code = serve(&parts, &process, &mut asked, stopping).await;
     if let Some(path) = &pid_file {
         let _ = std::fs::remove_file(path);
     }
@@ -117,6 +140,7 @@ async fn serve(
     parts: &Arc<Parts>,
     process: &Arc<Process>,
     asked: &mut tokio::sync::mpsc::Receiver<Asked>,
+    goodbye: impl Future<Output = ()>,
 ) -> ExitCode {
     let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) = (
         signal(SignalKind::interrupt()),
@@ -137,6 +161,7 @@ async fn serve(
             },
             Some(Asked::Stop { left }) = asked.recv() => {
                 tracing::info!(left, "stopping as asked by the API");
+                goodbye.await;
                 return match parts.stop().await {
                     false => ExitCode::from(EXIT_FATAL),
                     true if left => ExitCode::SUCCESS,
@@ -146,12 +171,14 @@ async fn serve(
             fatal = parts.fatal() => {
                 tracing::error!(reason = %fatal, "the server role ended; exiting so that the supervisor restarts it");
                 crate::stderr::note!("error: {fatal}");
+                goodbye.await;
                 parts.stop().await;
                 return ExitCode::from(EXIT_FATAL);
             }
         }
     };
     let stopping = async {
+        goodbye.await;
         if graceful {
             tracing::info!("leaving the cluster");
             if let Err(why) = parts.leave().await {

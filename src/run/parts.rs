@@ -9,13 +9,14 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 use weft_agent::config::{self, RuntimeConfig, runtime};
 use weft_agent::dns::{
-    DnsMetrics, DnsOptions, DnsServer, DnsView, RecursorOptions, Soa, Strategy, TtlRules,
+    DnsListen, DnsMetrics, DnsOptions, DnsServer, DnsView, RecursorOptions, Soa, Strategy, TtlRules,
 };
 use weft_agent::events::Events;
-use weft_agent::http::{AgentInfo, Deps, HttpConfig, HttpLimits, HttpServer, Listen};
+use weft_agent::http::{AgentInfo, Deps, HttpConfig, HttpLimits, HttpServer, InProcess, Listen};
 use weft_agent::local::{Local, LocalConfig, Reach, Running};
 use weft_agent::views::{Views, ViewsConfig};
 use weft_agent::watch::{WatchMetrics, Watches};
@@ -23,6 +24,7 @@ use weft_gossip::{CoreConfig, Gossip, GossipConfig, Keyring, LanTiming};
 use weft_proto::clock::Clock;
 use weft_server::{Bootstrap, LogBackend, Server, ServerConfig};
 
+use super::activation::Sockets;
 use super::control::Process;
 use super::enrolment::{self, Office};
 use super::node::{self, DataDirLock};
@@ -50,12 +52,15 @@ pub(crate) struct Parts {
     /// The task that keeps views up to date, and on disk when it ends.
     viewing: Mutex<Option<tokio::task::JoinHandle<()>>>,
     http: Mutex<Option<HttpServer>>,
+    inside: InProcess,
     dns: Vec<DnsServer>,
     watches: Watches,
     tls: Tls,
     stop: CancellationToken,
     /// Why the process must end, should joining give up.
     given_up: tokio::sync::Mutex<tokio::sync::mpsc::Receiver<String>>,
+    /// Whether whom the configuration names was found, or it names nobody.
+    joined: tokio::sync::watch::Receiver<bool>,
     _data_dir: DataDirLock,
 }
 
@@ -67,6 +72,7 @@ impl Parts {
         config: RuntimeConfig,
         clock: Arc<dyn Clock>,
         process: Arc<Process>,
+        mut sockets: Sockets,
     ) -> anyhow::Result<Self> {
         let data_dir = node::lock_data_dir(config.data_dir.as_deref())?;
         let id = node::node_id(&config)?;
@@ -113,8 +119,19 @@ impl Parts {
             }
             events.register(&mut registry);
             pool_metrics::register(&mut registry, gossip.clone());
+            process.manager().register_metrics(&mut registry);
+            sockets.register_metrics(&mut registry);
         }
-        let dns = start_dns(&config, &seams.view, &dns_metrics, &clock, seed, &stop).await?;
+        let listen = dns_listen(&config, &mut sockets);
+        let dns = start_dns(
+            listen,
+            &config,
+            &seams.view,
+            &dns_metrics,
+            (&clock, seed),
+            &stop,
+        )
+        .await?;
         let deps = Deps {
             backend: seams.backend,
             relay: seams.relay,
@@ -129,7 +146,12 @@ impl Parts {
             registry: registry.clone(),
             info: Arc::new(agent_info(&config, &id)),
         };
-        let http = HttpServer::start(http_config(&config, &tls, seed)?, deps, stop.clone()).await?;
+        let http = HttpServer::start(
+            http_config(&config, &tls, &sockets, seed)?,
+            deps,
+            stop.clone(),
+        )
+        .await?;
         role.attach_api(http.inside());
         if let Role::Client(client) = &role {
             tokio::spawn(client.clone().run(stop.clone()));
@@ -146,11 +168,17 @@ impl Parts {
         watches.replace(&config.watches);
         join::at_start(&gossip, &config.join.start_join).await?;
         let (give_up, given_up) = tokio::sync::mpsc::channel(1);
+        let (tell_joined, joined) = tokio::sync::watch::channel(false);
         tokio::spawn({
             let (gossip, join) = (gossip.clone(), config.join.clone());
             async move {
-                if let Err(cause) = join::retry(gossip, join).await {
-                    let _ = give_up.send(cause.to_string()).await;
+                match join::retry(gossip, join).await {
+                    Ok(()) => {
+                        tell_joined.send_replace(true);
+                    }
+                    Err(cause) => {
+                        let _ = give_up.send(cause.to_string()).await;
+                    }
                 }
             }
         });
@@ -162,12 +190,14 @@ impl Parts {
             local,
             running: Mutex::new(Some(running)),
             viewing: Mutex::new(viewing),
+            inside: http.inside(),
             http: Mutex::new(Some(http)),
             dns,
             watches,
             tls,
             stop,
             given_up: tokio::sync::Mutex::new(given_up),
+            joined,
             _data_dir: data_dir,
         })
     }
@@ -175,6 +205,56 @@ impl Parts {
     /// The configuration in force.
     pub(crate) fn config(&self) -> Arc<RuntimeConfig> {
         self.config.load_full()
+    }
+
+    /// Resolves once somebody was found to join, or at once when nobody is to be looked for.
+    pub(crate) async fn joined(&self) {
+        if self
+            .joined
+            .clone()
+            .wait_for(|joined| *joined)
+            .await
+            .is_err()
+        {
+            // Given up; the process ends for it.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// What this agent is and sees, in a line.
+    pub(crate) fn summary(&self) -> String {
+        let members = self.gossip.members();
+        let (mut servers, mut alive) = (0, 0);
+        for member in members.iter() {
+            if member.status == weft_gossip::MemberStatus::Alive {
+                alive += 1;
+                servers += usize::from(member.tag("role") == "consul");
+            }
+        }
+        let datacenter = &self.config().datacenter;
+        let standing = self.role.standing(&self.gossip, datacenter);
+        let gone = members.len() - alive;
+        format!("{standing}; {servers} servers and {alive} members alive, {gone} not")
+    }
+
+    /// Whether the API answers a call from within this process, and what it needs for that still works.
+    pub(crate) async fn answers(&self) -> Result<(), String> {
+        let Ok(mut stream) = self.inside.connect() else {
+            // A bound was met: it is busy, which takes somebody alive.
+            return Ok(());
+        };
+        let call = b"GET /v1/agent/self HTTP/1.1\r\nHost: weft\r\nConnection: close\r\n\r\n";
+        let mut answer = Vec::new();
+        let spoken = async {
+            stream.write_all(call).await?;
+            stream.read_to_end(&mut answer).await
+        };
+        spoken.await.map_err(|cause| cause.to_string())?;
+        if answer.starts_with(b"HTTP/1.1 200") {
+            return Ok(());
+        }
+        let line = answer.split(|byte| *byte == b'\r').next();
+        Err(String::from_utf8_lossy(line.unwrap_or_default()).into_owned())
     }
 
     /// Resolves when the process must end, with the reason.
@@ -431,18 +511,28 @@ fn views_config(config: &RuntimeConfig, seed: u64) -> ViewsConfig {
     }
 }
 
+/// What was passed, or else what the configuration says.
+fn dns_listen(config: &RuntimeConfig, sockets: &mut Sockets) -> Vec<DnsListen> {
+    let passed = sockets.dns();
+    if passed.is_empty() {
+        let own = config.network.dns.iter().copied();
+        return own.map(DnsListen::from).collect();
+    }
+    passed
+}
+
 async fn start_dns(
+    listen: Vec<DnsListen>,
     config: &RuntimeConfig,
     view: &Arc<dyn DnsView>,
     metrics: &DnsMetrics,
-    clock: &Arc<dyn Clock>,
-    seed: u64,
+    (clock, seed): (&Arc<dyn Clock>, u64),
     stop: &CancellationToken,
 ) -> anyhow::Result<Vec<DnsServer>> {
     let mut servers = Vec::new();
-    for address in &config.network.dns {
+    for at in listen {
         let server = DnsServer::start(
-            *address,
+            at,
             dns_options(config),
             view.clone(),
             metrics.clone(),
@@ -495,7 +585,12 @@ fn dns_options(config: &RuntimeConfig) -> DnsOptions {
     }
 }
 
-fn http_config(config: &RuntimeConfig, tls: &Tls, seed: u64) -> anyhow::Result<HttpConfig> {
+/// Where the API is served: what was passed, and for the rest what the configuration says.
+fn http_listen(
+    config: &RuntimeConfig,
+    tls: &Tls,
+    sockets: &Sockets,
+) -> anyhow::Result<Vec<Listen>> {
     let mode = config.unix_sockets.mode;
     let clear = config.network.http.iter().map(|address| match address {
         runtime::ListenAddr::Ip(address) => Listen::Tcp(*address),
@@ -504,7 +599,14 @@ fn http_config(config: &RuntimeConfig, tls: &Tls, seed: u64) -> anyhow::Result<H
             mode,
         },
     });
-    let mut addresses: Vec<Listen> = clear.collect();
+    let mut addresses = sockets.http();
+    if addresses.is_empty() {
+        addresses.extend(clear);
+    }
+    if sockets.has_https() {
+        addresses.extend(sockets.https(&tls.https()?));
+        return Ok(addresses);
+    }
     for address in &config.network.https {
         match address {
             runtime::ListenAddr::Ip(address) => addresses.push(Listen::Tls(*address, tls.https()?)),
@@ -514,6 +616,16 @@ fn http_config(config: &RuntimeConfig, tls: &Tls, seed: u64) -> anyhow::Result<H
             ),
         }
     }
+    Ok(addresses)
+}
+
+fn http_config(
+    config: &RuntimeConfig,
+    tls: &Tls,
+    sockets: &Sockets,
+    seed: u64,
+) -> anyhow::Result<HttpConfig> {
+    let addresses = http_listen(config, tls, sockets)?;
     let headers = config.http.response_headers.iter().map(|(name, value)| {
         let header = (name.parse().ok()).zip(value.parse().ok());
         header.with_context(|| {

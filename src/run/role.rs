@@ -17,6 +17,7 @@ use weft_server::Server;
 use super::client::{self, Remote};
 use super::enrolment::Office;
 use super::glue;
+use super::servers;
 
 /// One of the two.
 pub(crate) enum Role {
@@ -75,6 +76,31 @@ impl Role {
         match self {
             Self::Server(..) => None,
             Self::Client(client) => Some(client),
+        }
+    }
+
+    /// What it is in its datacenter now, in words.
+    pub(crate) fn standing(&self, gossip: &Gossip, datacenter: &str) -> String {
+        let name_of = |address: String| {
+            let named = servers::live(gossip, datacenter, |member, at| {
+                (at.to_string() == address).then(|| member.name.clone())
+            });
+            named.into_iter().flatten().next().unwrap_or(address)
+        };
+        match self {
+            Self::Server(server, _) => {
+                if server.watch_status().borrow().role == weft_raft::Role::Leader {
+                    return format!("server, leads {datacenter}");
+                }
+                server.leader_address().map_or_else(
+                    || format!("server of {datacenter}, no leader known"),
+                    |leader| format!("server, follows {} in {datacenter}", name_of(leader)),
+                )
+            }
+            Self::Client(client) => client.current_server().map_or_else(
+                || format!("agent of {datacenter}, knows no server"),
+                |server| format!("agent of {datacenter}, asks {}", server.name),
+            ),
         }
     }
 

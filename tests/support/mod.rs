@@ -224,12 +224,17 @@ impl World {
 
     /// Starts server `n` without waiting for anything.
     pub(crate) fn launch(&mut self, n: usize) {
+        let command = self.command(n);
+        self.launch_as(n, command);
+    }
+
+    /// Starts server `n` with a command line that was made of [`World::command`].
+    pub(crate) fn launch_as(&mut self, n: usize, mut command: Command) {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.log_path(n))
             .expect("the server's log");
-        let mut command = self.command(n);
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))

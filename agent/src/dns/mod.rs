@@ -23,5 +23,5 @@ mod view;
 pub use metrics::DnsMetrics;
 pub use options::{DnsOptions, Soa, TtlRules};
 pub use recurse::{RecursorOptions, Strategy};
-pub use serve::{DnsError, DnsServer};
+pub use serve::{DnsError, DnsListen, DnsServer};
 pub use view::{DnsView, Viewed};

@@ -47,6 +47,27 @@ pub struct DnsError {
     pub cause: io::Error,
 }
 
+/// Where to listen, with what of it somebody else has opened already and holds beyond this process.
+#[derive(Debug)]
+pub struct DnsListen {
+    /// Address of both.
+    pub address: SocketAddr,
+    /// Bound to it, if it is open already.
+    pub udp: Option<std::net::UdpSocket>,
+    /// Listening at it, if it is open already.
+    pub tcp: Option<std::net::TcpListener>,
+}
+
+impl From<SocketAddr> for DnsListen {
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            address,
+            udp: None,
+            tcp: None,
+        }
+    }
+}
+
 /// The running DNS port.
 pub struct DnsServer {
     local: SocketAddr,
@@ -54,11 +75,11 @@ pub struct DnsServer {
 }
 
 impl DnsServer {
-    /// Opens UDP and TCP on `address` and answers until `stop` is cancelled.
+    /// Opens UDP and TCP as `at` says and answers until `stop` is cancelled.
     ///
     /// `seed`: of the dice that shuffle answers.
     pub async fn start(
-        address: SocketAddr,
+        at: impl Into<DnsListen>,
         options: DnsOptions,
         view: Arc<dyn DnsView>,
         metrics: DnsMetrics,
@@ -66,10 +87,19 @@ impl DnsServer {
         seed: u64,
         stop: CancellationToken,
     ) -> Result<Self, DnsError> {
+        let DnsListen { address, udp, tcp } = at.into();
         let failed = |cause| DnsError { address, cause };
-        let udp = bind_udp(address).map_err(failed)?;
+        let udp = match udp {
+            Some(socket) => given_udp(socket),
+            None => bind_udp(address),
+        };
+        let udp = udp.map_err(failed)?;
         let local = udp.local_addr().map_err(failed)?;
-        let tcp = TcpListener::bind(local).await.map_err(failed)?;
+        let tcp = match tcp {
+            Some(socket) => given_tcp(socket),
+            None => TcpListener::bind(local).await,
+        };
+        let tcp = tcp.map_err(failed)?;
         let recursion = Recursion::with_entropy(metrics.clone()).map_err(failed)?;
         let resolver = Arc::new(Resolver::new(options, view, metrics, recursion, clock));
         tokio::spawn(serve_udp(
@@ -92,6 +122,16 @@ impl DnsServer {
     pub fn reload(&self, options: DnsOptions) {
         self.resolver.reload(options);
     }
+}
+
+fn given_udp(socket: std::net::UdpSocket) -> io::Result<UdpSocket> {
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
+}
+
+fn given_tcp(socket: std::net::TcpListener) -> io::Result<TcpListener> {
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket)
 }
 
 fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {

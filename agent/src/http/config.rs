@@ -27,6 +27,15 @@ pub enum Listen {
     Tcp(SocketAddr),
     /// HTTPS; `h2` is spoken when the client offers it.
     Tls(SocketAddr, TlsSource),
+    /// A TCP socket that somebody else opened and holds beyond this process.
+    Given {
+        /// It listens.
+        socket: Arc<std::net::TcpListener>,
+        /// HTTPS if there is one, else clear text.
+        tls: Option<TlsSource>,
+    },
+    /// A unix socket that somebody else opened.
+    GivenUnix(Arc<std::os::unix::net::UnixListener>),
     /// A unix socket. A left-over socket file nobody listens at is replaced.
     Unix {
         /// Path of the socket file.
@@ -41,6 +50,12 @@ impl std::fmt::Debug for Listen {
         match self {
             Self::Tcp(address) => write!(f, "http://{address}"),
             Self::Tls(address, _) => write!(f, "https://{address}"),
+            Self::Given { socket, tls } => match (socket.local_addr(), tls) {
+                (Ok(address), None) => write!(f, "http://{address}"),
+                (Ok(address), Some(_)) => write!(f, "https://{address}"),
+                (Err(_), _) => f.write_str("a TCP socket that was passed"),
+            },
+            Self::GivenUnix(_) => f.write_str("a unix socket that was passed"),
             Self::Unix { path, .. } => write!(f, "unix://{}", path.display()),
         }
     }

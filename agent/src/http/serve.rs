@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,6 +31,8 @@ const BUFFER_MIN_BYTES: usize = 8 * 1024;
 const IN_PROCESS_BYTES: usize = 64 * 1024;
 /// How long connections may finish what they do when the server stops.
 const DRAIN: Duration = Duration::from_secs(5);
+/// A connection that was let in just before the server stops may ask its first question for so long.
+const FIRST_REQUEST: Duration = Duration::from_millis(500);
 /// An HTTP/2 connection is asked for a sign of life after this time, and ended without one.
 const PING_AFTER: Duration = Duration::from_secs(20);
 /// TCP asks a silent peer for a sign of life after this time, so often, at this interval: who is gone
@@ -164,6 +167,16 @@ impl Listener {
             Listen::Tcp(address) => Self::Tcp(TcpListener::bind(address).await?, None),
             Listen::Tls(address, tls) => {
                 Self::Tcp(TcpListener::bind(address).await?, Some(Arc::clone(tls)))
+            }
+            Listen::Given { socket, tls } => {
+                let socket = socket.try_clone()?;
+                socket.set_nonblocking(true)?;
+                Self::Tcp(TcpListener::from_std(socket)?, tls.clone())
+            }
+            Listen::GivenUnix(socket) => {
+                let socket = socket.try_clone()?;
+                socket.set_nonblocking(true)?;
+                Self::Unix(UnixListener::from_std(socket)?)
             }
             Listen::Unix { path, mode } => Self::Unix(bind_unix(path, *mode).await?),
         })
@@ -390,10 +403,13 @@ async fn serve_h1(
     let (stopping, client) = (api.stopping.clone(), place.client);
     let head_max = head_bound(&api);
     let answering = Answering::default();
+    let first = Arc::new(Notify::new());
+    let asked = Arc::clone(&first);
     let stream = Watched::new(stream, answering.clone(), patience(&api));
     let service = service_fn(move |request| {
         let api = Arc::clone(&api);
         let guard = answering.begin();
+        asked.notify_one();
         async move {
             let response = api.answer(request, client).await;
             drop(guard);
@@ -408,9 +424,14 @@ async fn serve_h1(
         .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
+    let draining = async {
+        stopping.cancelled().await;
+        // hyper would end one that has not asked yet, though its request may be on the way: it connected in time.
+        let _ = tokio::time::timeout(FIRST_REQUEST, first.notified()).await;
+    };
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = stopping.cancelled() => {
+        () = draining => {
             connection.as_mut().graceful_shutdown();
             tokio::time::timeout(DRAIN, connection).await.unwrap_or(Ok(()))
         }
