@@ -130,7 +130,8 @@ digest_encoded!(
     v1::ServerKey,
     v1::PreparedQuery,
     v1::Coordinate,
-    v1::JoinToken
+    v1::JoinToken,
+    v1::MeshCa
 );
 
 /// What a row adds to its table's sum.

@@ -73,6 +73,9 @@ pub enum Record {
     /// A join token.
     #[prost(message, tag = "21")]
     JoinToken(v1::JoinToken),
+    /// The CA of the mesh.
+    #[prost(message, tag = "22")]
+    MeshCa(v1::MeshCa),
 }
 
 /// A record as a message of its own.
@@ -81,7 +84,7 @@ pub struct Frame {
     /// Absent: a record of a newer version.
     #[prost(
         oneof = "Record",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20, 21"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20, 21, 22"
     )]
     pub record: Option<Record>,
 }
@@ -295,6 +298,11 @@ impl State {
                     .values()
                     .map(|row| Record::JoinToken(v1::JoinToken::clone(row))),
             )
+            .chain(
+                self.mesh_ca
+                    .values()
+                    .map(|row| Record::MeshCa(v1::MeshCa::clone(row))),
+            )
             .chain(self.index_records())
             .chain(
                 self.sources
@@ -478,6 +486,7 @@ impl Rebuild {
                     .join_tokens
                     .insert(keys::name(&row.id), Arc::new(row));
             }
+            Record::MeshCa(row) => change.put_mesh_ca(row),
             Record::Index(row) => self.index(&row)?,
             Record::Answer(row) => {
                 self.state.sources.restore_answer(

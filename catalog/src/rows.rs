@@ -41,6 +41,8 @@ impl Change<'_> {
             TableTopic::Coordinates => &mut tables.coordinates,
             // Answers about queries carry the index of the whole state.
             TableTopic::PreparedQueries => return self.touched.table(table),
+            // The row has its own.
+            TableTopic::MeshCa => return self.touched.table(table),
         } = self.index;
         self.touched.table(table);
     }
@@ -124,6 +126,14 @@ impl Change<'_> {
         let coordinate = Arc::new(coordinate);
         self.state.coordinates.insert(node.clone(), coordinate);
         self.bump_table(TableTopic::Coordinates);
+    }
+
+    /// The CA, in the place of the one before.
+    pub(crate) fn put_mesh_ca(&mut self, row: v1::MeshCa) {
+        self.state
+            .mesh_ca
+            .insert(crate::apply::mesh_ca::KEY.into(), Arc::new(row));
+        self.bump_table(TableTopic::MeshCa);
     }
 
     fn unindex_node(&mut self, key: &Name, before: &v1::Node) {

@@ -90,6 +90,8 @@ pub struct State {
     pub(crate) coordinates: Table<Name, Arc<v1::Coordinate>>,
     /// By id. A user's restore brings none: they may have been used since.
     pub(crate) join_tokens: Table<Name, Arc<v1::JoinToken>>,
+    /// One row at most, under [`crate::apply::mesh_ca::KEY`]. A user's restore brings one only where there is none.
+    pub(crate) mesh_ca: Table<Name, Arc<v1::MeshCa>>,
     // What is remembered of rows that are gone, and of times.
     pub(crate) key_tombstones: Table<Bytes, u64>,
     pub(crate) tree_tombstones: Table<Bytes, u64>,
@@ -265,6 +267,10 @@ impl State {
         fold.bytes(self.cluster_id().as_bytes());
         if let Some(autopilot) = &self.autopilot {
             fold.bytes(&prost::Message::encode_to_vec(&**autopilot));
+        }
+        // Nothing where there is none: the hash of a cluster without a CA is that of older versions.
+        if !self.mesh_ca.is_empty() {
+            fold.word(self.mesh_ca.sum());
         }
         if let Some(staging) = &self.staging {
             staging.digest(&mut fold);

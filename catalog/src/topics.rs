@@ -37,10 +37,12 @@ pub enum TableTopic {
     Coordinates,
     /// Prepared queries.
     PreparedQueries,
+    /// The CA of the mesh.
+    MeshCa,
 }
 
 impl TableTopic {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Nodes,
         Self::Services,
         Self::Checks,
@@ -50,6 +52,7 @@ impl TableTopic {
         Self::ConfigEntries,
         Self::Coordinates,
         Self::PreparedQueries,
+        Self::MeshCa,
     ];
 
     const fn bit(self) -> u16 {

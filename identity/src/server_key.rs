@@ -72,6 +72,29 @@ impl ServerKey {
         })
     }
 
+    /// One that lives as long as the process, for a server without a data directory.
+    ///
+    /// Errors: [`ServerKeyError::Crypto`].
+    pub fn ephemeral() -> Result<Self, ServerKeyError> {
+        Ok(Self {
+            pair: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(ServerKeyError::Crypto)?,
+            path: PathBuf::new(),
+            fresh: true,
+        })
+    }
+
+    /// Opens what was sealed for this key, as being `about` that.
+    ///
+    /// Errors: as [`crate::ca::open`].
+    pub fn open(
+        &self,
+        about: &[u8],
+        sealed: &[u8],
+    ) -> Result<Secret<Vec<u8>>, crate::ca::SealError> {
+        let key = Secret::new(self.pair.serialize_der());
+        crate::ca::open(key.reveal(), about, sealed)
+    }
+
     /// Whether this start made it.
     #[must_use]
     pub const fn is_fresh(&self) -> bool {

@@ -123,6 +123,7 @@ const fn kind(record: &Record) -> &'static str {
         Record::PreparedQuery(_) => "PreparedQuery",
         Record::Coordinate(_) => "CoordinateBatchUpdate",
         Record::JoinToken(_) => "JoinToken",
+        Record::MeshCa(_) => "ConnectCA",
     }
 }
 

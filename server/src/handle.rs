@@ -138,6 +138,8 @@ pub(crate) struct Inner {
     /// By which calls that agents forward are answered.
     pub(crate) api: OnceLock<Arc<dyn AgentApi>>,
     pub(crate) enrolment: OnceLock<Arc<dyn Enrolment>>,
+    /// The mesh's CA, when this server leads.
+    pub(crate) ca: crate::ca::Office,
     /// Why a task of the role ended that must not.
     pub(crate) failed: watch::Sender<Option<String>>,
     pub(crate) stop: watch::Sender<bool>,
@@ -179,6 +181,7 @@ impl Server {
     /// Adds the metrics of the role and of consensus to `registry`; once.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.inner.metrics.register(registry);
+        self.inner.ca.metrics.register(registry);
         self.inner.raft.metrics().register(registry);
     }
 

@@ -10,6 +10,7 @@ mod admission;
 mod agents;
 mod alone;
 mod archive;
+mod ca;
 mod census;
 mod config;
 mod coordinates;

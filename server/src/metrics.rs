@@ -169,6 +169,7 @@ fn name(stamped: &v1::Stamped) -> &'static str {
         Some(Command::PreparedQuery(_)) => "prepared_query",
         Some(Command::Coordinates(_)) => "coordinates",
         Some(Command::JoinToken(_)) => "join_token",
+        Some(Command::MeshCa(_)) => "mesh_ca",
         None => "unknown",
     }
 }

@@ -120,6 +120,15 @@ impl v1::server_server::Server for Service {
         }))
     }
 
+    async fn ca(&self, request: Request<v1::CaRequest>) -> Result<Response<v1::CaReply>, Status> {
+        let op = request.into_inner().op.ok_or_else(|| {
+            Status::invalid_argument(
+                "the CA is asked for something that this server does not know; upgrade it",
+            )
+        })?;
+        Ok(Response::new(self.server().ca_here(op).await))
+    }
+
     async fn operate(
         &self,
         request: Request<v1::OperateRequest>,
@@ -200,6 +209,7 @@ fn internal_only(command: &v1::stamped::Command) -> bool {
             | Command::LeaderStart(_)
             | Command::StateHash(_)
             | Command::ServerKey(_)
+            | Command::MeshCa(_)
     )
 }
 

@@ -114,6 +114,7 @@ impl Server {
             public_key,
             api: OnceLock::new(),
             enrolment: OnceLock::new(),
+            ca: crate::ca::Office::default(),
             failed: watch::channel(None).0,
             stop: watch::channel(false).0,
             config,

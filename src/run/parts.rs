@@ -21,6 +21,7 @@ use weft_agent::local::{Local, LocalConfig, Reach, Running};
 use weft_agent::views::{Views, ViewsConfig};
 use weft_agent::watch::{WatchMetrics, Watches};
 use weft_gossip::{CoreConfig, Gossip, GossipConfig, Keyring, LanTiming};
+use weft_identity::ServerKey;
 use weft_proto::clock::Clock;
 use weft_server::{Bootstrap, LogBackend, Server, ServerConfig};
 
@@ -420,17 +421,19 @@ async fn start_server(
     seed: u64,
     clock: Arc<dyn Clock>,
 ) -> anyhow::Result<Server> {
-    let public_key = match &config.data_dir {
-        Some(dir) => Bytes::from(
-            weft_identity::server_key::ServerKey::load_or_create(dir)
-                .context("the server's own key")?
-                .public_key()
-                .to_vec(),
-        ),
-        None => Bytes::new(),
+    let (key, public_key) = match &config.data_dir {
+        Some(dir) => {
+            let key = ServerKey::load_or_create(dir).context("the server's own key")?;
+            let public_key = Bytes::copy_from_slice(key.public_key());
+            (key, public_key)
+        }
+        // Nothing is bound to a key that is gone with the process.
+        None => (ServerKey::ephemeral().context("the server's own key")?, Bytes::new()),
     };
     let settings = server_config(config, id, seed);
-    Ok(Server::start(settings, tls.rpc(), public_key, clock).await?)
+    let server = Server::start(settings, tls.rpc(), public_key, clock).await?;
+    server.attach_ca_key(Arc::new(key));
+    Ok(server)
 }
 
 async fn start_gossip(

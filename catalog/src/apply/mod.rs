@@ -10,6 +10,7 @@ pub(crate) mod coordinate;
 pub(crate) mod deregister;
 pub(crate) mod join_token;
 pub(crate) mod kv;
+pub(crate) mod mesh_ca;
 pub(crate) mod prepared_query;
 pub(crate) mod recover;
 pub(crate) mod register;
@@ -275,6 +276,7 @@ impl Catalog {
             Command::PreparedQuery(command) => prepared_query::command(&mut change, command),
             Command::Coordinates(command) => coordinate::batch(&mut change, command),
             Command::JoinToken(command) => join_token::command(&mut change, now, command),
+            Command::MeshCa(command) => mesh_ca::command(&mut change, command),
         }
     }
 

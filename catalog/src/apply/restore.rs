@@ -256,6 +256,10 @@ fn install(change: &mut Change<'_>, log_index: LogIndex, mut restored: State) {
     restored.server_keys = ours.server_keys.clone();
     // The archive's may have been used since it was made.
     restored.join_tokens = ours.join_tokens.clone();
+    // Who the workloads are belongs to the cluster: an older archive must not undo a rotation.
+    if !ours.mesh_ca.is_empty() {
+        restored.mesh_ca = ours.mesh_ca.clone();
+    }
     restored.sources = ours.sources.clone();
     restored.cluster_id = ours.cluster_id.clone();
     restored.staging = None;

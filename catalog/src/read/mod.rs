@@ -9,6 +9,7 @@ mod coordinate;
 mod join_token;
 pub(crate) mod kv;
 mod mesh;
+pub(crate) mod mesh_ca;
 mod prepared_query;
 pub(crate) mod txn;
 

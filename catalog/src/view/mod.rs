@@ -40,9 +40,11 @@ pub enum RowKind {
     PreparedQuery = 5,
     /// Where a node lies.
     Coordinate = 6,
+    /// The CA of the mesh, without its keys.
+    MeshCa = 7,
 }
 
-const KINDS: usize = 7;
+const KINDS: usize = 8;
 
 /// The sums of the digests of a view's rows, by kind.
 type Sums = [u64; KINDS];

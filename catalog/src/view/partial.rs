@@ -96,6 +96,7 @@ impl State {
             (RowKind::ConfigEntry, self.config.sum()),
             (RowKind::PreparedQuery, self.queries.sum()),
             (RowKind::Coordinate, self.coordinates.sum()),
+            (RowKind::MeshCa, self.mesh_ca.sum()),
         ] {
             sums[kind as usize] = sum;
         }
@@ -117,6 +118,7 @@ impl State {
             && self.config.is_empty()
             && self.queries.is_empty()
             && self.coordinates.is_empty()
+            && self.mesh_ca.is_empty()
     }
 
     /// This view beside where nodes lie, for an order by distance.
@@ -141,6 +143,7 @@ impl State {
                     | Record::ConfigEntry(_)
                     | Record::PreparedQuery(_)
                     | Record::Coordinate(_)
+                    | Record::MeshCa(_)
             )
         };
         let rows = self.records().filter(is_row);
@@ -252,6 +255,10 @@ fn remove(change: &mut Change<'_>, frame: &ViewFrame) -> Result<(), ViewError> {
                 change.state.coordinates.remove(&*first);
                 change.bump_table(TableTopic::Coordinates);
             }
+            RowKind::MeshCa => {
+                change.state.mesh_ca.remove(&*first);
+                change.touched.table(TableTopic::MeshCa);
+            }
         }
     }
     Ok(())
@@ -270,6 +277,7 @@ fn put(change: &mut Change<'_>, record: Record) -> Result<(), ViewError> {
             change.put_config(entry.map_err(|_| ViewError::Row("a config entry"))?);
         }
         Record::PreparedQuery(query) => change.put_query(query),
+        Record::MeshCa(row) => change.put_mesh_ca(row),
         Record::Coordinate(row) => change.put_coordinate(&keys::name(&row.node.clone()), row),
         _ => return Err(ViewError::Row("of no view")),
     }

@@ -35,6 +35,8 @@ enum Row {
     ConfigEntry(Arc<Entry>),
     PreparedQuery(Arc<v1::PreparedQuery>),
     Coordinate(Arc<v1::Coordinate>),
+    /// Without keys.
+    MeshCa(Arc<v1::MeshCa>),
 }
 
 impl Row {
@@ -46,6 +48,7 @@ impl Row {
             (Self::ConfigEntry(a), Self::ConfigEntry(b)) => Arc::ptr_eq(a, b),
             (Self::PreparedQuery(a), Self::PreparedQuery(b)) => Arc::ptr_eq(a, b),
             (Self::Coordinate(a), Self::Coordinate(b)) => Arc::ptr_eq(a, b),
+            (Self::MeshCa(a), Self::MeshCa(b)) => a == b,
             _ => false,
         }
     }
@@ -59,6 +62,7 @@ impl Row {
             Self::ConfigEntry(row) => digest::row(&pair(), row),
             Self::PreparedQuery(row) => digest::row(&key.1, row),
             Self::Coordinate(row) => digest::row(&key.1, row),
+            Self::MeshCa(row) => digest::row(&key.1, row),
         }
     }
 
@@ -73,6 +77,7 @@ impl Row {
             Self::ConfigEntry(row) => Record::ConfigEntry(row.row()),
             Self::PreparedQuery(row) => Record::PreparedQuery(v1::PreparedQuery::clone(row)),
             Self::Coordinate(row) => Record::Coordinate(v1::Coordinate::clone(row)),
+            Self::MeshCa(row) => Record::MeshCa(v1::MeshCa::clone(row)),
         };
         Frame {
             record: Some(record),
@@ -296,6 +301,12 @@ impl Collect<'_> {
                 self.slice.numbers.coordinates = state.scalars.tables.coordinates;
                 for (node, row) in state.coordinates.iter() {
                     self.put_one(RowKind::Coordinate, node, Row::Coordinate(row.clone()));
+                }
+            }
+            Topic::Table(TableTopic::MeshCa) => {
+                for (key, row) in state.mesh_ca.iter() {
+                    let seen = crate::read::mesh_ca::without_keys(row);
+                    self.put_one(RowKind::MeshCa, key, Row::MeshCa(Arc::new(seen)));
                 }
             }
             // No view is of these yet; a query's row is put in by name.

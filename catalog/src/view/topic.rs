@@ -42,6 +42,8 @@ pub enum ViewTopic {
     ConfigKind(Name),
     /// Where every node lies.
     Coordinates,
+    /// Roots and settings of the mesh's CA, without its keys.
+    MeshCa,
 }
 
 impl ViewTopic {
@@ -102,6 +104,7 @@ impl ViewTopic {
             Self::ConfigEntry(..) => "config_entry",
             Self::ConfigKind(_) => "config_kind",
             Self::Coordinates => "coordinates",
+            Self::MeshCa => "mesh_ca",
         }
     }
 
@@ -120,6 +123,7 @@ impl ViewTopic {
             Self::ConfigEntry(kind, name) => (Wire::ConfigEntry, name.to_string(), &**kind),
             Self::ConfigKind(kind) => (Wire::ConfigKind, String::new(), &**kind),
             Self::Coordinates => (Wire::Coordinates, String::new(), ""),
+            Self::MeshCa => (Wire::MeshCa, String::new(), ""),
         };
         v1::ViewTopic {
             kind: kind.into(),
@@ -149,6 +153,7 @@ impl ViewTopic {
             Wire::ConfigEntry => Self::config_entry(kind()?, &wire.name),
             Wire::ConfigKind => Self::config_kind(kind()?),
             Wire::Coordinates => Self::Coordinates,
+            Wire::MeshCa => Self::MeshCa,
         })
     }
 
@@ -195,6 +200,7 @@ impl ViewTopic {
             }
             Self::ConfigKind(kind) => trace.note(|| Topic::ConfigKind(kind.clone())),
             Self::Coordinates => trace.note_table(TableTopic::Coordinates),
+            Self::MeshCa => drop(read.mesh_ca()),
         }
         trace.into_topics()
     }

@@ -21,6 +21,8 @@ use crate::secret::Secret;
 
 /// The longest life of a root: 100 years.
 pub const ROOT_LIFE_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
+/// Life of a leaf that only proves something.
+const PROOF_LIFE: Duration = Duration::from_secs(60);
 /// Characters of a service's name in a certificate's common name, which has 64 at most.
 const SHORT_NAME_MAX: usize = 32;
 
@@ -330,6 +332,15 @@ impl Authority {
             not_before: not_before.unix_timestamp(),
             not_after: not_after.unix_timestamp(),
         })
+    }
+
+    /// A leaf for `id` with a key that nobody keeps, PEM: to see whether it would be accepted.
+    ///
+    /// Errors: as [`Authority::sign_leaf`].
+    pub fn prove(&self, id: &SpiffeId, now: UnixMillis) -> Result<String, AuthorityError> {
+        let (_, public) = pki::create_key()?;
+        let leaf = self.sign_leaf(id, &public, PROOF_LIFE, now)?;
+        Ok(leaf.certificate)
     }
 
     /// Life that is left.

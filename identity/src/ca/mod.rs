@@ -25,5 +25,5 @@ pub use spiffe::{SpiffeError, SpiffeId, TrustDomain, check_segment};
 pub use verifier::MeshVerifier;
 pub use verify::{
     CHAIN_BYTES_MAX, CHAIN_CERTIFICATES_MAX, PeerRefusal, RefusalReason, Side, SpiffeRefusal,
-    TrustBundle, VerifiedPeer,
+    TrustBundle, VerifiedPeer, prove,
 };

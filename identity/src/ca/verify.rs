@@ -361,6 +361,23 @@ impl TrustBundle {
     }
 }
 
+/// Who a chain (PEM, the leaf first) proves its holder to be, as a client, for whoever trusts these roots.
+///
+/// Errors: as [`TrustBundle::verify`].
+pub fn prove(
+    trust_domain: &TrustDomain,
+    roots: &[&str],
+    chain: &str,
+    now: UnixMillis,
+) -> Result<VerifiedPeer, PeerRefusal> {
+    let bundle = TrustBundle::new(trust_domain.clone(), roots.iter().copied())?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
+    let chain = chain.map_err(|_| RefusalReason::Malformed)?;
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let algorithms = provider.signature_verification_algorithms.all;
+    bundle.verify(&chain, Side::Client, now, algorithms)
+}
+
 fn bounded<'a, 'c>(chain: &'a [CertificateDer<'c>]) -> Result<&'a CertificateDer<'c>, PeerRefusal> {
     let leaf = chain.first().ok_or(RefusalReason::ChainEmpty)?;
     if chain.len() > CHAIN_CERTIFICATES_MAX {

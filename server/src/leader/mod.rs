@@ -59,7 +59,8 @@ async fn duties(server: &Server) {
         tombstones::run(server),
         restores::run(server),
         agreement::run(server),
-        autopilot::run(server)
+        autopilot::run(server),
+        crate::ca::run(server)
     );
 }
 

@@ -403,6 +403,6 @@ fn authorizes(topic: &ViewTopic) -> (Resource, &str) {
         ViewTopic::Nodes | ViewTopic::Address(_) | ViewTopic::Coordinates => (Resource::Node, ""),
         ViewTopic::Query(name) => (Resource::Query, name),
         ViewTopic::ConfigEntry(_, name) => (Resource::Service, name),
-        ViewTopic::ConfigKind(_) => (Resource::Mesh, ""),
+        ViewTopic::ConfigKind(_) | ViewTopic::MeshCa => (Resource::Mesh, ""),
     }
 }
