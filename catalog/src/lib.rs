@@ -29,8 +29,8 @@ pub mod view;
 
 pub use apply::join_token::{JOIN_TOKEN_TTL_MILLIS_MAX, JOIN_TOKENS_MAX};
 pub use apply::kv::{KV_KEY_BYTES_MAX, KV_VALUE_BYTES_MAX};
-pub use apply::recover::RECOVERY_INDEX_STEP;
 pub use apply::mesh_ca::{MESH_CA_BYTES_MAX, MESH_CUT_OFFS_MAX, MESH_ROOTS_MAX};
+pub use apply::recover::RECOVERY_INDEX_STEP;
 pub use apply::restore::{RESTORE_BYTES_MAX, RESTORE_CHUNK_BYTES_MAX, RESTORED_INDEX_MAX};
 pub use apply::retry::{KEPT_OUTCOME_BYTES_MAX, SEQUENCES_MAX, SOURCES_MAX};
 pub use apply::session::LOCK_DELAY_MILLIS_MAX;
