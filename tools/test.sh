@@ -27,6 +27,7 @@ stage_deny() {
 }
 
 stage_unit() {
+  need_deb ip:iproute2 unshare:util-linux   # tests/pool_in_namespaces.rs
   cargo test --workspace --quiet
 }
 

@@ -48,7 +48,7 @@ pub(crate) fn init(directory: &Path, seats: &[(&str, &str)]) {
 }
 
 /// What is to be copied to server `n`, copied; the configuration names the files where they now are.
-fn installed(keys: &Path, n: usize, to: &Path) -> PathBuf {
+pub(crate) fn installed(keys: &Path, n: usize, to: &Path) -> PathBuf {
     std::fs::create_dir_all(to).unwrap();
     for file in std::fs::read_dir(keys.join(format!("s{n}"))).unwrap() {
         let file = file.unwrap();

@@ -13,6 +13,7 @@ pub(crate) mod fake;
 mod http;
 pub(crate) mod keys;
 pub(crate) mod load;
+pub(crate) mod netns;
 
 use std::collections::BTreeMap;
 use std::fs::File;
