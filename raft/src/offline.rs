@@ -140,8 +140,8 @@ impl<M: StateMachine> Offline<M> {
         let membership = Membership::new(vec![voters], nodes)
             .map_err(|cause| StartError::Raft(cause.to_string()))?;
         let meta = SnapshotMeta {
-            last_log_id: Some(self.last.clone()),
-            last_membership: StoredMembership::new(Some(self.last.clone()), membership),
+            last_log_id: Some(self.last),
+            last_membership: StoredMembership::new(Some(self.last), membership),
         };
         let frozen = self.machine.freeze();
         self.snapshots
