@@ -21,8 +21,6 @@ use crate::connection::{Connection, Failed};
 use crate::error::CallError;
 use crate::role::{Client, Inner};
 
-/// What a server may take for an answer beside the time it waits for a leader.
-const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 /// Pauses are up to this part of the time to hold.
 const PAUSES: u32 = 16;
 /// Refusals of a server that is not, or no longer, at work: nothing was executed, another may do it.
@@ -242,7 +240,7 @@ impl Client {
         safe: bool,
         limit: Limit,
     ) -> Result<Response<Incoming>, Failed> {
-        let usual = self.inner.config.hold_timeout + ANSWER_LIMIT;
+        let usual = self.inner.config.hold_timeout + self.inner.config.answer_limit;
         let limit = match limit {
             Limit::Usual => usual,
             Limit::Wait(wait) => wait + usual,

@@ -39,6 +39,8 @@ pub struct ServerAt {
 pub struct ClientConfig {
     /// How long a call that was not executed is tried again (`performance.rpc_hold_timeout`).
     pub hold_timeout: Duration,
+    /// What a server may take for an answer beside the time it waits for a leader (`limits.rpc_client_timeout`).
+    pub answer_limit: Duration,
     /// Calls of users on their way at once (`limits.rpc_max_calls`).
     pub max_calls: usize,
     /// Seed of the dice that choose servers and pauses.

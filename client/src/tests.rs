@@ -134,6 +134,7 @@ fn world(manners: &[Manner]) -> (Client, Arc<Net>) {
     }
     let config = ClientConfig {
         hold_timeout: Duration::from_secs(7),
+        answer_limit: Duration::from_secs(15),
         max_calls: 2,
         seed: 1,
     };
@@ -249,6 +250,7 @@ async fn trying_again_ends_with_the_time_to_hold() {
     net.servers.lock().insert("s0:8300".into(), Manner::Away);
     let config = ClientConfig {
         hold_timeout: Duration::from_secs(7),
+        answer_limit: Duration::from_secs(15),
         max_calls: 2,
         seed: 1,
     };

@@ -32,7 +32,7 @@ use crate::metrics::Metrics;
 use crate::published::Published;
 use crate::reads::{ReadMeta, Rounds};
 use crate::stamp::ClusterTime;
-use crate::transport::Transport;
+use crate::transport::{MaxConns, Transport};
 
 /// How long a replaced leader is still listened to about a write it was given.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -117,6 +117,7 @@ pub(crate) struct Inner {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) started: Duration,
     pub(crate) transport: Transport,
+    pub(crate) max_conns: Arc<MaxConns>,
     pub(crate) forwarder: Forwarder,
     pub(crate) follower_rounds: Rounds,
     pub(crate) disk: Arc<DiskReserve>,
@@ -180,6 +181,7 @@ impl Server {
 
     /// Adds the metrics of the role and of consensus to `registry`; once.
     pub fn register_metrics(&self, registry: &mut Registry) {
+        self.inner.max_conns.register(registry);
         self.inner.metrics.register(registry);
         self.inner.ca.metrics.register(registry);
         self.inner.raft.metrics().register(registry);
@@ -193,6 +195,12 @@ impl Server {
             .leader
             .as_ref()
             .map(|peer| self.inner.transport.address_of(peer))
+    }
+
+    /// Puts another bound on the connections of one address in force, for those that come from now on
+    /// (`limits.rpc_max_conns_per_client`).
+    pub fn set_max_conns_per_client(&self, max: usize) {
+        self.inner.max_conns.set(max);
     }
 
     /// Stamps, proposes (here or at the leader) and waits until this server has applied it.

@@ -40,7 +40,7 @@ use crate::recover;
 use crate::rpc::Service;
 use crate::stamp::ClusterTime;
 use crate::subscribe::{self, SubscribeLimits, Subscriptions};
-use crate::transport::{RpcTls, Transport};
+use crate::transport::{MaxConns, RpcTls, Transport};
 
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 const RPC_MESSAGE_MAX_BYTES: usize = 16 << 20;
@@ -99,6 +99,7 @@ impl Server {
             published,
             time,
             started: clock.monotonic(),
+            max_conns: MaxConns::new(config.rpc_max_conns_per_client, clock.clone()),
             clock,
             transport,
             forwarder,
@@ -129,7 +130,7 @@ impl Server {
         let acceptor = inner.transport.acceptor(
             listener,
             inner.config.rpc_handshake_timeout,
-            inner.config.rpc_max_conns_per_client,
+            inner.max_conns.clone(),
             v1::AgentWelcome {
                 datacenter: inner.config.datacenter.clone(),
                 node_name: inner.config.node_name.clone(),

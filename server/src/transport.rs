@@ -8,15 +8,19 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use weft_proto::clock::Clock;
 use weft_proto::v1;
 use weft_raft::{Dialer, Peer, RaftId, RaftStream};
 
@@ -168,7 +172,7 @@ pub(crate) struct Acceptor {
     pub(crate) listener: TcpListener,
     pub(crate) tls: Option<Arc<dyn RpcTls>>,
     pub(crate) handshake_timeout: Duration,
-    pub(crate) max_conns_per_client: usize,
+    pub(crate) max_conns_per_client: Arc<MaxConns>,
     /// What agents are told of this server, and must agree with.
     pub(crate) us: v1::AgentWelcome,
 }
@@ -179,7 +183,7 @@ impl Transport {
         &self,
         listener: TcpListener,
         handshake_timeout: Duration,
-        max_conns_per_client: usize,
+        max_conns_per_client: Arc<MaxConns>,
         us: v1::AgentWelcome,
     ) -> Acceptor {
         Acceptor {
@@ -221,8 +225,9 @@ impl Acceptor {
                     continue;
                 }
             };
-            let Some(seat) = Seat::take(&counts, from.ip(), self.max_conns_per_client) else {
-                tracing::warn!(peer.addr = %from, limit = self.max_conns_per_client, "connection refused: limits.rpc_max_conns_per_client reached");
+            let limit = self.max_conns_per_client.get();
+            let Some(seat) = Seat::take(&counts, from.ip(), limit) else {
+                self.max_conns_per_client.refused(from, limit);
                 continue;
             };
             let (tls, limit, us) = (self.tls.clone(), self.handshake_timeout, self.us.clone());
@@ -339,6 +344,55 @@ fn prepare(tcp: &TcpStream) -> io::Result<()> {
 
 fn refuse(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why.to_owned())
+}
+
+/// How many connections one address may have (`limits.rpc_max_conns_per_client`), and who was refused for it.
+pub(crate) struct MaxConns {
+    max: AtomicUsize,
+    refused: Counter,
+    said: Mutex<Option<Duration>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl MaxConns {
+    /// A refusal is said at most this often: a flood must not fill the disk with its own log.
+    const SAY_EVERY: Duration = Duration::from_secs(1);
+
+    pub(crate) fn new(max: usize, clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self {
+            max: max.into(),
+            refused: Counter::default(),
+            said: Mutex::new(None),
+            clock,
+        })
+    }
+
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "weft_server_connections_refused",
+            "Connections refused at limits.rpc_max_conns_per_client",
+            self.refused.clone(),
+        );
+    }
+
+    pub(crate) fn set(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> usize {
+        self.max.load(Ordering::Relaxed)
+    }
+
+    fn refused(&self, from: SocketAddr, limit: usize) {
+        self.refused.inc();
+        let now = self.clock.monotonic();
+        let mut said = self.said.lock();
+        if said.is_none_or(|said| now.saturating_sub(said) >= Self::SAY_EVERY) {
+            *said = Some(now);
+            let refused = self.refused.get();
+            tracing::warn!(peer.addr = %from, limit, refused, "connection refused: limits.rpc_max_conns_per_client reached");
+        }
+    }
 }
 
 /// One connection's place among those of its address; given back when dropped.

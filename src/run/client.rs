@@ -54,6 +54,7 @@ pub(crate) fn role(
     };
     let settings = ClientConfig {
         hold_timeout: config.raft.rpc_hold_timeout,
+        answer_limit: config.limits.rpc_client_timeout,
         max_calls: config.limits.rpc_max_calls,
         seed,
     };

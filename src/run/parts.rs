@@ -16,7 +16,9 @@ use weft_agent::dns::{
     DnsListen, DnsMetrics, DnsOptions, DnsServer, DnsView, RecursorOptions, Soa, Strategy, TtlRules,
 };
 use weft_agent::events::Events;
-use weft_agent::http::{AgentInfo, Deps, HttpConfig, HttpLimits, HttpServer, InProcess, Listen};
+use weft_agent::http::{
+    self, AgentInfo, Deps, HttpConfig, HttpLimits, HttpServer, InProcess, Listen,
+};
 use weft_agent::local::{Local, LocalConfig, Reach, Running};
 use weft_agent::views::{Views, ViewsConfig};
 use weft_agent::watch::{WatchMetrics, Watches};
@@ -297,6 +299,8 @@ impl Parts {
             dns.reload(dns_options(&new));
         }
         self.watches.replace(&new.watches);
+        self.inside.set_limits(http_limits(&new), http_rates(&new));
+        self.role.set_rpc_max_conns(rpc_max_conns(&new));
         if !changes.needs_restart.is_empty() {
             tracing::warn!(keys = ?changes.needs_restart, "these settings changed but need a restart");
         }
@@ -402,7 +406,7 @@ pub(super) fn server_config(config: &RuntimeConfig, id: &str, seed: u64) -> Serv
         trailing_logs: config.raft.trailing_logs,
         hold_timeout: config.raft.rpc_hold_timeout,
         tombstone_ttl: Duration::from_mins(15),
-        rpc_max_conns_per_client: config.limits.rpc_max_conns_per_client,
+        rpc_max_conns_per_client: rpc_max_conns(config),
         rpc_handshake_timeout: config.limits.rpc_handshake_timeout,
         stabilization: config.autopilot.server_stabilization_time,
         last_contact_threshold: config.autopilot.last_contact_threshold,
@@ -648,24 +652,51 @@ fn http_config(
         use_cache: config.http.use_cache,
         prometheus: !config.prometheus_retention.is_zero(),
         session_ttl_min: config.session_ttl_min,
-        limits: HttpLimits {
-            max_conns_per_client: match config.limits.http_max_conns_per_client {
-                0 => usize::MAX,
-                max => max,
-            },
-            max_conns: config.limits.http_max_conns,
-            max_blocking_queries: config.limits.http_max_blocking_queries,
-            header_timeout: config.http.read_header_timeout,
-            stall_timeout: config.http.stall_timeout,
-            handshake_timeout: config.limits.https_handshake_timeout,
-            max_header_bytes: config.http.max_header_bytes,
-            kv_max_value_bytes: config.limits.kv_max_value_bytes as u64,
-            txn_max_bytes: config.limits.txn_max_request_bytes as u64,
-            max_body_bytes: config.limits.http_max_request_body_bytes as u64,
-            ..HttpLimits::default()
-        },
+        limits: http_limits(config),
+        rates: http_rates(config),
         seed,
     })
+}
+
+fn http_rates(config: &RuntimeConfig) -> http::RateLimits {
+    let of = |limits: runtime::RateLimits| http::RateLimit {
+        mode: limits.mode,
+        read: limits.read,
+        write: limits.write,
+    };
+    let limits = &config.limits;
+    http::RateLimits {
+        server: of(limits.request),
+        source: of(limits.source),
+        rpc: limits.rpc_rate.map(|rate| (rate, limits.rpc_max_burst)),
+    }
+}
+
+fn http_limits(config: &RuntimeConfig) -> HttpLimits {
+    HttpLimits {
+        max_conns_per_client: match config.limits.http_max_conns_per_client {
+            0 => usize::MAX,
+            max => max,
+        },
+        max_conns: config.limits.http_max_conns,
+        max_blocking_queries: config.limits.http_max_blocking_queries,
+        header_timeout: config.http.read_header_timeout,
+        stall_timeout: config.http.stall_timeout,
+        handshake_timeout: config.limits.https_handshake_timeout,
+        max_header_bytes: config.http.max_header_bytes,
+        kv_max_value_bytes: config.limits.kv_max_value_bytes as u64,
+        txn_max_bytes: config.limits.txn_max_request_bytes as u64,
+        max_body_bytes: config.limits.http_max_request_body_bytes as u64,
+        ..HttpLimits::default()
+    }
+}
+
+/// Connections to the server port of one address; 0 is no limit.
+fn rpc_max_conns(config: &RuntimeConfig) -> usize {
+    match config.limits.rpc_max_conns_per_client {
+        0 => usize::MAX,
+        max => max,
+    }
 }
 
 fn agent_info(config: &RuntimeConfig, id: &str) -> AgentInfo {

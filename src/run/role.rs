@@ -79,6 +79,13 @@ impl Role {
         }
     }
 
+    /// Puts another bound on connections to the server port in force, for those that come from now on.
+    pub(crate) fn set_rpc_max_conns(&self, per_client: usize) {
+        if let Self::Server(server, _) = self {
+            server.set_max_conns_per_client(per_client);
+        }
+    }
+
     /// What it is in its datacenter now, in words.
     pub(crate) fn standing(&self, gossip: &Gossip, datacenter: &str) -> String {
         let name_of = |address: String| {

@@ -192,11 +192,12 @@ raw! {
         rpc_max_calls: i64,
         rpc_max_conns_per_client: i64,
         rpc_rate: f64,
+        source_limits: RawRequestLimits,
         txn_max_req_len: i64,
     }
 }
 raw! {
-    /// `limits.request_limits`.
+    /// `limits.request_limits` and `limits.source_limits`.
     RawRequestLimits { mode: String, read_rate: f64, write_rate: f64 }
 }
 raw! {

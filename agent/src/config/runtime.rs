@@ -466,6 +466,17 @@ pub struct HttpConfig {
     pub idle_timeout: Duration,
 }
 
+/// Requests a second; a rate of `None` is none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RateLimits {
+    /// Whether they are counted, and refused beyond it.
+    pub mode: LimitMode,
+    /// Reads.
+    pub read: Option<f64>,
+    /// Writes.
+    pub write: Option<f64>,
+}
+
 /// Whether request limits refuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitMode {
@@ -496,7 +507,7 @@ pub struct LimitsConfig {
     pub https_handshake_timeout: Duration,
     /// Time for a TLS handshake of RPC (5 s).
     pub rpc_handshake_timeout: Duration,
-    /// Time for an RPC that does not block (60 s).
+    /// Time of a server to answer a call that does not wait (15 s).
     pub rpc_client_timeout: Duration,
     /// RPC connections of one client address (100).
     pub rpc_max_conns_per_client: usize,
@@ -506,12 +517,10 @@ pub struct LimitsConfig {
     pub rpc_rate: Option<f64>,
     /// Burst of such RPCs (1,000).
     pub rpc_max_burst: u32,
-    /// Whether a server limits requests.
-    pub request_mode: LimitMode,
-    /// Reads a server takes.
-    pub request_read_rate: Option<f64>,
-    /// Writes a server takes.
-    pub request_write_rate: Option<f64>,
+    /// Requests a server takes.
+    pub request: RateLimits,
+    /// Requests an agent takes of one client address.
+    pub source: RateLimits,
 }
 
 /// Lowest level that is logged.

@@ -410,27 +410,28 @@ const HTTP: &[Key] = &[
 ];
 
 const LIMITS: &[Key] = &[
-    key("http_max_blocking_queries", Int),
-    key("http_max_conns", Int),
-    key("http_max_conns_per_client", Int),
-    key("http_max_request_body_size", Int),
-    key("https_handshake_timeout", Duration),
-    key("kv_max_value_size", Int),
-    inert(
-        "request_limits",
-        Section(&[
-            inert("mode", Text),
-            inert("read_rate", Float),
-            inert("write_rate", Float),
-        ]),
-    ),
-    inert("rpc_client_timeout", Duration),
+    key("http_max_blocking_queries", Int).live(),
+    key("http_max_conns", Int).live(),
+    key("http_max_conns_per_client", Int).live(),
+    key("http_max_request_body_size", Int).live(),
+    key("https_handshake_timeout", Duration).live(),
+    key("kv_max_value_size", Int).live(),
+    key("request_limits", Section(RATES)).live(),
+    key("rpc_client_timeout", Duration),
     key("rpc_handshake_timeout", Duration),
-    inert("rpc_max_burst", Int),
+    key("rpc_max_burst", Int).live(),
     key("rpc_max_calls", Int),
-    key("rpc_max_conns_per_client", Int),
-    inert("rpc_rate", Float),
-    key("txn_max_req_len", Int),
+    key("rpc_max_conns_per_client", Int).live(),
+    key("rpc_rate", Float).live(),
+    key("source_limits", Section(RATES)).live(),
+    key("txn_max_req_len", Int).live(),
+];
+
+/// Requests a second.
+const RATES: &[Key] = &[
+    key("mode", Text),
+    key("read_rate", Float),
+    key("write_rate", Float),
 ];
 
 const PERFORMANCE: &[Key] = &[

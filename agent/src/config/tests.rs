@@ -627,10 +627,10 @@ fn commands_are_run_for_whom_a_key_names() {
 #[test]
 fn a_reload_knows_what_it_may_change() {
     let old = ok(
-        "log_level = \"info\" datacenter = \"a\" limits { http_max_conns = 1 } discard_check_output = true tls { https { ca_file = \"x\" } }",
+        "log_level = \"info\" datacenter = \"a\" limits { rpc_max_calls = 1 } discard_check_output = true tls { https { ca_file = \"x\" } }",
     );
     let new = ok(
-        "log_level = \"warn\" datacenter = \"b\" limits { http_max_conns = 2 } tls { https { ca_file = \"y\" } } service { name = \"s\" }",
+        "log_level = \"warn\" datacenter = \"b\" limits { rpc_max_calls = 2 } tls { https { ca_file = \"y\" } } service { name = \"s\" }",
     );
     let found = changes(&old, &new);
     assert_eq!(
@@ -642,7 +642,7 @@ fn a_reload_knows_what_it_may_change() {
         [
             "datacenter",
             "discard_check_output",
-            "limits.http_max_conns"
+            "limits.rpc_max_calls"
         ]
     );
     assert!(changes(&old, &old.clone()).is_empty());

@@ -106,7 +106,7 @@ pub(super) async fn get(call: Call) -> Result<Reply, Failure> {
         let _slot = call
             .api
             .waiting
-            .enter(call.api.config.limits.max_blocking_queries)?;
+            .enter(call.api.limits().max_blocking_queries)?;
         let same = || {
             call.api
                 .deps

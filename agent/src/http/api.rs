@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::header::{ACCEPT_ENCODING, ALLOW, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
@@ -22,11 +23,12 @@ use super::blocking::Waiting;
 use super::cache::BodyCache;
 use super::call::Call;
 use super::complaints::Complaints;
-use super::config::{Deps, HttpConfig};
+use super::config::{Deps, HttpConfig, HttpLimits};
 use super::error::Failure;
 use super::metrics::Metrics;
 use super::options::check_scope;
 use super::query::{PARAMETERS_MAX, Query, Refused, percent_decode};
+use super::rates::{Beyond, RateLimits, Rates};
 use super::relay::{is_local, origin};
 use super::reply::{Body, Reply};
 use super::route::{Lookup, Routes};
@@ -45,6 +47,8 @@ pub(super) struct Api {
     pub(super) cache: BodyCache,
     pub(super) waiting: Waiting,
     complaints: Complaints,
+    limits: ArcSwap<HttpLimits>,
+    rates: Rates,
     pub(super) metrics: Metrics,
     pub(super) rng: Mutex<SmallRng>,
     /// Of the templates of prepared queries.
@@ -59,11 +63,15 @@ pub(super) struct Api {
 impl Api {
     pub(super) fn new(config: HttpConfig, deps: Deps, stopping: CancellationToken) -> Arc<Self> {
         let routes = Routes::new(TABLE);
+        let rates = Rates::default();
+        rates.set(config.rates);
         let metrics = Metrics::register(&mut deps.registry.lock(), routes.table());
         Arc::new(Self {
             cache: BodyCache::new(config.limits.body_cache_bytes),
             waiting: Waiting::new(metrics.waiting()),
             complaints: Complaints::default(),
+            limits: ArcSwap::from_pointee(config.limits),
+            rates,
             rng: Mutex::new(SmallRng::seed_from_u64(config.seed)),
             expressions: Expressions::default(),
             metrics,
@@ -73,6 +81,62 @@ impl Api {
             deps,
             config,
         })
+    }
+
+    /// The bounds in force.
+    pub(super) fn limits(&self) -> HttpLimits {
+        **self.limits.load()
+    }
+
+    /// Puts other bounds and rates in force, for what comes from now on.
+    pub(super) fn set_limits(&self, limits: HttpLimits, rates: RateLimits) {
+        self.limits.store(Arc::new(limits));
+        self.rates.set(rates);
+    }
+
+    /// Says in the log that a bound was met; of one bound at most once a second.
+    pub(super) fn say_limited(&self, knob: &'static str, client: Option<IpAddr>, enforced: bool) {
+        let now = self.deps.clock.monotonic();
+        if let Some(repeated) = self.complaints.admit(knob, now) {
+            let client = client.map_or_else(|| "-".to_owned(), |client| client.to_string());
+            tracing::warn!(limit = knob, peer.addr = %client, enforced, repeated, "a limit was met");
+        }
+    }
+
+    /// Counts what goes beyond a rate; a failure when that is refused.
+    fn judge_rate(&self, beyond: Option<Beyond>, client: Option<IpAddr>) -> Result<(), Failure> {
+        let Some(beyond) = beyond else {
+            return Ok(());
+        };
+        self.metrics.limit(beyond.knob, beyond.enforced);
+        self.say_limited(beyond.knob, client, beyond.enforced);
+        if !beyond.enforced {
+            return Ok(());
+        }
+        let consul = self.deps.operator.stats().remove("consul");
+        let leads =
+            consul.is_some_and(|consul| consul.get("leader").is_some_and(|is| is == "true"));
+        Err(beyond.failure(leads))
+    }
+
+    /// `limits.source_limits` for this agent's own clients, `limits.request_limits` for all a server answers.
+    fn judge_rates(&self, head: &Parts, look: &Look) -> Result<(), Failure> {
+        let request = (&head.method, head.uri.path());
+        let now = self.deps.clock.monotonic();
+        if look.forwarded.is_none() {
+            let beyond = self.rates.of_source(look.client, request, now);
+            self.judge_rate(beyond, look.client)?;
+        }
+        if self.deps.info.server && !is_local(request.1) {
+            self.judge_rate(self.rates.at_server(request, now), look.client)?;
+        }
+        Ok(())
+    }
+
+    /// `limits.rpc_rate`.
+    pub(super) fn may_relay(&self, client: Option<IpAddr>) -> Result<(), Failure> {
+        let now = self.deps.clock.monotonic();
+        self.judge_rate(self.rates.to_servers(now), client)
     }
 
     /// Answers one request of `client`; `None`: it came over a unix socket.
@@ -165,6 +229,7 @@ impl Api {
             self.may_write(&head, look.client)
                 .and_then(|()| self.is_open(path))
         };
+        let allowed = allowed.and_then(|()| self.judge_rates(&head, &look));
         let prepared = allowed.and_then(|()| self.prepare(&head, path));
         let query = match prepared {
             Ok(query) => query,
@@ -199,7 +264,7 @@ impl Api {
 
     /// The bound on a head. hyper's own is twice as large, so that this refusal can have a reason.
     fn judge_head(&self, head: &Parts) -> Result<(), Failure> {
-        let max = self.config.limits.max_header_bytes;
+        let max = self.limits().max_header_bytes;
         let target = head
             .uri
             .path_and_query()

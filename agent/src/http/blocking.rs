@@ -139,7 +139,7 @@ pub(super) async fn read(
     let (found, waited) = if options.index == 0 {
         (glance(&eyes.state(), None, &Trace::off(), &look), false)
     } else {
-        let _slot = api.waiting.enter(api.config.limits.max_blocking_queries)?;
+        let _slot = api.waiting.enter(api.limits().max_blocking_queries)?;
         (Wait::new(api, eyes, &options).run(&look).await, true)
     };
     let freshness = match (waited, &call.view) {

@@ -113,7 +113,7 @@ impl Call {
 
     /// The raw body stream; the caller bounds it.
     pub(super) fn take_body(&mut self) -> Option<Paced> {
-        let stall = self.api.config.limits.stall_timeout;
+        let stall = self.api.limits().stall_timeout;
         let clock = &self.api.deps.clock;
         let body = self.body.take()?;
         Some(Paced::new(body, Arc::clone(clock), stall))
@@ -151,14 +151,14 @@ impl Call {
 
     /// The body as JSON, within the limit for ordinary bodies.
     pub(super) async fn json(&mut self) -> Result<Value, Failure> {
-        let max = self.api.config.limits.max_body_bytes;
+        let max = self.api.limits().max_body_bytes;
         let body = self.body(max, "limits.http_max_request_body_size").await?;
         Ok(decode::parse(&body)?)
     }
 
     /// The body as JSON, `null` when there is none.
     pub(super) async fn optional_json(&mut self) -> Result<Value, Failure> {
-        let max = self.api.config.limits.max_body_bytes;
+        let max = self.api.limits().max_body_bytes;
         let body = self.body(max, "limits.http_max_request_body_size").await?;
         if body.is_empty() {
             Ok(Value::Null)

@@ -12,6 +12,7 @@ use http::header::{HeaderName, HeaderValue};
 use weft_catalog::acl::Authorizer;
 use weft_proto::clock::Clock;
 
+use super::rates::RateLimits;
 use crate::backend::{Backend, Membership, Operator, Relay};
 use crate::events::Events;
 use crate::local::Local;
@@ -136,6 +137,8 @@ pub struct HttpConfig {
     pub session_ttl_min: Duration,
     /// Bounds.
     pub limits: HttpLimits,
+    /// Rates.
+    pub rates: RateLimits,
     /// Seed of the jitter added to waits.
     pub seed: u64,
 }
@@ -156,6 +159,7 @@ impl Default for HttpConfig {
             validate_kv_keys: true,
             session_ttl_min: Duration::from_secs(10),
             limits: HttpLimits::default(),
+            rates: RateLimits::default(),
             seed: 0,
         }
     }

@@ -31,7 +31,7 @@ pub(super) async fn fire(mut call: Call) -> Result<Reply, Failure> {
         ..Default::default()
     };
     Audience::of(&said)?;
-    let max = call.api.config.limits.max_body_bytes;
+    let max = call.api.limits().max_body_bytes;
     said.payload = call.body(max, "limits.http_max_request_body_size").await?;
     let random: [u8; 16] = call.api.rng.lock().random();
     let event = Event {
@@ -54,7 +54,7 @@ pub(super) async fn list(call: Call) -> Result<Reply, Failure> {
     if options.index == 0 {
         return Ok(wanted.look(&call).1);
     }
-    let _slot = api.waiting.enter(api.config.limits.max_blocking_queries)?;
+    let _slot = api.waiting.enter(api.limits().max_blocking_queries)?;
     let deadline = tokio::time::sleep(api.wait_time(options.wait));
     tokio::pin!(deadline);
     loop {

@@ -145,7 +145,7 @@ pub(super) async fn put(mut call: Call) -> Result<Reply, Failure> {
     } else {
         KvVerb::Set
     };
-    let max = call.api.config.limits.kv_max_value_bytes;
+    let max = call.api.limits().kv_max_value_bytes;
     entry.value = call.body(max, "limits.kv_max_value_size").await?;
     run(&call, verb, entry).await
 }

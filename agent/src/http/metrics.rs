@@ -36,6 +36,12 @@ struct Bound {
     bound: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Limited {
+    limit: &'static str,
+    mode: &'static str,
+}
+
 /// Handles to the metrics.
 #[derive(Debug)]
 pub(super) struct Metrics {
@@ -50,6 +56,7 @@ pub(super) struct Metrics {
     waiting: Gauge,
     pub(super) connections: Gauge,
     refused: Family<Bound, Counter>,
+    limited: Family<Limited, Counter>,
 }
 
 impl Metrics {
@@ -69,6 +76,7 @@ impl Metrics {
             waiting: Gauge::default(),
             connections: Gauge::default(),
             refused: Family::default(),
+            limited: Family::default(),
         };
         registry.register(
             "weft_http_requests",
@@ -99,6 +107,11 @@ impl Metrics {
             "weft_http_connections_refused",
             "Connections refused at a bound",
             metrics.refused.clone(),
+        );
+        registry.register(
+            "weft_http_rate_limited",
+            "Requests beyond a rate, by limit; mode permissive lets them pass",
+            metrics.limited.clone(),
         );
         metrics
     }
@@ -138,6 +151,12 @@ impl Metrics {
     /// The gauge of requests that wait for a change.
     pub(super) fn waiting(&self) -> Gauge {
         self.waiting.clone()
+    }
+
+    /// Counts a request beyond a rate.
+    pub(super) fn limit(&self, limit: &'static str, enforced: bool) {
+        let mode = if enforced { "enforcing" } else { "permissive" };
+        self.limited.get_or_create(&Limited { limit, mode }).inc();
     }
 
     pub(super) fn refuse(&self, bound: &'static str) {

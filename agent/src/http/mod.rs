@@ -41,6 +41,7 @@ mod options;
 mod pace;
 mod prepared_query;
 mod query;
+mod rates;
 mod relay;
 mod reply;
 mod route;
@@ -60,6 +61,7 @@ pub use config::{
     AgentInfo, Control, Deps, HttpConfig, HttpLimits, Listen, LogLevel, LogLines, TlsSource,
 };
 pub use query::percent_encode;
+pub use rates::{RateLimit, RateLimits};
 pub use reply::RelayedAnswer;
 pub use route::{Need, Route};
 pub use serve::{HttpServer, InProcess, StartError};

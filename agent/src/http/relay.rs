@@ -62,14 +62,12 @@ impl Api {
         query: &Query,
         client: Option<IpAddr>,
     ) -> Result<Reply, Failure> {
+        self.may_relay(client)?;
         // A server refuses what does not parse, in its own words.
         let options = Options::parse(query, &head.headers).ok();
         let waits = options.filter(|options| options.index > 0);
         let _slot = match &waits {
-            Some(_) => Some(
-                self.waiting
-                    .enter(self.config.limits.max_blocking_queries)?,
-            ),
+            Some(_) => Some(self.waiting.enter(self.limits().max_blocking_queries)?),
             None => None,
         };
         let limit = match &waits {
@@ -112,7 +110,7 @@ impl Api {
         if !small {
             return Ok(RelayBody::Streamed(body));
         }
-        let stall = self.config.limits.stall_timeout;
+        let stall = self.limits().stall_timeout;
         let mut body = Paced::new(body, Arc::clone(&self.deps.clock), stall);
         let mut whole = BytesMut::new();
         while let Some(piece) = body.next().await {

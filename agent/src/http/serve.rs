@@ -84,6 +84,11 @@ impl InProcess {
         Ok(ours)
     }
 
+    /// Puts other bounds and rates in force, for what comes from now on.
+    pub fn set_limits(&self, limits: super::HttpLimits, rates: super::RateLimits) {
+        self.0.api.set_limits(limits, rates);
+    }
+
     /// Answers a call that another agent forwards for one of its clients.
     pub async fn answer(
         &self,
@@ -301,10 +306,11 @@ impl Door {
 
     /// A place, or the text that says which bound was met.
     fn enter(self: &Arc<Self>, client: Option<IpAddr>) -> Result<Place, String> {
-        let limits = &self.api.config.limits;
+        let limits = self.api.limits();
         let mut clients = self.clients.lock();
         if clients.total >= limits.max_conns {
             self.api.metrics.refuse("limits.http_max_conns");
+            self.api.say_limited("limits.http_max_conns", client, true);
             return Err(format!(
                 "too many connections, limit {}: raise limits.http_max_conns",
                 limits.max_conns
@@ -314,6 +320,7 @@ impl Door {
             let count = clients.by_address.entry(client).or_default();
             if *count >= limits.max_conns_per_client {
                 self.api.metrics.refuse("limits.http_max_conns_per_client");
+                (self.api).say_limited("limits.http_max_conns_per_client", Some(client), true);
                 let max = limits.max_conns_per_client;
                 return Err(format!(
                     "{TOO_MANY} (limits.http_max_conns_per_client = {max})"
@@ -355,7 +362,7 @@ impl Door {
         let door = Arc::clone(self);
         self.tasks.spawn(async move {
             let handshake = tokio_rustls::TlsAcceptor::from(tls).accept(stream);
-            match tokio::time::timeout(door.api.config.limits.handshake_timeout, handshake).await {
+            match tokio::time::timeout(door.api.limits().handshake_timeout, handshake).await {
                 Ok(Ok(stream)) => {
                     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                     door.serve(place, stream, h2);
@@ -385,13 +392,13 @@ impl Door {
 
 /// Twice what a head may have: [`Api`] refuses what is between with a reason, hyper the rest without.
 fn head_bound(api: &Api) -> usize {
-    (2 * api.config.limits.max_header_bytes).max(BUFFER_MIN_BYTES)
+    (2 * api.limits().max_header_bytes).max(BUFFER_MIN_BYTES)
 }
 
 fn patience(api: &Api) -> Patience {
     Patience {
-        head: api.config.limits.header_timeout,
-        stall: api.config.limits.stall_timeout,
+        head: api.limits().header_timeout,
+        stall: api.limits().stall_timeout,
     }
 }
 

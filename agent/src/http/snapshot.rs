@@ -32,7 +32,7 @@ pub(super) async fn save(call: Call) -> Result<Reply, Failure> {
     } else {
         Duration::ZERO
     };
-    let stall = call.api.config.limits.stall_timeout;
+    let stall = call.api.limits().stall_timeout;
     let reply = Reply::stream("application/x-gzip", relay(stream, stall));
     let known = HeaderValue::from_static(if meta.known_leader { "true" } else { "false" });
     Ok(reply

@@ -18,7 +18,7 @@ use super::reply::Reply;
 use crate::local::check_meta;
 
 pub(super) async fn put(mut call: Call) -> Result<Reply, Failure> {
-    let limits = call.api.config.limits;
+    let limits = call.api.limits();
     let body = call
         .body(limits.txn_max_bytes, "limits.txn_max_req_len")
         .await?;
@@ -60,7 +60,7 @@ fn authorize(call: &Call, ops: &mut [v1::TxnOp]) -> Result<(), Failure> {
         {
             node.datacenter.clone_from(&call.api.deps.info.datacenter);
         }
-        check(call, &reader, op, call.api.config.limits.kv_max_value_bytes)?;
+        check(call, &reader, op, call.api.limits().kv_max_value_bytes)?;
     }
     Ok(())
 }

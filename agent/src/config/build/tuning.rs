@@ -6,11 +6,12 @@ use super::network::recursor;
 use super::values::Values;
 use crate::config::problem::Code;
 use crate::config::raw::{
-    RawAutopilot, RawDns, RawHttp, RawLimits, RawLogStore, RawPerformance, RawSoa, RawViews,
+    RawAutopilot, RawDns, RawHttp, RawLimits, RawLogStore, RawPerformance, RawRequestLimits,
+    RawSoa, RawViews,
 };
 use crate::config::runtime::{
     AutopilotConfig, ChecksConfig, DnsConfig, HttpConfig, LimitMode, LimitsConfig, LogBackend,
-    LogConfig, LogLevel, RaftConfig, RecursorStrategy, SoaConfig, ViewsLimits,
+    LogConfig, LogLevel, RaftConfig, RateLimits, RecursorStrategy, SoaConfig, ViewsLimits,
 };
 use crate::config::sockaddr;
 use crate::local::ScriptChecks;
@@ -298,13 +299,22 @@ impl Values<'_> {
         }
     }
 
-    pub(super) fn limits(&mut self, raw: &RawLimits) -> LimitsConfig {
-        let request = raw.request_limits.clone().unwrap_or_default();
+    fn rates(&mut self, key: &str, raw: Option<&RawRequestLimits>) -> RateLimits {
+        let raw = raw.cloned().unwrap_or_default();
         let modes = [
             ("disabled", LimitMode::Disabled),
             ("permissive", LimitMode::Permissive),
             ("enforcing", LimitMode::Enforcing),
         ];
+        let place = format!("{key}.mode");
+        RateLimits {
+            mode: self.choice(&place, raw.mode.as_deref(), &modes, LimitMode::Disabled),
+            read: Self::rate(raw.read_rate),
+            write: Self::rate(raw.write_rate),
+        }
+    }
+
+    pub(super) fn limits(&mut self, raw: &RawLimits) -> LimitsConfig {
         let mut time = |leaf: &str, given: &Option<String>, default| {
             self.duration_from(&format!("limits.{leaf}"), given.as_deref(), default, "1ms")
         };
@@ -314,7 +324,7 @@ impl Values<'_> {
             "5s",
         );
         let rpc_handshake_timeout = time("rpc_handshake_timeout", &raw.rpc_handshake_timeout, "5s");
-        let rpc_client_timeout = time("rpc_client_timeout", &raw.rpc_client_timeout, "60s");
+        let rpc_client_timeout = time("rpc_client_timeout", &raw.rpc_client_timeout, "15s");
         let mut length = |leaf: &str, given, default, least| {
             self.length(&format!("limits.{leaf}"), given, default, least)
         };
@@ -357,14 +367,8 @@ impl Values<'_> {
                 1_000,
                 0..=i64::from(u32::MAX),
             ),
-            request_mode: self.choice(
-                "limits.request_limits.mode",
-                request.mode.as_deref(),
-                &modes,
-                LimitMode::Disabled,
-            ),
-            request_read_rate: Self::rate(request.read_rate),
-            request_write_rate: Self::rate(request.write_rate),
+            request: self.rates("limits.request_limits", raw.request_limits.as_ref()),
+            source: self.rates("limits.source_limits", raw.source_limits.as_ref()),
         }
     }
 
