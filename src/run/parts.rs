@@ -432,7 +432,10 @@ async fn start_server(
             (key, public_key)
         }
         // Nothing is bound to a key that is gone with the process.
-        None => (ServerKey::ephemeral().context("the server's own key")?, Bytes::new()),
+        None => (
+            ServerKey::ephemeral().context("the server's own key")?,
+            Bytes::new(),
+        ),
     };
     let settings = server_config(config, id, seed);
     let server = Server::start(settings, tls.rpc(), public_key, clock).await?;

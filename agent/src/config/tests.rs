@@ -639,11 +639,7 @@ fn a_reload_knows_what_it_may_change() {
     );
     assert_eq!(
         found.needs_restart,
-        [
-            "datacenter",
-            "discard_check_output",
-            "limits.rpc_max_calls"
-        ]
+        ["datacenter", "discard_check_output", "limits.rpc_max_calls"]
     );
     assert!(changes(&old, &old.clone()).is_empty());
 }
