@@ -1,6 +1,5 @@
 //! Reads the tunnel's connection, and writes what its streams have to say.
 
-use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,16 +8,11 @@ use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Accept, OUT_HIGH_BYTES, STREAMS_MAX, Slot, State, Tunnel, WINDOW};
+use crate::scratch::{self, SCRATCH_BYTES};
 use crate::wire::{self, Decoder, Frame, Reason};
 
-/// Read at once. One buffer serves all tunnels of a thread.
-const SCRATCH_BYTES: usize = 64 * 1024;
 /// Reads before others have their turn.
 const READS_A_TURN: usize = 4;
-
-thread_local! {
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice());
-}
 
 /// Does the tunnel's work until it ends; says why it did.
 pub struct Driver<Io> {
@@ -80,7 +74,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Future for Driver<Io> {
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
     fn read(&mut self, cx: &mut Context<'_>) -> Result<(), Reason> {
-        SCRATCH.with_borrow_mut(|scratch| {
+        scratch::with(|scratch| {
             for _ in 0..READS_A_TURN {
                 let mut buffer = ReadBuf::new(scratch);
                 match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {

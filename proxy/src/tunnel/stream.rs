@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, BufMut as _, BytesMut};
+use tokio::io::AsyncWrite as _;
 
 use super::{OUT_HIGH_BYTES, Slot, State, Tunnel};
 use crate::wire::{self, DATA_BYTES_MAX, Frame, HEADER_BYTES, Reason};
@@ -149,7 +150,7 @@ impl Slot {
         };
         let mut taken = 0;
         while !self.waiting.is_empty() {
-            let Poll::Ready(count) = local.poll_write(cx, &self.waiting)? else {
+            let Poll::Ready(count) = Pin::new(&mut *local).poll_write(cx, &self.waiting)? else {
                 break;
             };
             self.waiting.advance(count);
@@ -183,7 +184,7 @@ impl Slot {
         out.reserve(HEADER_BYTES + most);
         let at = wire::begin_data(out);
         let mut room = (&mut *out).limit(most);
-        let read = local.poll_read(cx, &mut room);
+        let read = local.poll_append(cx, &mut room);
         let count = wire::end_data(out, at, id);
         self.credit -= count as u32;
         self.sent += count as u64;

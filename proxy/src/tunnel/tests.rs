@@ -3,18 +3,10 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::LocalSet;
+use tokio::net::TcpStream;
 
 use super::*;
-
-/// A listener's and a caller's end of one connection.
-async fn pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let calling = TcpStream::connect(listener.local_addr().unwrap());
-    let (called, calling) = tokio::join!(listener.accept(), calling);
-    (calling.unwrap(), called.unwrap().0)
-}
+use crate::testing::{pair, run};
 
 fn tick() -> Tick {
     Rc::new(Cell::new(0))
@@ -65,20 +57,6 @@ async fn echo(mut stream: TcpStream) {
     let (mut reading, mut writing) = stream.split();
     let _ = tokio::io::copy(&mut reading, &mut writing).await;
     let _ = writing.shutdown().await;
-}
-
-async fn soon<T>(doing: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), doing)
-        .await
-        .expect("in time")
-}
-
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    LocalSet::new().block_on(&runtime, soon(test));
 }
 
 #[test]
