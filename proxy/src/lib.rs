@@ -5,6 +5,7 @@
 //! Never: asks a server anything, or reads the catalog: it is given what it works with.
 #![forbid(unsafe_code)]
 
+pub mod balance;
 pub mod local;
 pub mod relay;
 mod scratch;
