@@ -64,6 +64,8 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// 1 as a rule; 0 is never chosen.
     pub weight: u32,
+    /// The proxy registration on this very node that it is, if it is one.
+    pub here: Option<Arc<str>>,
     /// What is known of it, kept while configurations come and go.
     pub state: Arc<EndpointState>,
 }
@@ -302,6 +304,7 @@ mod tests {
         let endpoints = weights.iter().enumerate().map(|(n, weight)| Endpoint {
             address: SocketAddr::from(([10, 0, 0, n as u8], 21_000)),
             weight: *weight,
+            here: None,
             state: Arc::default(),
         });
         Balancer::new(endpoints.collect(), policy, Outlier::default())

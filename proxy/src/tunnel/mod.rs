@@ -245,13 +245,19 @@ impl Tunnel {
         state.wake_driver();
     }
 
-    /// Ends the tunnel and all its streams.
-    pub fn end(&self, reason: Reason) {
+    /// Ends all streams that are open now.
+    pub fn reset_streams(&self, reason: Reason) {
         let mut state = self.state.borrow_mut();
         let ids: Vec<u32> = state.streams.keys().copied().collect();
         for id in ids {
             state.reset(id, reason);
         }
+    }
+
+    /// Ends the tunnel and all its streams.
+    pub fn end(&self, reason: Reason) {
+        self.reset_streams(reason);
+        let mut state = self.state.borrow_mut();
         state.draining = true;
         wire::encode(Frame::GoAway(reason), &mut state.out);
         state.wake_driver();
