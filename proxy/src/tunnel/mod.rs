@@ -4,8 +4,8 @@
 //! Never: asks who may talk to whom, dials, or spawns by itself: [`Driver`] and [`Stream`] are futures that the
 //! shard polls, on one thread.
 //!
-//! Bytes of the application are read into the very buffer that the TLS connection is fed from ([`stream`]), and
-//! written to the application from the buffer they were decrypted into ([`driver`]): they wait only when the
+//! Bytes of the application are read into the very buffer that the TLS connection is fed from (`stream.rs`), and
+//! written to the application from the buffer they were decrypted into (`driver.rs`): they wait only when the
 //! application does not take them, and then no more than the window granted.
 
 mod driver;
