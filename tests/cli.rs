@@ -157,6 +157,10 @@ impl Stage {
                 "Kind = \"service-router\"\nName = \"web\"\n",
             ),
             (
+                "ca.json",
+                r#"{"Provider": "consul", "Config": {"LeafCertTTL": "48h"}}"#,
+            ),
+            (
                 "app.json",
                 r#"[{"key": "app/a", "flags": 0, "value": "MQ=="}]"#,
             ),
@@ -191,6 +195,8 @@ impl Stage {
         ] {
             at.put("/v1/config", body.to_string()).unwrap().ok();
         }
+        let pair = "/v1/connect/intentions/exact?source=web&destination=db";
+        at.put(pair, r#"{"Action": "allow"}"#).unwrap().ok();
         for id in ["web", "web-1", "db"] {
             let name = id.trim_end_matches("-1");
             let body = json!({"ID": id, "Name": name, "Port": 80});
@@ -204,6 +210,12 @@ impl Stage {
     fn play(&self, example: &str) -> Output {
         self.prepare();
         let at = self.world.at(1);
+        if example.starts_with("weft intention create") {
+            for source in ["web", "*"] {
+                let pair = format!("/v1/connect/intentions/exact?source={source}&destination=db");
+                at.delete(&pair).unwrap().ok();
+            }
+        }
         let index = |path: &str| {
             let found = at.get(path).unwrap().ok().json();
             let found = found.get(0).unwrap_or(&found).clone();

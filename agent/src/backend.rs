@@ -233,6 +233,8 @@ pub trait Operator: Send + Sync + 'static {
     /// What a token for `node` says, good until `expires_millis` (Unix time), with a secret that is new; nobody knows
     /// of it yet. Errors: this server gives no certificates out, or not to such a name.
     fn join_ticket(&self, node: &str, expires_millis: u64) -> Result<JoinTicket, OperatorError>;
+    /// Asks the mesh's CA, wherever it is. A refusal is an answer.
+    async fn ca(&self, op: v1::ca_request::Op) -> Result<v1::CaReply, OperatorError>;
     /// Consul's `Stats` sections for `/v1/agent/self` and `weft info`: section → key → value.
     fn stats(
         &self,

@@ -7,6 +7,7 @@ pub mod config;
 pub mod dns;
 pub mod events;
 pub mod http;
+pub mod leaves;
 pub mod local;
 pub mod near;
 pub mod views;

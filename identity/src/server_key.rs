@@ -45,7 +45,15 @@ impl ServerKey {
     /// Errors: [`ServerKeyError`]; a damaged file is never replaced.
     pub fn load_or_create(data_dir: &Path) -> Result<Self, ServerKeyError> {
         let directory = data_dir.join("raft");
-        let path = directory.join("server-key.pem");
+        files::create_directory(&directory, PRIVATE_DIRECTORY)?;
+        Self::at(&directory.join("server-key.pem"))
+    }
+
+    /// Reads a key at `path`, or makes it (0600, synced before it is used). The directory must be there.
+    ///
+    /// Errors: [`ServerKeyError`]; a damaged file is never replaced.
+    pub fn at(path: &Path) -> Result<Self, ServerKeyError> {
+        let path = path.to_owned();
         if path.exists() {
             let bytes = Secret::new(files::read(&path)?);
             let damaged = || ServerKeyError::Damaged {
@@ -60,7 +68,6 @@ impl ServerKey {
                 fresh: false,
             });
         }
-        files::create_directory(&directory, PRIVATE_DIRECTORY)?;
         let pair =
             KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(ServerKeyError::Crypto)?;
         let pem = Secret::new(pair.serialize_pem());

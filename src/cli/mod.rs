@@ -6,6 +6,7 @@
 
 pub(crate) mod agent;
 mod argv;
+mod ca;
 mod catalog;
 mod child;
 mod client;
@@ -17,6 +18,7 @@ mod failure;
 mod force_leave;
 mod info;
 mod init;
+mod intention;
 mod join;
 mod join_token;
 mod keygen;
@@ -71,14 +73,17 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Agent(agent::AgentArgs),
+    Ca(ca::CaArgs),
     Catalog(catalog::CatalogArgs),
     Completion(completion::CompletionArgs),
     Config(config::ConfigArgs),
+    Connect(ca::ConnectArgs),
     Debug(debug::DebugArgs),
     Event(event::EventArgs),
     ForceLeave(force_leave::ForceLeaveArgs),
     Info(info::InfoArgs),
     Init(init::InitArgs),
+    Intention(intention::IntentionArgs),
     Join(join::JoinArgs),
     JoinToken(join_token::JoinTokenArgs),
     Keygen(keygen::KeygenArgs),
@@ -182,14 +187,17 @@ fn finish(done: Done, format: Format) -> ExitCode {
 fn perform(verb: Verb) -> Done {
     match verb {
         Verb::Agent(_) => Ok(()),
+        Verb::Ca(args) => ca::run(args),
         Verb::Catalog(args) => catalog::run(args),
         Verb::Completion(args) => completion::run(args),
         Verb::Config(args) => config::run(args),
+        Verb::Connect(args) => ca::run_connect(args),
         Verb::Debug(args) => debug::run(args),
         Verb::Event(args) => event::run(args),
         Verb::ForceLeave(args) => force_leave::run(args),
         Verb::Info(args) => info::run(args),
         Verb::Init(args) => init::run(args),
+        Verb::Intention(args) => intention::run(args),
         Verb::Join(args) => join::run(args),
         Verb::JoinToken(args) => join_token::run(args),
         Verb::Keygen(args) => keygen::run(args),

@@ -271,6 +271,10 @@ impl Operator for Remote {
         Err(no_server())
     }
 
+    async fn ca(&self, _op: v1::ca_request::Op) -> Result<v1::CaReply, OperatorError> {
+        Err(no_server())
+    }
+
     fn join_ticket(&self, _node: &str, _expires_millis: u64) -> Result<JoinTicket, OperatorError> {
         Err(no_server())
     }

@@ -214,6 +214,10 @@ impl Operator for Local {
             })
     }
 
+    async fn ca(&self, op: v1::ca_request::Op) -> Result<v1::CaReply, OperatorError> {
+        Ok(self.server.ca(op).await)
+    }
+
     fn join_ticket(&self, node: &str, expires_millis: u64) -> Result<JoinTicket, OperatorError> {
         self.office.ticket(node, expires_millis)
     }

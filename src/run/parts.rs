@@ -19,6 +19,7 @@ use weft_agent::events::Events;
 use weft_agent::http::{
     self, AgentInfo, Deps, HttpConfig, HttpLimits, HttpServer, InProcess, Listen,
 };
+use weft_agent::leaves::{LeafDeps, Leaves};
 use weft_agent::local::{Local, LocalConfig, Reach, Running};
 use weft_agent::views::{Views, ViewsConfig};
 use weft_agent::watch::{WatchMetrics, Watches};
@@ -135,7 +136,22 @@ impl Parts {
             &stop,
         )
         .await?;
+        let leaves = Leaves::open(
+            LeafDeps {
+                operator: seams.operator.clone(),
+                relay: seams.relay.clone(),
+                backend: seams.backend.clone(),
+                views: seams.views.clone(),
+                node_name: config.node.name.clone(),
+                dir: config.data_dir.as_ref().map(|dir| dir.join("leaves")),
+                seed,
+            },
+            clock.clone(),
+        );
+        leaves.register_metrics(&mut registry.lock());
+        tokio::spawn(leaves.clone().run(stop.clone()));
         let deps = Deps {
+            leaves,
             backend: seams.backend,
             relay: seams.relay,
             views: seams.views.clone(),
@@ -655,6 +671,7 @@ fn http_config(
         use_cache: config.http.use_cache,
         prometheus: !config.prometheus_retention.is_zero(),
         session_ttl_min: config.session_ttl_min,
+        default_intention_policy: config.default_intention_policy,
         limits: http_limits(config),
         rates: http_rates(config),
         seed,

@@ -45,6 +45,7 @@ raw! {
         connect: BTreeMap<String, Value>,
         data_dir: String,
         datacenter: String,
+        default_intention_policy: String,
         default_query_time: String,
         disable_coordinates: bool,
         disable_keyring_file: bool,

@@ -72,6 +72,8 @@ pub struct RuntimeConfig {
     pub leave: LeaveConfig,
     /// Shortest TTL a session may have (10 s).
     pub session_ttl_min: Duration,
+    /// What holds between services of which no intention speaks (`allow`, as without ACLs).
+    pub default_intention_policy: weft_catalog::intention::DefaultPolicy,
     /// Wait of a blocking query that names none (300 s).
     pub default_query_time: Duration,
     /// Longest wait of a blocking query (600 s).

@@ -143,7 +143,7 @@ pub(super) const TOP: &[Key] = &[
     key("connect", Section(CONNECT)),
     key("data_dir", Text),
     key("datacenter", Text),
-    inert("default_intention_policy", Text),
+    key("default_intention_policy", Text),
     key("default_query_time", Duration),
     silent("disable_anonymous_signature", Bool),
     key("disable_coordinates", Bool),

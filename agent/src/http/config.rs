@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use http::header::{HeaderName, HeaderValue};
 use weft_catalog::acl::Authorizer;
+use weft_catalog::intention::DefaultPolicy;
 use weft_proto::clock::Clock;
 
 use super::rates::RateLimits;
 use crate::backend::{Backend, Membership, Operator, Relay};
 use crate::events::Events;
+use crate::leaves::Leaves;
 use crate::local::Local;
 use crate::views::Views;
 
@@ -135,6 +137,8 @@ pub struct HttpConfig {
     pub validate_kv_keys: bool,
     /// `session_ttl_min`.
     pub session_ttl_min: Duration,
+    /// `default_intention_policy`: what holds between services of which no intention speaks.
+    pub default_intention_policy: DefaultPolicy,
     /// Bounds.
     pub limits: HttpLimits,
     /// Rates.
@@ -158,6 +162,7 @@ impl Default for HttpConfig {
             prometheus: true,
             validate_kv_keys: true,
             session_ttl_min: Duration::from_secs(10),
+            default_intention_policy: DefaultPolicy::Allow,
             limits: HttpLimits::default(),
             rates: RateLimits::default(),
             seed: 0,
@@ -205,6 +210,8 @@ pub struct Deps {
     pub relay: Option<Arc<dyn Relay>>,
     /// What `?cached` is answered from where there is a relay.
     pub views: Option<Views>,
+    /// Leaves of this agent's services.
+    pub leaves: Leaves,
     /// Raft membership and snapshots.
     pub operator: Arc<dyn Operator>,
     /// The LAN pool.

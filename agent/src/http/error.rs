@@ -67,6 +67,12 @@ impl Failure {
         failure
     }
 
+    /// The same for another reason.
+    pub(super) fn because(mut self, reason: impl Into<Cow<'static, str>>) -> Self {
+        self.reason = reason.into();
+        self
+    }
+
     /// 405 with what is allowed.
     pub(super) fn method(method: &Method, allowed: &str) -> Self {
         let text = format!("method {method} not allowed");

@@ -181,6 +181,7 @@ mod tests {
             [
                 "catalog",
                 "config",
+                "connect",
                 "coordinate",
                 "health",
                 "internal",

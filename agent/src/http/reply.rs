@@ -158,6 +158,13 @@ impl Reply {
         self
     }
 
+    /// With the index of an answer that this agent keeps itself, and whether it was here.
+    pub(super) fn indexed(self, index: u64, was_known: bool) -> Self {
+        let hit = if was_known { "HIT" } else { "MISS" };
+        self.with(super::blocking::INDEX, HeaderValue::from(index.max(1)))
+            .with(super::blocking::X_CACHE, HeaderValue::from_static(hit))
+    }
+
     /// The answer for the wire, indented or compressed as the client asked.
     pub(super) fn finish(self, indent: bool, accepts_gzip: bool) -> Response<Body> {
         let Self {

@@ -8,9 +8,9 @@ use weft_catalog::acl::{Access, Resource};
 
 use super::route::{Handler, Need, Route};
 use super::{
-    agent, agent_check, agent_service, autopilot, catalog, config_entry, coordinate, event, health,
-    host, internal_ui, join_token, keyring, kv, monitor, openapi, operator, prepared_query,
-    session, snapshot, status, telemetry, txn,
+    agent, agent_check, agent_service, autopilot, catalog, config_entry, connect_ca, coordinate,
+    event, health, host, intention, internal_ui, join_token, keyring, kv, monitor, openapi,
+    operator, prepared_query, session, snapshot, status, telemetry, txn,
 };
 
 /// A handler as the table holds it.
@@ -122,6 +122,36 @@ const FILTERED: &[&str] = &[
     "max_stale",
     "filter",
 ];
+
+const ROOTS: &[&str] = &[
+    "index",
+    "wait",
+    "stale",
+    "consistent",
+    "leader",
+    "max_stale",
+    "pem",
+];
+const INTENTION_EXACT: &[&str] = &[
+    "source",
+    "destination",
+    "index",
+    "wait",
+    "stale",
+    "consistent",
+];
+const INTENTION_MATCH: &[&str] = &["by", "name", "index", "wait", "stale", "consistent"];
+const INTENTION_CHECK: &[&str] = &[
+    "source",
+    "destination",
+    "source-type",
+    "index",
+    "wait",
+    "stale",
+    "consistent",
+];
+const INTENTIONS_SEEN: Need = Need::Rows(&[(Resource::Intention, Access::Read)]);
+const INTENTION_WRITE: Need = Need::Named(&[(Resource::Intention, Access::Write)]);
 
 const NODES_SEEN: Need = Need::Rows(&[(Resource::Node, Access::Read)]);
 const SERVICES_SEEN: Need = Need::Rows(&[(Resource::Service, Access::Read)]);
@@ -300,6 +330,45 @@ pub(super) static TABLE: &[Route] = &[
         "Shows a config entry, or lists those of a kind.", "api-docs/config#get-configuration"),
     route(DELETE, "/v1/config/", CONFIG_WRITE, &["cas"], to!(config_entry::delete),
         "Deletes a config entry, if need be only when it has not changed.", "api-docs/config#delete-configuration"),
+    // The mesh
+    route(GET, "/v1/connect/ca/roots", Need::Public("roots are for whoever verifies"), ROOTS, to!(connect_ca::roots),
+        "Shows the roots of the mesh that are trusted.", "api-docs/connect/ca#list-ca-root-certificates"),
+    route(GET, "/v1/connect/ca/configuration", OPERATOR_READ, READ, to!(connect_ca::configuration),
+        "Shows the settings of the mesh's CA.", "api-docs/connect/ca#get-ca-configuration"),
+    route(PUT, "/v1/connect/ca/configuration", OPERATOR_WRITE, NONE, to!(connect_ca::configure),
+        "Changes the settings of the mesh's CA; another root or life of roots rotates.", "api-docs/connect/ca#update-ca-configuration"),
+    route(PUT, "/v1/operator/ca/rotate", OPERATOR_WRITE, &["force", "drill"], to!(connect_ca::rotate),
+        "Gives the mesh a new root; with `drill` only proves that it could.", "weft"),
+    route(PUT, "/v1/operator/ca/cut-off/", OPERATOR_WRITE, NONE, to!(connect_ca::cut_off),
+        "Has leaves of a service that were made before now refused.", "weft"),
+    route(PUT, "/v1/internal/connect/ca/sign/", Need::Named(&[(Resource::Service, Access::Write)]), NONE, to!(connect_ca::sign),
+        "Signs the leaf of an agent's service.", "weft"),
+    route(GET, "/v1/agent/connect/ca/roots", Need::Public("roots are for whoever verifies"), ROOTS, to!(connect_ca::agent_roots),
+        "Shows the roots of the mesh as this agent knows them.", "api-docs/agent/connect#certificate-authority-ca-roots"),
+    route(GET, "/v1/agent/connect/ca/leaf/", Need::Named(&[(Resource::Service, Access::Write)]), &["index", "wait", "cached"], to!(connect_ca::leaf),
+        "Shows certificate and key of a service.", "api-docs/agent/connect#service-leaf-certificate"),
+    route(POST, "/v1/agent/connect/authorize", Need::Named(&[(Resource::Service, Access::Write)]), &["cached"], to!(intention::authorize),
+        "Decides whether a client may connect to a service.", "api-docs/agent/connect#authorize"),
+    route(GET, "/v1/connect/intentions", INTENTIONS_SEEN, FILTERED, to!(intention::list),
+        "Lists the intentions.", "api-docs/connect/intentions#list-intentions"),
+    route(POST, "/v1/connect/intentions", INTENTION_WRITE, NONE, to!(intention::create),
+        "Makes an intention with an id.", "api-docs/connect/intentions#create-intention-with-id"),
+    route(GET, "/v1/connect/intentions/exact", INTENTIONS_SEEN, INTENTION_EXACT, to!(intention::get_exact),
+        "Shows the intention between two services.", "api-docs/connect/intentions#read-specific-intention-by-name"),
+    route(PUT, "/v1/connect/intentions/exact", INTENTION_WRITE, &["source", "destination"], to!(intention::put_exact),
+        "Makes or replaces the intention between two services.", "api-docs/connect/intentions#upsert-intention-by-name"),
+    route(DELETE, "/v1/connect/intentions/exact", INTENTION_WRITE, &["source", "destination"], to!(intention::delete_exact),
+        "Deletes the intention between two services.", "api-docs/connect/intentions#delete-intention-by-name"),
+    route(GET, "/v1/connect/intentions/match", INTENTIONS_SEEN, INTENTION_MATCH, to!(intention::matching),
+        "Lists the intentions that speak of a service, the highest precedence first.", "api-docs/connect/intentions#list-matching-intentions"),
+    route(GET, "/v1/connect/intentions/check", INTENTIONS_SEEN, INTENTION_CHECK, to!(intention::check),
+        "Decides whether a service may connect to another.", "api-docs/connect/intentions#check-intention-result"),
+    route(GET, "/v1/connect/intentions/", INTENTIONS_SEEN, READ, to!(intention::get),
+        "Shows an intention by id.", "api-docs/connect/intentions#read-specific-intention-by-id"),
+    route(PUT, "/v1/connect/intentions/", INTENTION_WRITE, NONE, to!(intention::update),
+        "Replaces an intention by id.", "api-docs/connect/intentions#update-intention-by-id"),
+    route(DELETE, "/v1/connect/intentions/", INTENTION_WRITE, NONE, to!(intention::delete),
+        "Deletes an intention by id.", "api-docs/connect/intentions#delete-intention-by-id"),
     // Prepared queries
     route(GET, "/v1/query", QUERIES_SEEN, CONSISTENCY, to!(prepared_query::list),
         "Lists the prepared queries.", "api-docs/query#list-prepared-queries"),

@@ -104,6 +104,27 @@ impl Api {
         }
     }
 
+    /// The view of `topic`, for a route that every agent answers itself; `None`: this is a server, which has all.
+    pub(super) async fn local_view(
+        &self,
+        topic: ViewTopic,
+    ) -> Result<Option<Box<Pinned>>, Failure> {
+        let Some(views) = &self.deps.views else {
+            return Ok(None);
+        };
+        match self
+            .pinned(views, topic, CacheControl::default(), &Query::default())
+            .await?
+        {
+            Plan::View(view) => Ok(Some(view)),
+            Plan::Servers | Plan::Here => {
+                let text = "the servers do not let this agent keep what it would answer from";
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                Err(Failure::new(status, "views.refused", text))
+            }
+        }
+    }
+
     async fn pinned(
         &self,
         views: &Views,

@@ -29,8 +29,8 @@ impl CaMetrics {
             self.signed.clone(),
         );
         registry.register(
-            "weft_ca_leaves_refused",
-            "Requests for leaves that this server's CA refused, by reason",
+            "weft_ca_refused",
+            "Requests that this server's CA refused, by reason",
             self.refused.clone(),
         );
         registry.register(

@@ -19,6 +19,7 @@ use super::sockaddr::Interface;
 use crate::local::{CheckDefinition, ScriptChecks, ServiceDefinition, Source, UnknownKeys};
 use crate::watch::WatchDefinition;
 use values::Values;
+use weft_catalog::intention::DefaultPolicy;
 
 /// What the configuration asks of the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -210,6 +211,15 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
             skip_on_interrupt: raw.skip_leave_on_interrupt.unwrap_or(server),
             drain_time,
         },
+        default_intention_policy: values.choice(
+            "default_intention_policy",
+            raw.default_intention_policy.as_deref(),
+            &[
+                ("allow", DefaultPolicy::Allow),
+                ("deny", DefaultPolicy::Deny),
+            ],
+            DefaultPolicy::Allow,
+        ),
         session_ttl_min: values.duration("session_ttl_min", raw.session_ttl_min.as_deref(), "10s"),
         default_query_time,
         max_query_time,

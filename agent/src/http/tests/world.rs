@@ -158,6 +158,11 @@ impl Operator for TestCluster {
         })
     }
 
+    async fn ca(&self, op: v1::ca_request::Op) -> Result<v1::CaReply, OperatorError> {
+        self.note(format!("{op:?}"));
+        Err(OperatorError::NoLeader)
+    }
+
     fn leader(&self) -> Option<String> {
         Some("127.0.0.1:8300".to_owned())
     }
@@ -428,7 +433,20 @@ fn deps(backend: &Arc<TestBackend>, cluster: &Arc<TestCluster>) -> Deps {
     let local = Local::open(LocalConfig::in_memory(node), clock.clone()).expect("nothing to open");
     let events = Events::new(local.clone());
     *cluster.events.lock() = Some(events.clone());
+    let leaves = crate::leaves::Leaves::open(
+        crate::leaves::LeafDeps {
+            operator: cluster.clone(),
+            relay: None,
+            backend: backend.clone(),
+            views: None,
+            node_name: "n1".to_owned(),
+            dir: None,
+            seed: 7,
+        },
+        clock.clone(),
+    );
     Deps {
+        leaves,
         backend: backend.clone(),
         relay: None,
         views: None,
