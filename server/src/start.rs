@@ -40,7 +40,7 @@ use crate::recover;
 use crate::rpc::Service;
 use crate::stamp::ClusterTime;
 use crate::subscribe::{self, SubscribeLimits, Subscriptions};
-use crate::transport::{MaxConns, RpcTls, Transport};
+use crate::transport::{MaxConns, RpcTls, Transport, is_at};
 
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 const RPC_MESSAGE_MAX_BYTES: usize = 16 << 20;
@@ -127,6 +127,7 @@ impl Server {
 
     fn spawn(&self, listener: TcpListener) {
         let inner = &self.inner;
+        let (transport, raft) = (inner.transport.clone(), inner.raft.clone());
         let acceptor = inner.transport.acceptor(
             listener,
             inner.config.rpc_handshake_timeout,
@@ -136,6 +137,15 @@ impl Server {
                 node_name: inner.config.node_name.clone(),
                 ..v1::AgentWelcome::default()
             },
+            // After a start the membership is known before gossip is.
+            Box::new(move |ip| {
+                let status = raft.status();
+                transport.knows(ip)
+                    || status
+                        .members
+                        .iter()
+                        .any(|one| is_at(&one.peer.address, ip))
+            }),
         );
         let (rpc_tx, rpc_rx) = mpsc::channel(RPC_BACKLOG);
         let raft = inner.raft.clone();
@@ -151,8 +161,8 @@ impl Server {
             general.spawn(enrolment::serve(office.clone(), stream));
         };
         let mut stopped = inner.stop.subscribe();
-        // Accepting, TLS and Raft's own connections live on Raft's runtime: load on the API's cannot
-        // delay a heartbeat.
+        // Accepting and the connections of servers live on Raft's runtime: load on the API's cannot delay a
+        // heartbeat, nor can the handshakes of agents.
         let accepting = async move {
             let stop = async move {
                 let _ = stopped.wait_for(|stopped| *stopped).await;

@@ -2,7 +2,8 @@
 //!
 //! Owns: accepting and dialing of connections between servers and of agents to servers, who may speak which
 //! protocol, and where a Raft id lives now.
-//! Never: knows what travels inside; addresses come from gossip, identity from certificates.
+//! Never: knows what travels inside; addresses come from gossip, identity from certificates. Nor opens a stranger's
+//! connection on Raft's runtime: handshakes of a thousand agents must not delay a heartbeat.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,6 +20,7 @@ use prometheus_client::registry::Registry;
 use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use weft_proto::clock::Clock;
 use weft_proto::v1;
@@ -87,6 +89,11 @@ impl Transport {
         }
     }
 
+    /// Whether gossip shows a server at `ip`.
+    pub(crate) fn knows(&self, ip: IpAddr) -> bool {
+        self.directory.load().values().any(|at| is_at(at, ip))
+    }
+
     /// Gossip's address of `id`, else the one in the membership.
     pub(crate) fn address_of(&self, peer: &Peer) -> String {
         self.directory
@@ -145,6 +152,12 @@ impl Transport {
     }
 }
 
+/// Whether `address` (`host:port`) is at `ip`.
+pub(crate) fn is_at(address: &str, ip: IpAddr) -> bool {
+    let at = address.parse::<SocketAddr>();
+    at.is_ok_and(|at| at.ip().to_canonical() == ip.to_canonical())
+}
+
 async fn in_time<T>(
     limit: Duration,
     address: &str,
@@ -175,16 +188,25 @@ pub(crate) struct Acceptor {
     pub(crate) max_conns_per_client: Arc<MaxConns>,
     /// What agents are told of this server, and must agree with.
     pub(crate) us: v1::AgentWelcome,
+    /// Where the connections of all others than servers are opened, and stay.
+    pub(crate) general: Handle,
+    /// Whether a server is known to be at an address. One that is not known yet is served all the same, where load
+    /// on the API may delay it.
+    pub(crate) is_server: IsServer,
 }
 
+/// Says whether a server is known to be at an address.
+pub(crate) type IsServer = Box<dyn Fn(IpAddr) -> bool + Send + Sync>;
+
 impl Transport {
-    /// An acceptor that shares this transport's TLS.
+    /// An acceptor that shares this transport's TLS; `general`: this runtime.
     pub(crate) fn acceptor(
         &self,
         listener: TcpListener,
         handshake_timeout: Duration,
         max_conns_per_client: Arc<MaxConns>,
         us: v1::AgentWelcome,
+        is_server: IsServer,
     ) -> Acceptor {
         Acceptor {
             listener,
@@ -192,6 +214,8 @@ impl Transport {
             tls: self.tls.clone(),
             handshake_timeout,
             max_conns_per_client,
+            general: Handle::current(),
+            is_server,
         }
     }
 }
@@ -233,8 +257,15 @@ impl Acceptor {
             let (tls, limit, us) = (self.tls.clone(), self.handshake_timeout, self.us.clone());
             let (raft, rpc, agents, enrol) =
                 (raft.clone(), rpc.clone(), agents.clone(), enrol.clone());
-            tokio::spawn(async move {
-                match tokio::time::timeout(limit, open(tls, tcp, &us)).await {
+            let home = match (self.is_server)(from.ip()) {
+                true => Handle::current(),
+                false => self.general.clone(),
+            };
+            // Out of this runtime's hands: whose it is then, opens it.
+            let tcp = tcp.into_std();
+            home.spawn(async move {
+                let opening = async { open(tls, TcpStream::from_std(tcp?)?, &us).await };
+                match tokio::time::timeout(limit, opening).await {
                     Ok(Ok((kind, stream))) => {
                         let seated = Seated {
                             stream,
@@ -496,6 +527,66 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    /// TLS that only notes on which thread it was asked for.
+    struct Noting(std::sync::mpsc::Sender<std::thread::ThreadId>);
+
+    impl RpcTls for Noting {
+        fn accept(&self, _: TcpStream) -> BoxFuture<'static, io::Result<Accepted>> {
+            let noted = self.0.clone();
+            Box::pin(async move {
+                noted.send(std::thread::current().id()).unwrap();
+                Err(refuse("no TLS in this test"))
+            })
+        }
+        fn connect(&self, _: TcpStream) -> BoxFuture<'static, io::Result<Box<dyn RaftStream>>> {
+            Box::pin(async { Err(refuse("no TLS in this test")) })
+        }
+        fn required(&self) -> bool {
+            true
+        }
+        fn outgoing(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn handshakes_of_strangers_are_not_for_the_runtime_that_carries_raft() {
+        let single = || {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(1).enable_all().build().unwrap()
+        };
+        let (raft, general) = (single(), single());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let at = listener.local_addr().unwrap();
+        let (noted, notes) = std::sync::mpsc::channel();
+        let transport = Transport::new(Some(Arc::new(Noting(noted))), Duration::from_secs(30));
+        let limit = Duration::from_secs(30);
+        let conns = MaxConns::new(10, Arc::new(weft_proto::clock::SystemClock::default()));
+        let acceptor = {
+            let _here = general.enter();
+            let servers: IsServer = Box::new(|ip| is_at("127.0.0.9:8300", ip));
+            transport.acceptor(listener, limit, conns, v1::AgentWelcome::default(), servers)
+        };
+        let (rpc, _rpc) = mpsc::channel(1);
+        raft.spawn(acceptor.run(|_| {}, rpc, |_, _| {}, |_| {}, std::future::pending()));
+        let thread_of = |runtime: &tokio::runtime::Runtime| {
+            let asking = runtime.spawn(async { std::thread::current().id() });
+            runtime.block_on(asking).unwrap()
+        };
+        for (from, home) in [("127.0.0.9", &raft), ("127.0.0.10", &general)] {
+            general.block_on(async {
+                let socket = tokio::net::TcpSocket::new_v4().unwrap();
+                socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+                let mut stream = socket.connect(at).await.unwrap();
+                stream.write_all(&[TLS_HANDSHAKE]).await.unwrap();
+                // Until it is hung up on.
+                let _ = stream.read_u8().await;
+            });
+            assert_eq!(notes.recv().unwrap(), thread_of(home), "{from}");
+        }
+    }
 
     #[tokio::test]
     async fn vanished_machines_are_noticed_on_either_side() {

@@ -56,6 +56,7 @@ requests() {
       "$at/v1/agent/service/register"
     curl -s -X PUT "$at/v1/agent/check/pass/service:web$i"
     curl -s "$at/v1/health/service/web$i?passing"
+    curl -s "$at/v1/health/service/web$i?cached"
     curl -s "$at/v1/health/service/web$i?index=1"
     curl -s "$at/v1/health/service/web$i?index=1000000&wait=1s"
     session=$(curl -s -X PUT -d '{"TTL":"10s"}' "$at/v1/session/create" | cut -d'"' -f4)
