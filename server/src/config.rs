@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::subscribe::SubscribeLimits;
+
 /// Which store keeps the Raft log (`raft_logstore.backend`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogBackend {
@@ -66,6 +68,8 @@ pub struct ServerConfig {
     pub rpc_max_conns_per_client: usize,
     /// Time for TLS and the first byte (`limits.rpc_handshake_timeout`).
     pub rpc_handshake_timeout: Duration,
+    /// What is done for the views of agents (`views.server_…`).
+    pub views: SubscribeLimits,
     /// Time before a caught-up learner may vote (`autopilot.server_stabilization_time`).
     pub stabilization: Duration,
     /// Silence after which a learner has not kept up (`autopilot.last_contact_threshold`); times `raft_multiplier`,
@@ -104,6 +108,7 @@ pub(crate) fn for_tests() -> ServerConfig {
         tombstone_ttl: Duration::from_mins(15),
         rpc_max_conns_per_client: 100,
         rpc_handshake_timeout: Duration::from_secs(5),
+        views: SubscribeLimits::default(),
         stabilization: Duration::from_secs(10),
         last_contact_threshold: Duration::from_millis(200),
         max_trailing_logs: 250,

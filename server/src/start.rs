@@ -39,7 +39,7 @@ use crate::reads::{Rounds, RunRound};
 use crate::recover;
 use crate::rpc::Service;
 use crate::stamp::ClusterTime;
-use crate::subscribe::{self, SubscribeLimits, Subscriptions};
+use crate::subscribe::{self, Subscriptions};
 use crate::transport::{MaxConns, RpcTls, Transport, is_at};
 
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -212,7 +212,7 @@ impl Server {
             inner.published.clone(),
             Arc::new(self.clone()),
             inner.clock.clone(),
-            SubscribeLimits::default(),
+            inner.config.views,
             inner.metrics.subscribe.clone(),
             inner.stop.subscribe(),
         )

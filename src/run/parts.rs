@@ -26,6 +26,7 @@ use weft_agent::watch::{WatchMetrics, Watches};
 use weft_gossip::{CoreConfig, Gossip, GossipConfig, Keyring, LanTiming};
 use weft_identity::ServerKey;
 use weft_proto::clock::Clock;
+use weft_server::subscribe::SubscribeLimits;
 use weft_server::{Bootstrap, LogBackend, Server, ServerConfig};
 
 use super::activation::Sockets;
@@ -397,6 +398,16 @@ fn seed_of(node_id: &str, clock: &dyn Clock) -> u64 {
         })
 }
 
+fn served_views(views: runtime::ServedViews) -> SubscribeLimits {
+    SubscribeLimits {
+        streams: views.agents,
+        topics_per_stream: views.per_agent,
+        topics: views.views,
+        opens_per_second: views.begins_per_second,
+        opens_burst: views.begins_burst,
+    }
+}
+
 pub(super) fn server_config(config: &RuntimeConfig, id: &str, seed: u64) -> ServerConfig {
     ServerConfig {
         node_name: config.node.name.clone(),
@@ -424,6 +435,7 @@ pub(super) fn server_config(config: &RuntimeConfig, id: &str, seed: u64) -> Serv
         tombstone_ttl: Duration::from_mins(15),
         rpc_max_conns_per_client: rpc_max_conns(config),
         rpc_handshake_timeout: config.limits.rpc_handshake_timeout,
+        views: served_views(config.views.server),
         stabilization: config.autopilot.server_stabilization_time,
         last_contact_threshold: config.autopilot.last_contact_threshold,
         max_trailing_logs: config.autopilot.max_trailing_logs,
@@ -700,6 +712,7 @@ fn http_limits(config: &RuntimeConfig) -> HttpLimits {
         },
         max_conns: config.limits.http_max_conns,
         max_blocking_queries: config.limits.http_max_blocking_queries,
+        max_blocking_queries_per_agent: config.limits.rpc_max_blocking_queries_per_agent,
         header_timeout: config.http.read_header_timeout,
         stall_timeout: config.http.stall_timeout,
         handshake_timeout: config.limits.https_handshake_timeout,

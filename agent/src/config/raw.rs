@@ -190,6 +190,7 @@ raw! {
         rpc_client_timeout: String,
         rpc_handshake_timeout: String,
         rpc_max_burst: i64,
+        rpc_max_blocking_queries_per_agent: i64,
         rpc_max_calls: i64,
         rpc_max_conns_per_client: i64,
         rpc_rate: f64,
@@ -262,5 +263,10 @@ raw! {
         max: i64,
         max_bytes: i64,
         missing_idle_ttl: String,
+        server_agents: i64,
+        server_begins_burst: i64,
+        server_begins_per_second: i64,
+        server_max: i64,
+        server_per_agent: i64,
     }
 }

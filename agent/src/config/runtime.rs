@@ -513,6 +513,8 @@ pub struct LimitsConfig {
     pub rpc_client_timeout: Duration,
     /// RPC connections of one client address (100).
     pub rpc_max_conns_per_client: usize,
+    /// Requests of one agent that wait for a change at a server (4,096).
+    pub rpc_max_blocking_queries_per_agent: usize,
     /// Calls that an agent forwards to the servers at once (16,384).
     pub rpc_max_calls: usize,
     /// RPCs this agent sends.
@@ -634,4 +636,21 @@ pub struct ViewsLimits {
     pub missing_idle_ttl: Duration,
     /// How long a first question waits for the servers (3 s).
     pub first_wait: Duration,
+    /// What a server keeps up to date for agents.
+    pub server: ServedViews,
+}
+
+/// Bounds of what a server does for the views of agents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServedViews {
+    /// Agents at once (8,192).
+    pub agents: usize,
+    /// Views of one agent (8,192).
+    pub per_agent: usize,
+    /// Views in all, each counted once (65,536).
+    pub views: usize,
+    /// Agents that may begin in a second (200).
+    pub begins_per_second: u32,
+    /// Agents that may begin at once (400).
+    pub begins_burst: u32,
 }

@@ -103,10 +103,7 @@ pub(super) async fn get(call: Call) -> Result<Reply, Failure> {
     let wait = options::wait(&call.query)?;
     let changes = call.api.deps.local.services_changed();
     if !known.is_empty() {
-        let _slot = call
-            .api
-            .waiting
-            .enter(call.api.limits().max_blocking_queries)?;
+        let _slot = call.api.waiting.enter(&call.api.limits(), None)?;
         let same = || {
             call.api
                 .deps

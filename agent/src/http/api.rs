@@ -19,7 +19,6 @@ use rand::rngs::SmallRng;
 use tokio_util::sync::CancellationToken;
 use weft_catalog::prepared_query::Expressions;
 
-use super::blocking::Waiting;
 use super::cache::BodyCache;
 use super::call::Call;
 use super::complaints::Complaints;
@@ -34,6 +33,7 @@ use super::reply::{Body, Reply};
 use super::route::{Lookup, Routes};
 use super::table::TABLE;
 use super::viewed::Plan;
+use super::waiting::Waiting;
 use crate::config::sockaddr::contains;
 
 const UNKNOWN_V1: &str = "Invalid URL path: not a recognized HTTP API endpoint\n";

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AGE, HeaderName, HeaderValue};
-use prometheus_client::metrics::gauge::Gauge;
 use rand::RngExt as _;
 use tokio::time::Sleep;
 use weft_catalog::{Hub, Reader, State, Topics, Trace, Watch};
@@ -20,7 +19,6 @@ use weft_catalog::{Hub, Reader, State, Topics, Trace, Watch};
 use super::api::Api;
 use super::call::Call;
 use super::error::Failure;
-use super::metrics::Flight;
 use super::options::Options;
 use super::reply::{Content, Reply, SharedBody};
 use super::viewed::Pinned;
@@ -139,7 +137,7 @@ pub(super) async fn read(
     let (found, waited) = if options.index == 0 {
         (glance(&eyes.state(), None, &Trace::off(), &look), false)
     } else {
-        let _slot = api.waiting.enter(api.limits().max_blocking_queries)?;
+        let _slot = api.waiting.enter(&api.limits(), call.agent())?;
         (Wait::new(api, eyes, &options).run(&look).await, true)
     };
     let freshness = match (waited, &call.view) {
@@ -400,49 +398,5 @@ impl Api {
         let wait = if asked.is_zero() { default } else { asked }.min(max);
         let jitter = self.rng.lock().random_range(0..=millis(wait) / 16);
         (wait + Duration::from_millis(jitter)).min(max)
-    }
-}
-
-/// How many requests are waiting for a change; the gauge shows it at any moment.
-#[derive(Debug, Default)]
-pub(super) struct Waiting {
-    gauge: Gauge,
-}
-
-impl Waiting {
-    pub(super) fn new(gauge: Gauge) -> Self {
-        Self { gauge }
-    }
-
-    /// Takes a place until the slot is dropped; 429 at the bound.
-    pub(super) fn enter(&self, max: usize) -> Result<Flight, Failure> {
-        let place = Flight::of(&self.gauge);
-        if usize::try_from(self.gauge.get()).is_ok_and(|waiting| waiting <= max) {
-            return Ok(place);
-        }
-        Err(Failure::too_many(
-            "http.blocking.too_many",
-            format!(
-                "too many blocking queries, limit {max}: raise limits.http_max_blocking_queries or poll less"
-            ),
-        ))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waiting_is_bounded_shown_and_places_come_back() {
-        let gauge = Gauge::default();
-        let waiting = Waiting::new(gauge.clone());
-        let slots: Vec<_> = (0..2).map(|_| waiting.enter(2).unwrap()).collect();
-        let refusal = waiting.enter(2).unwrap_err();
-        assert!(refusal.text.contains("limits.http_max_blocking_queries"));
-        assert_eq!(gauge.get(), 2);
-        drop(slots);
-        assert!(waiting.enter(2).is_ok());
-        assert_eq!(gauge.get(), 0);
     }
 }

@@ -77,6 +77,11 @@ impl Call {
         first.or(self.client)
     }
 
+    /// The node of the agent that forwards the call, if one does.
+    pub(super) fn agent(&self) -> Option<&str> {
+        self.node.as_deref()
+    }
+
     /// The node whose agent the client asked.
     pub(super) fn here(&self) -> &str {
         self.node.as_ref().unwrap_or(&self.api.deps.info.node_name)

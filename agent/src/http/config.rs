@@ -73,6 +73,8 @@ pub struct HttpLimits {
     pub max_conns: usize,
     /// `limits.http_max_blocking_queries`: requests waiting for a change.
     pub max_blocking_queries: usize,
+    /// `limits.rpc_max_blocking_queries_per_agent`: those of them that one agent forwards.
+    pub max_blocking_queries_per_agent: usize,
     /// `http_config.read_header_timeout`: from the first byte of a request to the end of its head.
     pub header_timeout: Duration,
     /// `http_config.stall_timeout`: how long a new connection may be silent, a body may not come
@@ -98,6 +100,7 @@ impl Default for HttpLimits {
             max_conns_per_client: 200,
             max_conns: 8_192,
             max_blocking_queries: 16_384,
+            max_blocking_queries_per_agent: 4_096,
             header_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
             handshake_timeout: Duration::from_secs(5),

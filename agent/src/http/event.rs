@@ -54,7 +54,7 @@ pub(super) async fn list(call: Call) -> Result<Reply, Failure> {
     if options.index == 0 {
         return Ok(wanted.look(&call).1);
     }
-    let _slot = api.waiting.enter(api.limits().max_blocking_queries)?;
+    let _slot = api.waiting.enter(&api.limits(), None)?;
     let deadline = tokio::time::sleep(api.wait_time(options.wait));
     tokio::pin!(deadline);
     loop {

@@ -58,6 +58,7 @@ mod telemetry;
 mod tests;
 mod txn;
 mod viewed;
+mod waiting;
 
 pub use config::{
     AgentInfo, Control, Deps, HttpConfig, HttpLimits, Listen, LogLevel, LogLines, TlsSource,

@@ -67,7 +67,7 @@ impl Api {
         let options = Options::parse(query, &head.headers).ok();
         let waits = options.filter(|options| options.index > 0);
         let _slot = match &waits {
-            Some(_) => Some(self.waiting.enter(self.limits().max_blocking_queries)?),
+            Some(_) => Some(self.waiting.enter(&self.limits(), None)?),
             None => None,
         };
         let limit = match &waits {

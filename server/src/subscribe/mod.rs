@@ -44,15 +44,15 @@ const REPLIES_WAITING_MAX: usize = 4;
 /// How many there may be of what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubscribeLimits {
-    /// Streams of this server, one an agent.
+    /// Streams of this server, one an agent (`views.server_agents`).
     pub streams: usize,
-    /// Topics of a stream.
+    /// Topics of a stream (`views.server_per_agent`).
     pub topics_per_stream: usize,
-    /// Topics of all streams together, each counted once.
+    /// Topics of all streams together, each counted once (`views.server_max`).
     pub topics: usize,
-    /// Streams that may begin in a second, on average.
+    /// Streams that may begin in a second, on average (`views.server_begins_per_second`).
     pub opens_per_second: u32,
-    /// Streams that may begin at once.
+    /// Streams that may begin at once (`views.server_begins_burst`).
     pub opens_burst: u32,
 }
 
@@ -234,13 +234,16 @@ impl Shared {
             shared: self.clone(),
         };
         if before >= max {
-            let message = format!("this server serves the views of {max} agents already");
+            let message = format!(
+                "this server serves the views of {max} agents already (views.server_agents)"
+            );
             let later = Duration::from_secs(10);
             return Err(refused("subscribe.too_many_streams", message, later));
         }
         let taken = self.bucket.lock().take(self.clock.monotonic());
         taken.map_err(|wait| {
-            let message = "too many agents begin at once".to_owned();
+            let message =
+                "too many agents begin at once (views.server_begins_per_second)".to_owned();
             refused("subscribe.rate", message, wait)
         })?;
         Ok(place)

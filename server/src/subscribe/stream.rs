@@ -228,7 +228,8 @@ impl Stream {
         };
         let max = shared.limits.topics_per_stream;
         if self.topics.len() >= max {
-            let message = format!("an agent may keep {max} views of a server");
+            let message =
+                format!("an agent may keep {max} views of a server (views.server_per_agent)");
             return Err(("subscribe.too_many_topics", message));
         }
         let (resource, name) = authorizes(&topic);
@@ -241,7 +242,10 @@ impl Stream {
         }
         let material = shared.material(&topic).map_err(|reason| {
             let max = shared.limits.topics;
-            (reason, format!("this server serves {max} views already"))
+            (
+                reason,
+                format!("this server serves {max} views already (views.server_max)"),
+            )
         })?;
         let has = Has::Told {
             fingerprint: asked.fingerprint,

@@ -373,6 +373,7 @@ async fn what_is_too_much_is_refused_with_a_reason_and_counted() {
         }
     };
     assert_eq!((told.id, &*told.reason), (3, "subscribe.too_many_topics"));
+    assert!(told.message.contains("views.server_per_agent"));
     let mut two = world.connect().await;
     two.news().await;
     two.topic(7, &ViewTopic::Nodes, 0).await;
@@ -393,6 +394,7 @@ async fn what_is_too_much_is_refused_with_a_reason_and_counted() {
     assert_eq!(refused(two.news().await).reason, "subscribe.topic_unknown");
     let told = refused(world.connect().await.news().await);
     assert_eq!((told.id, &*told.reason), (0, "subscribe.too_many_streams"));
+    assert!(told.message.contains("views.server_agents"));
     drop(two);
     while world.metrics.streams.get() > 1 {
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -11,7 +11,8 @@ use crate::config::raw::{
 };
 use crate::config::runtime::{
     AutopilotConfig, ChecksConfig, DnsConfig, HttpConfig, LimitMode, LimitsConfig, LogBackend,
-    LogConfig, LogLevel, RaftConfig, RateLimits, RecursorStrategy, SoaConfig, ViewsLimits,
+    LogConfig, LogLevel, RaftConfig, RateLimits, RecursorStrategy, ServedViews, SoaConfig,
+    ViewsLimits,
 };
 use crate::config::sockaddr;
 use crate::local::ScriptChecks;
@@ -296,6 +297,28 @@ impl Values<'_> {
             idle_ttl,
             missing_idle_ttl,
             first_wait,
+            server: self.served_views(raw),
+        }
+    }
+
+    fn served_views(&mut self, raw: &RawViews) -> ServedViews {
+        let rate = 1..=i64::from(u32::MAX);
+        ServedViews {
+            agents: self.length("views.server_agents", raw.server_agents, 8_192, 1),
+            per_agent: self.length("views.server_per_agent", raw.server_per_agent, 8_192, 1),
+            views: self.length("views.server_max", raw.server_max, 65_536, 1),
+            begins_per_second: self.small(
+                "views.server_begins_per_second",
+                raw.server_begins_per_second,
+                200,
+                rate.clone(),
+            ),
+            begins_burst: self.small(
+                "views.server_begins_burst",
+                raw.server_begins_burst,
+                400,
+                rate,
+            ),
         }
     }
 
@@ -355,6 +378,12 @@ impl Values<'_> {
                 raw.rpc_max_conns_per_client,
                 100,
                 0,
+            ),
+            rpc_max_blocking_queries_per_agent: length(
+                "rpc_max_blocking_queries_per_agent",
+                raw.rpc_max_blocking_queries_per_agent,
+                4_096,
+                1,
             ),
             rpc_max_calls: length("rpc_max_calls", raw.rpc_max_calls, 16_384, 1),
             https_handshake_timeout,
