@@ -317,6 +317,7 @@ impl Parts {
         }
         self.watches.replace(&new.watches);
         self.inside.set_limits(http_limits(&new), http_rates(&new));
+        self.inside.set_naming(http_naming(&new));
         self.role.set_rpc_max_conns(rpc_max_conns(&new));
         if !changes.needs_restart.is_empty() {
             tracing::warn!(keys = ?changes.needs_restart, "these settings changed but need a restart");
@@ -686,8 +687,30 @@ fn http_config(
         default_intention_policy: config.default_intention_policy,
         limits: http_limits(config),
         rates: http_rates(config),
+        push: http_push(config),
+        naming: http_naming(config),
         seed,
     })
+}
+
+fn http_push(config: &RuntimeConfig) -> http::PushConfig {
+    let telemetry = config.telemetry.clone();
+    http::PushConfig {
+        statsd: telemetry.statsd,
+        statsite: telemetry.statsite,
+        dogstatsd: telemetry.dogstatsd,
+        dogstatsd_tags: telemetry.dogstatsd_tags,
+        host: telemetry.host,
+    }
+}
+
+fn http_naming(config: &RuntimeConfig) -> http::Naming {
+    let telemetry = &config.telemetry;
+    http::Naming {
+        prefix: telemetry.prefix.clone(),
+        filter: telemetry.filter.clone(),
+        others: telemetry.filter_default,
+    }
 }
 
 fn http_rates(config: &RuntimeConfig) -> http::RateLimits {

@@ -33,6 +33,8 @@ raw! {
         allow_open_http: bool,
         allow_unencrypted: bool,
         alt_domain: String,
+        auto_config: RawAutoConfig,
+        auto_encrypt: RawAutoEncrypt,
         autopilot: RawAutopilot,
         bind_addr: String,
         bootstrap: bool,
@@ -222,7 +224,35 @@ raw! {
 }
 raw! {
     /// `telemetry`.
-    RawTelemetry { prometheus_retention_time: String }
+    RawTelemetry {
+        disable_hostname: bool,
+        dogstatsd_addr: String,
+        dogstatsd_tags: Vec<String>,
+        filter_default: bool,
+        metrics_prefix: String,
+        prefix_filter: Vec<String>,
+        prometheus_retention_time: String,
+        statsd_address: String,
+        statsite_address: String,
+    }
+}
+raw! {
+    /// `auto_config`.
+    RawAutoConfig {
+        authorization: RawAuthorization,
+        enabled: bool,
+        intro_token: String,
+        intro_token_file: String,
+        server_addresses: Vec<String>,
+    }
+}
+raw! {
+    /// `auto_config.authorization`.
+    RawAuthorization { enabled: bool }
+}
+raw! {
+    /// `auto_encrypt`.
+    RawAutoEncrypt { allow_tls: bool, tls: bool }
 }
 raw! {
     /// `tls`.

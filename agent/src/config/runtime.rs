@@ -86,6 +86,8 @@ pub struct RuntimeConfig {
     pub ui: UiConfig,
     /// How long a metric without updates is shown; zero switches the Prometheus form off (60 s).
     pub prometheus_retention: Duration,
+    /// Where metrics are sent, and under which names they go out.
+    pub telemetry: TelemetryConfig,
     /// Owner and mode of Unix sockets.
     pub unix_sockets: UnixSocketsConfig,
     /// Where the process id is written.
@@ -599,6 +601,27 @@ pub struct LeaveConfig {
     pub skip_on_interrupt: bool,
     /// How long a leaving server goes on answering (5 s).
     pub drain_time: Duration,
+}
+
+/// Where metrics are sent, and under which names they go out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TelemetryConfig {
+    /// `host:port` of UDP.
+    pub statsd: Option<String>,
+    /// `host:port` of TCP.
+    pub statsite: Option<String>,
+    /// `host:port` of UDP, or `unix:///path`.
+    pub dogstatsd: Option<String>,
+    /// Added to each line for it.
+    pub dogstatsd_tags: Vec<String>,
+    /// In the names of gauges that are sent; none with `disable_hostname`.
+    pub host: Option<String>,
+    /// First part of Consul's names (`consul`).
+    pub prefix: String,
+    /// Beginnings of names, and whether they are shown.
+    pub filter: Vec<(String, bool)>,
+    /// Whether the others are (true).
+    pub filter_default: bool,
 }
 
 /// The web UI.

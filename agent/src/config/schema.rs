@@ -119,8 +119,8 @@ pub(super) const TOP: &[Key] = &[
     key("allow_unencrypted", Bool),
     key("alt_domain", Text),
     inert("audit", Free),
-    inert("auto_config", Free),
-    inert("auto_encrypt", Free),
+    key("auto_config", Section(AUTO_CONFIG)),
+    key("auto_encrypt", Section(AUTO_ENCRYPT)),
     inert("auto_reload_config", Bool),
     key("autopilot", Section(AUTOPILOT)),
     key("bind_addr", Text),
@@ -339,6 +339,26 @@ const ACL: &[Key] = &[
     ),
 ];
 
+const AUTO_CONFIG: &[Key] = &[
+    key(
+        "authorization",
+        Section(&[key("enabled", Bool), silent("static", Free)]),
+    ),
+    silent("dns_sans", Texts),
+    key("enabled", Bool),
+    key("intro_token", Text),
+    key("intro_token_file", Text),
+    silent("ip_sans", Texts),
+    key("server_addresses", Texts),
+];
+
+const AUTO_ENCRYPT: &[Key] = &[
+    key("allow_tls", Bool),
+    silent("dns_san", Texts),
+    silent("ip_san", Texts),
+    key("tls", Bool),
+];
+
 const AUTOPILOT: &[Key] = &[
     key("cleanup_dead_servers", Bool),
     silent("disable_upgrade_migration", Bool),
@@ -486,18 +506,18 @@ const TELEMETRY: &[Key] = &[
     inert("circonus_submission_interval", Text),
     inert("circonus_submission_url", Text),
     silent("disable_compat_1.9", Bool),
-    silent("disable_hostname", Bool),
+    key("disable_hostname", Bool),
     inert("disable_per_tenancy_usage_metrics", Bool),
-    inert("dogstatsd_addr", Text),
-    inert("dogstatsd_tags", Texts),
+    key("dogstatsd_addr", Text),
+    key("dogstatsd_tags", Texts),
     inert("enable_host_metrics", Bool),
-    inert("filter_default", Bool),
-    inert("metrics_prefix", Text),
-    inert("prefix_filter", Texts),
+    key("filter_default", Bool).live(),
+    key("metrics_prefix", Text),
+    key("prefix_filter", Texts).live(),
     key("prometheus_retention_time", Duration),
     inert("retry_failed_connection", Bool),
-    inert("statsd_address", Text),
-    inert("statsite_address", Text),
+    key("statsd_address", Text),
+    key("statsite_address", Text),
     inert("statsite_prefix", Text),
 ];
 

@@ -404,8 +404,8 @@ fn known_keys_without_effect_warn_once_each() {
             "key \"audit\" has no effect in this version",
             "key \"translate_wan_addrs\" has no effect in this version",
             "key \"acl.default_policy\" has no effect in this version",
-            "key \"auto_encrypt\" has no effect in this version",
             "key \"ca_file\" is an old name",
+            "auto_encrypt.tls: servers give no certificate without a join token; this agent uses the one it has been given, if any",
             "raft_logstore.backend \"boltdb\" is not in weft; its own write-ahead log is used",
         ]
     );
@@ -783,4 +783,77 @@ fn discovery_may_be_stale_and_keys_unchecked_when_that_is_said() {
         }),
         "both are honoured"
     );
+}
+
+#[test]
+fn auto_config_is_joining_by_token() {
+    let config = ok(
+        "data_dir = \"d\" retry_join = [\"a\"] auto_config { enabled = true intro_token = \"abc\" server_addresses = [\"10.0.0.1:8300\", \"s.example\"] }",
+    );
+    assert_eq!(config.enrolment.token.as_deref(), Some("abc"));
+    assert_eq!(config.join.retry_join, ["a", "10.0.0.1", "s.example"]);
+    let config = ok("data_dir = \"d\" auto_config { enabled = true intro_token_file = \"/t\" }");
+    assert_eq!(
+        config.enrolment.token_file.as_deref(),
+        Some(std::path::Path::new("/t"))
+    );
+    let off = ok("bind_addr = \"127.0.0.1\" auto_config { enabled = false intro_token = \"abc\" }");
+    assert_eq!(off.enrolment.token, None);
+    assert_eq!(off.warnings, []);
+}
+
+#[test]
+fn what_auto_keys_promise_and_weft_does_not_is_said() {
+    for (text, refusal) in [
+        (
+            "auto_config { enabled = true intro_token = \"eyJhbGciOi.x.y\" }",
+            "intro_token is a JWT",
+        ),
+        ("auto_config { enabled = true }", "needs intro_token"),
+        (
+            "join_token = \"a\" auto_config { enabled = true intro_token = \"b\" }",
+            "auto_config has a token",
+        ),
+        (
+            "server = true bootstrap = true auto_config { enabled = true intro_token = \"b\" }",
+            "auto_config.enabled is for agents",
+        ),
+        (
+            "server = true bootstrap = true auto_encrypt { tls = true }",
+            "auto_encrypt.tls is for agents",
+        ),
+        (
+            "auto_encrypt { allow_tls = true }",
+            "allow_tls is for servers",
+        ),
+        ("auto_encrypt { tls = true alow_tls = true }", "unknown key"),
+        ("auto_config { intro_tokn = \"x\" }", "unknown key"),
+        (
+            "telemetry { prefix_filter = [\"consul.raft\"] }",
+            "must begin with",
+        ),
+        (
+            "telemetry { statsd_address = \"localhost\" }",
+            "is not an address",
+        ),
+    ] {
+        let found = errors(&format!("data_dir = \"d\" {text}"));
+        assert!(found.contains(refusal), "{text}: {found}");
+    }
+    for (text, advice) in [
+        ("auto_encrypt { tls = true }", "without a join token"),
+        (
+            "server = true bootstrap = true auto_encrypt { allow_tls = true }",
+            "can give no certificates",
+        ),
+    ] {
+        let config = ok(&format!("data_dir = \"d\" {text}"));
+        let said = config
+            .warnings
+            .iter()
+            .any(|one| one.message.contains(advice));
+        assert!(said, "{text}: {:?}", config.warnings);
+    }
+    let joined = ok("bind_addr = \"127.0.0.1\" join_token = \"a\" auto_encrypt { tls = true }");
+    assert_eq!(joined.warnings, []);
 }

@@ -23,6 +23,7 @@ use super::cache::BodyCache;
 use super::call::Call;
 use super::complaints::Complaints;
 use super::config::{Deps, HttpConfig, HttpLimits};
+use super::consul_metrics::Naming;
 use super::error::Failure;
 use super::metrics::Metrics;
 use super::options::check_scope;
@@ -49,6 +50,7 @@ pub(super) struct Api {
     complaints: Complaints,
     limits: ArcSwap<HttpLimits>,
     rates: Rates,
+    naming: ArcSwap<Naming>,
     pub(super) metrics: Metrics,
     pub(super) rng: Mutex<SmallRng>,
     /// Of the templates of prepared queries.
@@ -72,6 +74,7 @@ impl Api {
             complaints: Complaints::default(),
             limits: ArcSwap::from_pointee(config.limits),
             rates,
+            naming: ArcSwap::from_pointee(config.naming.clone()),
             rng: Mutex::new(SmallRng::seed_from_u64(config.seed)),
             expressions: Expressions::default(),
             metrics,
@@ -92,6 +95,16 @@ impl Api {
     pub(super) fn set_limits(&self, limits: HttpLimits, rates: RateLimits) {
         self.limits.store(Arc::new(limits));
         self.rates.set(rates);
+    }
+
+    /// Names of the metrics that go out.
+    pub(super) fn naming(&self) -> Arc<Naming> {
+        self.naming.load_full()
+    }
+
+    /// Lets other names of metrics go out.
+    pub(super) fn set_naming(&self, naming: Naming) {
+        self.naming.store(Arc::new(naming));
     }
 
     /// Says in the log that a bound was met; of one bound at most once a second.

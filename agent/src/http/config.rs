@@ -13,6 +13,8 @@ use weft_catalog::acl::Authorizer;
 use weft_catalog::intention::DefaultPolicy;
 use weft_proto::clock::Clock;
 
+use super::consul_metrics::Naming;
+use super::push::PushConfig;
 use super::rates::RateLimits;
 use crate::backend::{Backend, Membership, Operator, Relay};
 use crate::events::Events;
@@ -146,6 +148,10 @@ pub struct HttpConfig {
     pub limits: HttpLimits,
     /// Rates.
     pub rates: RateLimits,
+    /// Where metrics are sent.
+    pub push: PushConfig,
+    /// Under which names.
+    pub naming: Naming,
     /// Seed of the jitter added to waits.
     pub seed: u64,
 }
@@ -168,6 +174,8 @@ impl Default for HttpConfig {
             default_intention_policy: DefaultPolicy::Allow,
             limits: HttpLimits::default(),
             rates: RateLimits::default(),
+            push: PushConfig::default(),
+            naming: Naming::default(),
             seed: 0,
         }
     }

@@ -4,10 +4,12 @@
 //! Never: measures; what weft does not measure has no name here.
 //! Source: Consul docs, "Telemetry"; CONSUL.md D.9.
 
+use std::borrow::Cow;
+
 use weft_catalog::State;
 use weft_proto::json::Json;
 
-use super::call::Call;
+use super::api::Api;
 use super::telemetry::Sample;
 use crate::backend::MemberStatus;
 
@@ -30,7 +32,7 @@ pub(super) enum Figure {
 /// One figure under Consul's dotted name.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Point {
-    name: &'static str,
+    name: Cow<'static, str>,
     labels: Vec<(&'static str, String)>,
     figure: Figure,
 }
@@ -144,7 +146,7 @@ fn requests(samples: &[Sample<'_>]) -> Vec<Point> {
                 sum: 0.0,
             };
             points.push(Point {
-                name: "consul.api.http",
+                name: "consul.api.http".into(),
                 labels,
                 figure: none,
             });
@@ -171,8 +173,8 @@ fn dotted(route: &str) -> String {
 }
 
 /// What the agent knows without a metric.
-fn known(call: &Call, resident_bytes: Option<u64>) -> Vec<Point> {
-    let deps = &call.api.deps;
+fn known(api: &Api, resident_bytes: Option<u64>) -> Vec<Point> {
+    let deps = &api.deps;
     let mut points = Vec::new();
     let mut gauge = |name, value: u64| points.push(Point::plain(name, Figure::Gauge(value as f64)));
     if let Some(bytes) = resident_bytes {
@@ -215,7 +217,7 @@ fn known(call: &Call, resident_bytes: Option<u64>) -> Vec<Point> {
         );
     }
     points.push(Point {
-        name: "consul.version",
+        name: "consul.version".into(),
         labels: vec![("version", deps.info.version.clone())],
         figure: Figure::Gauge(1.0),
     });
@@ -223,21 +225,61 @@ fn known(call: &Call, resident_bytes: Option<u64>) -> Vec<Point> {
 }
 
 /// Every figure there is.
-pub(super) fn gather(
-    call: &Call,
-    samples: &[Sample<'_>],
-    resident_bytes: Option<u64>,
-) -> Vec<Point> {
-    let mut points = known(call, resident_bytes);
+pub(super) fn gather(api: &Api, samples: &[Sample<'_>], resident_bytes: Option<u64>) -> Vec<Point> {
+    let mut points = known(api, resident_bytes);
     points.extend(from_table(samples));
     points.extend(requests(samples));
+    let naming = api.naming();
+    for point in &mut points {
+        if let Some(name) = naming.renamed(&point.name) {
+            point.name = name.into();
+        }
+    }
+    points.retain(|point| naming.shows(&point.name));
     points
+}
+
+/// Under which names figures go out, and which of them do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Naming {
+    /// `telemetry.metrics_prefix`, in place of `consul`.
+    pub prefix: String,
+    /// `telemetry.prefix_filter`: beginnings of names, and whether they are shown. The longest that fits decides.
+    pub filter: Vec<(String, bool)>,
+    /// `telemetry.filter_default`: whether the others are.
+    pub others: bool,
+}
+
+impl Default for Naming {
+    fn default() -> Self {
+        Self {
+            prefix: "consul".into(),
+            filter: Vec::new(),
+            others: true,
+        }
+    }
+}
+
+impl Naming {
+    fn renamed(&self, name: &str) -> Option<String> {
+        let rest = name.strip_prefix("consul")?;
+        (self.prefix != "consul").then(|| format!("{}{rest}", self.prefix))
+    }
+
+    fn shows(&self, name: &str) -> bool {
+        let fits = self
+            .filter
+            .iter()
+            .filter(|(start, _)| name.starts_with(start));
+        let longest = fits.max_by_key(|(start, _)| start.len());
+        longest.map_or(self.others, |(_, shown)| *shown)
+    }
 }
 
 impl Point {
     fn plain(name: &'static str, figure: Figure) -> Self {
         Self {
-            name,
+            name: name.into(),
             labels: Vec::new(),
             figure,
         }
@@ -283,8 +325,30 @@ impl Point {
         self.figure
     }
 
-    pub(super) fn name(&self) -> &'static str {
-        self.name
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn labels(&self) -> &[(&'static str, String)] {
+        &self.labels
+    }
+
+    pub(super) fn set_figure(&mut self, figure: Figure) {
+        self.figure = figure;
+    }
+
+    #[cfg(test)]
+    pub(super) fn new(
+        name: &'static str,
+        labels: Vec<(&'static str, String)>,
+        figure: Figure,
+    ) -> Self {
+        let name = name.into();
+        Self {
+            name,
+            labels,
+            figure,
+        }
     }
 
     pub(super) fn write_labels(&self, json: &mut Json) {
@@ -352,6 +416,22 @@ consul_api_http_sum{method=\"GET\",path=\"v1.kv._\"} 8
 consul_api_http_count{method=\"GET\",path=\"v1.kv._\"} 4
 ";
         assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn the_longest_beginning_decides() {
+        let naming = Naming {
+            prefix: "acme".into(),
+            filter: vec![("acme.raft".into(), false), ("acme.raft.fsm".into(), true)],
+            others: true,
+        };
+        assert_eq!(
+            naming.renamed("consul.raft.apply").unwrap(),
+            "acme.raft.apply"
+        );
+        assert_eq!(Naming::default().renamed("consul.raft.apply"), None);
+        let shown = ["acme.raft.apply", "acme.raft.fsm.apply", "acme.dns"].map(|n| naming.shows(n));
+        assert_eq!(shown, [false, true, true]);
     }
 
     #[test]

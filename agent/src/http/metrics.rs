@@ -14,6 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::push::Pushes;
 use super::route::Route;
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -57,6 +58,7 @@ pub(super) struct Metrics {
     pub(super) connections: Gauge,
     refused: Family<Bound, Counter>,
     limited: Family<Limited, Counter>,
+    pub(super) pushes: Pushes,
 }
 
 impl Metrics {
@@ -77,6 +79,7 @@ impl Metrics {
             connections: Gauge::default(),
             refused: Family::default(),
             limited: Family::default(),
+            pushes: Pushes::default(),
         };
         registry.register(
             "weft_http_requests",
@@ -107,6 +110,11 @@ impl Metrics {
             "weft_http_connections_refused",
             "Connections refused at a bound",
             metrics.refused.clone(),
+        );
+        registry.register(
+            "weft_telemetry_pushes",
+            "Rounds of metrics sent to statsd, statsite or dogstatsd",
+            metrics.pushes.clone(),
         );
         registry.register(
             "weft_http_rate_limited",

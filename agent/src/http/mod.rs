@@ -42,6 +42,7 @@ mod operator;
 mod options;
 mod pace;
 mod prepared_query;
+mod push;
 mod query;
 mod rates;
 mod relay;
@@ -63,6 +64,8 @@ mod waiting;
 pub use config::{
     AgentInfo, Control, Deps, HttpConfig, HttpLimits, Listen, LogLevel, LogLines, TlsSource,
 };
+pub use consul_metrics::Naming;
+pub use push::PushConfig;
 pub use query::percent_encode;
 pub use rates::{RateLimit, RateLimits};
 pub use reply::RelayedAnswer;

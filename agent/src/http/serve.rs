@@ -89,6 +89,11 @@ impl InProcess {
         self.0.api.set_limits(limits, rates);
     }
 
+    /// Lets other names of metrics go out.
+    pub fn set_naming(&self, naming: super::Naming) {
+        self.0.api.set_naming(naming);
+    }
+
     /// Answers a call that another agent forwards for one of its clients.
     pub async fn answer(
         &self,
@@ -134,6 +139,7 @@ impl HttpServer {
         for listener in listeners {
             tasks.spawn(Arc::clone(&door).accept_all(listener));
         }
+        tasks.spawn(super::push::run(Arc::clone(&door.api)));
         tasks.close();
         let inside = InProcess(door);
         Ok(Self {

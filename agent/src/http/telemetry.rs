@@ -11,6 +11,7 @@ use http::StatusCode;
 use http::header::ACCEPT;
 use weft_proto::json::Json;
 
+use super::api::Api;
 use super::call::Call;
 use super::consul_metrics::{self, Figure, Point};
 use super::error::Failure;
@@ -50,7 +51,7 @@ pub(super) async fn metrics(call: Call) -> Result<Reply, Failure> {
         return Ok(Reply::bytes(OPEN_METRICS, text.into()));
     }
     let samples: Vec<_> = text.lines().filter_map(Sample::parse).collect();
-    let points = consul_metrics::gather(&call, &samples, resident_bytes());
+    let points = consul_metrics::gather(&call.api, &samples, resident_bytes());
     if prometheus {
         let mut body = classic(&text);
         let mut before = None;
@@ -65,6 +66,15 @@ pub(super) async fn metrics(call: Call) -> Result<Reply, Failure> {
     Ok(Reply::written(|json| {
         write_json(json, (&samples, &points), clock.wall().get(), uptime)
     }))
+}
+
+/// Every figure under Consul's names, as it is now.
+pub(super) fn points(api: &Api) -> Vec<Point> {
+    let mut text = String::with_capacity(16 * 1024);
+    // Writing to a String cannot fail.
+    let _ = prometheus_client::encoding::text::encode(&mut text, &api.deps.registry.lock());
+    let samples: Vec<_> = text.lines().filter_map(Sample::parse).collect();
+    consul_metrics::gather(api, &samples, resident_bytes())
 }
 
 /// The older form names a counter's family as its samples are named, and has no end mark.

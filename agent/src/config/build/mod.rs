@@ -4,6 +4,7 @@
 //! Never: reads files, the environment or the machine; all of it is given.
 //! Source: Consul docs, "Configuration"; CONSUL D.1–D.11, H; DESIGN §1.
 
+mod auto;
 mod identity;
 mod network;
 mod tuning;
@@ -118,16 +119,29 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
     let primary = values.datacenter("primary_datacenter", raw.primary_datacenter.as_deref());
     let (domain, alt_domain) = values.domains(raw.domain.as_deref(), raw.alt_domain.as_deref());
     let recursors = raw.recursors.unwrap_or_default();
-    let join_lists = (
-        raw.start_join.unwrap_or_default(),
-        raw.retry_join.unwrap_or_default(),
+    let mut retry_join = raw.retry_join.unwrap_or_default();
+    let mut join_token = (raw.join_token, raw.join_token_file);
+    let join_tokens = raw.join_tokens.unwrap_or_default();
+    values.auto_config(
+        raw.auto_config.unwrap_or_default(),
+        server,
+        &mut join_token,
+        &mut retry_join,
     );
+    values.auto_encrypt(
+        raw.auto_encrypt.unwrap_or_default(),
+        server,
+        join_tokens.cert_file.is_some(),
+        tls.internal_rpc.has_certificate() || join_token.0.is_some() || join_token.1.is_some(),
+    );
+    let join_lists = (raw.start_join.unwrap_or_default(), retry_join);
     let snapshots = (
         raw.raft_snapshot_threshold,
         raw.raft_snapshot_interval.as_deref(),
         raw.raft_trailing_logs,
     );
     let performance = raw.performance.unwrap_or_default();
+    let telemetry = raw.telemetry.unwrap_or_default();
     let drain_time = values.duration(
         "performance.leave_drain_time",
         performance.leave_drain_time.as_deref(),
@@ -166,10 +180,7 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
             raw.retry_max,
             raw.rejoin_after_leave,
         ),
-        enrolment: values.enrolment(
-            (raw.join_token, raw.join_token_file),
-            raw.join_tokens.unwrap_or_default(),
-        ),
+        enrolment: values.enrolment(join_token, join_tokens),
         gossip,
         tls,
         raft: values.raft(
@@ -232,12 +243,10 @@ fn assemble(values: &mut Values<'_>, raw: RawConfig) -> RuntimeConfig {
         ui: values.ui(raw.ui, raw.ui_config.unwrap_or_default()),
         prometheus_retention: values.duration(
             "telemetry.prometheus_retention_time",
-            raw.telemetry
-                .unwrap_or_default()
-                .prometheus_retention_time
-                .as_deref(),
+            telemetry.prometheus_retention_time.as_deref(),
             "60s",
         ),
+        telemetry: values.telemetry(telemetry),
         unix_sockets: values.unix_sockets(raw.unix_sockets.unwrap_or_default()),
         pid_file: raw
             .pid_file
