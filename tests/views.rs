@@ -83,6 +83,41 @@ fn a_view_answers_like_a_server_and_follows_it() {
         }
         assert_eq!(here.header("X-Consul-Knownleader"), Some("true"));
     }
+    // What is kept can be seen, and looking begins nothing.
+    let listed = world.cli(11, &["views", "-output=json"]);
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let web =
+        json!({"Kind": "service", "Of": "", "Name": "web", "State": "current", "Refused": ""});
+    let views = listed.as_array().unwrap();
+    let is_web = |view: &&serde_json::Value| {
+        web.as_object()
+            .unwrap()
+            .iter()
+            .all(|(key, value)| view[key] == *value)
+    };
+    let shown = views.iter().find(is_web).expect("the view of web");
+    assert_eq!(shown["Index"], agent.get(path).unwrap().index(), "{shown}");
+    assert!(shown["Bytes"].as_u64().unwrap() > 0, "{shown}");
+    assert!(!shown["Age"].as_str().unwrap().is_empty(), "{shown}");
+    assert_eq!(
+        world
+            .at(11)
+            .get("/v1/agent/views")
+            .unwrap()
+            .json()
+            .as_array()
+            .unwrap()
+            .len(),
+        views.len()
+    );
+    let lines = String::from_utf8(world.cli(11, &["views"]).stdout).unwrap();
+    assert!(
+        lines
+            .lines()
+            .any(|line| line.starts_with("service ") && line.contains(" web ")),
+        "{lines}"
+    );
+    assert_eq!(world.at(1).get("/v1/agent/views").unwrap().text(), "[]");
     // A blocking query on the view hears of a change.
     let index = agent.get(path).unwrap().index();
     let waiting = std::thread::spawn({

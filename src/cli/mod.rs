@@ -44,6 +44,7 @@ mod tests;
 mod tls;
 mod validate;
 mod version;
+mod views;
 mod watch;
 
 use std::process::ExitCode;
@@ -104,6 +105,7 @@ enum Verb {
     Tls(tls::TlsArgs),
     Validate(validate::ValidateArgs),
     Version(version::VersionArgs),
+    Views(views::ViewsArgs),
     Watch(watch::WatchArgs),
 }
 
@@ -218,6 +220,7 @@ fn perform(verb: Verb) -> Done {
         Verb::Tls(args) => tls::run(args),
         Verb::Validate(args) => validate::run(args),
         Verb::Version(args) => version::run(args),
+        Verb::Views(args) => views::run(args),
         Verb::Watch(args) => watch::run(args),
     }
 }

@@ -59,6 +59,7 @@ mod telemetry;
 mod tests;
 mod txn;
 mod viewed;
+mod views;
 mod waiting;
 
 pub use config::{

@@ -10,7 +10,7 @@ use super::route::{Handler, Need, Route};
 use super::{
     agent, agent_check, agent_service, autopilot, catalog, config_entry, connect_ca, coordinate,
     event, health, host, intention, internal_ui, join_token, keyring, kv, monitor, openapi,
-    operator, prepared_query, session, snapshot, status, telemetry, txn,
+    operator, prepared_query, session, snapshot, status, telemetry, txn, views,
 };
 
 /// A handler as the table holds it.
@@ -245,6 +245,8 @@ pub(super) static TABLE: &[Route] = &[
         "Lists the gossip members this agent knows.", "api-docs/agent#list-members"),
     route(GET, "/v1/agent/host", OPERATOR_READ, NONE, to!(host::show),
         "Shows the machine's memory, processors, system and disk.", "api-docs/agent#retrieve-host-information"),
+    route(GET, "/v1/agent/views", OPERATOR_READ, NONE, to!(views::list),
+        "Lists what this agent keeps of the catalog to answer from: state, age, index and bytes of each view.", "weft"),
     route(PUT, "/v1/agent/join/", AGENT_WRITE, &["wan"], to!(agent::join),
         "Joins the cluster of another agent.", "api-docs/agent#join-agent"),
     route(PUT, "/v1/agent/leave", AGENT_WRITE, NONE, to!(agent::leave),

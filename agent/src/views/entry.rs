@@ -98,6 +98,10 @@ impl View {
         self.news.notify_waiters();
     }
 
+    pub(super) fn refusal(&self) -> Option<Unknown> {
+        self.refused.lock().clone()
+    }
+
     pub(super) fn is_live(&self) -> bool {
         self.live.load(Ordering::SeqCst)
     }

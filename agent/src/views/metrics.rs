@@ -9,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::Views;
+use super::{Standing, Views};
 
 /// Handles of the views' counters.
 #[derive(Default)]
@@ -98,9 +98,6 @@ impl fmt::Debug for Now {
     }
 }
 
-/// A view older than this is stale: servers speak every second.
-const STALE_MILLIS: i64 = 5_000;
-
 impl Collector for Now {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let inner = &self.0.inner;
@@ -108,17 +105,14 @@ impl Collector for Now {
         let (mut states, mut oldest, mut bytes) = ([0_i64; 3], 0, 0_i64);
         for view in inner.all() {
             bytes += i64::try_from(view.bytes()).unwrap_or(0);
-            let state = match view.state() {
-                None => 2,
-                Some(_) => {
-                    let age = view.age(now, &inner.contact);
-                    oldest = oldest.max(age);
-                    usize::from(age > STALE_MILLIS || !view.is_live())
-                }
-            };
-            states[state] += 1;
+            let standing = view.standing(now, &inner.contact);
+            if standing != Standing::Unknown {
+                oldest = oldest.max(view.age(now, &inner.contact));
+            }
+            states[standing as usize] += 1;
         }
-        let counted = ["current", "stale", "unknown"].into_iter().zip(states);
+        let standings = [Standing::Current, Standing::Stale, Standing::Unknown];
+        let counted = standings.map(Standing::name).into_iter().zip(states);
         let mut family = encoder.encode_descriptor(
             "weft_views",
             "Views of the catalog kept here, by state",

@@ -11,6 +11,7 @@
 mod disk;
 mod dns;
 mod entry;
+mod listing;
 mod metrics;
 mod session;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use weft_proto::v1;
 
 use self::disk::Disk;
 use self::entry::{Contact, View};
+pub use self::listing::{Listed, Standing};
 use self::metrics::ViewMetrics;
 
 /// Settings of the views.
