@@ -271,11 +271,7 @@ pub(super) async fn leaf(call: Call) -> Result<Reply, Failure> {
     let leaves = &call.api.deps.leaves;
     let _slot = match options.index {
         0 => None,
-        _ => Some(
-            call.api
-                .waiting
-                .enter(call.api.config.limits.max_blocking_queries)?,
-        ),
+        _ => Some(call.api.waiting.enter(&call.api.limits(), None)?),
     };
     let found = tokio::select! {
         biased;
