@@ -37,6 +37,10 @@ const NOT_RUN: &[(&str, &str)] = &[
         "weft operator raft transfer-leader",
         "wants a second server; tests/cluster.rs",
     ),
+    (
+        "weft recover",
+        "wants a stopped server that survived; tests/recover.rs and the guide",
+    ),
     ("weft reload -http-addr=unix", "wants a socket"),
     (
         "weft rtt",

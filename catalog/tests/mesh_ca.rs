@@ -1,5 +1,7 @@
 //! The mesh's CA in the replicated state: replaced whole, sealed in snapshots, without keys in views.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use weft_catalog::view::{Slice, ViewTopic};
 use weft_catalog::{Catalog, State, TableTopic, Trace, snapshot};
 use weft_proto::ids::LogIndex;

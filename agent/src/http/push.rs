@@ -170,8 +170,11 @@ fn packets(lines: &[String]) -> Vec<String> {
 /// What counters and timers had been when they were sent last.
 #[derive(Default)]
 struct Since {
-    sent: HashMap<(String, Vec<(&'static str, String)>), (f64, f64)>,
+    sent: HashMap<Series, (f64, f64)>,
 }
+
+/// Name and labels of a figure.
+type Series = (String, Vec<(&'static str, String)>);
 
 impl Since {
     /// Gauges as they are, of the others what has come since; what has not changed is left out.

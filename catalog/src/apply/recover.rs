@@ -66,7 +66,6 @@ mod tests {
         let command = v1::KvCommand {
             entry: Some(entry),
             verb: v1::KvVerb::Set.into(),
-            ..v1::KvCommand::default()
         };
         let stamped = v1::Stamped {
             command: Some(Command::Kv(command)),
