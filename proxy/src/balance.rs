@@ -104,6 +104,11 @@ impl EndpointState {
         self.out_until_millis.load(Relaxed) > millis(now)
     }
 
+    /// Its application answers: failures before that were not in a row.
+    pub fn answered(&self) {
+        self.failures.store(0, Relaxed);
+    }
+
     /// It was reached, in this time.
     pub fn succeeded(&self, took: Duration, now: Duration) {
         self.failures.store(0, Relaxed);

@@ -194,7 +194,7 @@ async fn set_config(client: Client, args: &SetArgs) -> Done {
         .await?;
     output::done(
         client.format(),
-        "Configuration updated!".to_owned(),
+        "Configuration updated!",
         serde_json::json!({"updated": true}),
     )
 }

@@ -8,9 +8,9 @@ use rustls::server::Acceptor;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::{LazyConfigAcceptor, TlsStream};
-use weft_identity::ca::{Side as PeerSide, SpiffeId};
+use weft_identity::ca::Side as PeerSide;
 
-use super::{Cause, Shard, Watched};
+use super::{Caller, Cause, HANDSHAKES_MAX, Shard, TUNNELS_OF_A_CALLER_MAX, Watched};
 use crate::config::{Address, Inbound, Service};
 use crate::local::Local;
 use crate::relay::{Life, Relay};
@@ -25,9 +25,7 @@ impl Shard {
             return;
         };
         let _ = stream.set_nodelay(true);
-        let shaking = timeout(inbound.handshake_timeout, self.prove(&service, stream));
-        let proven = shaking.await;
-        let proven = proven.unwrap_or_else(|_| Err(Cause::new("tls.handshake_timeout")));
+        let proven = self.prove_in_time(&service, &inbound, stream).await;
         let (caller, stream) = match proven {
             Ok(proven) => proven,
             Err(cause) => {
@@ -50,11 +48,31 @@ impl Shard {
         }
     }
 
+    async fn prove_in_time(
+        &self,
+        service: &Service,
+        inbound: &Inbound,
+        stream: TcpStream,
+    ) -> Result<(Caller, TlsStream<TcpStream>), Cause> {
+        if self.handshakes.get() >= HANDSHAKES_MAX {
+            return Err(Cause::new("proxy.handshakes"));
+        }
+        self.handshakes.set(self.handshakes.get() + 1);
+        let proving = timeout(inbound.handshake_timeout, self.prove(service, stream)).await;
+        self.handshakes.set(self.handshakes.get() - 1);
+        let (caller, stream) =
+            proving.unwrap_or_else(|_| Err(Cause::new("tls.handshake_timeout")))?;
+        if self.tunnels_of(service, &caller) >= TUNNELS_OF_A_CALLER_MAX {
+            return Err(Cause::new("proxy.tunnels"));
+        }
+        Ok((caller, stream))
+    }
+
     async fn prove(
         &self,
         service: &Service,
         stream: TcpStream,
-    ) -> Result<(SpiffeId, TlsStream<TcpStream>), Cause> {
+    ) -> Result<(Caller, TlsStream<TcpStream>), Cause> {
         let acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream).await;
         let start = acceptor.map_err(|error| Cause::of_tls(&error))?;
         let knows_tunnel = start
@@ -69,17 +87,24 @@ impl Shard {
         let stream = start.into_stream(config).await;
         let stream = stream.map_err(|error| Cause::of_tls(&error))?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let caller = self
+        let proven = self.clock.wall();
+        let peer = self
             .verifier
-            .peer(chain, PeerSide::Client, self.clock.wall())
+            .peer(chain, PeerSide::Client, proven)
             .map_err(|refusal| Cause::with(refusal.reason.id(), &refusal))?;
-        Ok((caller.id, stream.into()))
+        let caller = Caller {
+            id: peer.id,
+            chain: chain.iter().map(|der| der.clone().into_owned()).collect(),
+            proven,
+            not_after: peer.not_after,
+        };
+        Ok((caller, stream.into()))
     }
 
     async fn answer_plain(
         &self,
         service: &Arc<Service>,
-        caller: &Rc<SpiffeId>,
+        caller: &Rc<Caller>,
         stream: TlsStream<TcpStream>,
     ) {
         let Some(inbound) = &service.inbound else {
@@ -104,7 +129,7 @@ impl Shard {
     }
 
     /// What becomes of each stream that the caller opens.
-    fn streams_of(self: &Rc<Self>, service: &Arc<Service>, caller: &Rc<SpiffeId>) -> Accept {
+    fn streams_of(self: &Rc<Self>, service: &Arc<Service>, caller: &Rc<Caller>) -> Accept {
         let shard = Rc::downgrade(self);
         let (id, caller) = (service.id.clone(), caller.clone());
         Box::new(move |tunnel, stream| {
@@ -125,7 +150,7 @@ impl Shard {
     async fn serve_stream(
         &self,
         service: &Arc<Service>,
-        caller: &SpiffeId,
+        caller: &Caller,
         tunnel: Tunnel,
         stream: u32,
     ) {
@@ -168,7 +193,7 @@ impl Shard {
         let Some(inbound) = &to.inbound else {
             return refused(&local, Reason::NoApplication);
         };
-        let caller = Rc::new(from.identity.spiffe.clone());
+        let caller = Rc::new(Caller::here(from.identity.spiffe.clone()));
         let pair = pair(to, &caller);
         let began = self.clock.monotonic();
         let (_seat, application) = match self.admit(inbound, &caller).await {
@@ -198,9 +223,13 @@ impl Shard {
     async fn admit(
         &self,
         inbound: &Inbound,
-        caller: &SpiffeId,
+        caller: &Caller,
     ) -> Result<(crate::config::Seat, Local), Cause> {
-        let decision = inbound.intentions.decide(caller);
+        let now = i64::try_from(self.clock.wall().get() / 1_000).unwrap_or(i64::MAX);
+        if now > caller.not_after || self.is_cut_off(caller) {
+            return Err(Cause::new("proxy.identity"));
+        }
+        let decision = inbound.intentions.decide(&caller.id);
         if !decision.allowed {
             return Err(Cause {
                 reason: decision.reason,
@@ -231,10 +260,10 @@ async fn dial(address: &Address, limit: Duration) -> Result<Local, Cause> {
     }
 }
 
-fn pair(service: &Service, caller: &SpiffeId) -> Pair {
+fn pair(service: &Service, caller: &Caller) -> Pair {
     Pair {
         direction: Direction::Inbound,
-        source: caller.service_name().unwrap_or_default().into(),
+        source: caller.id.service_name().unwrap_or_default().into(),
         destination: service.name.clone(),
     }
 }

@@ -33,6 +33,8 @@ enum Role {
 pub(super) struct Listeners {
     shard: Rc<Shard>,
     listens_at_paths: bool,
+    /// Something could not be opened the last time.
+    is_missing_some: bool,
     open: BTreeMap<Address, (Role, AbortHandle)>,
 }
 
@@ -41,6 +43,7 @@ impl Listeners {
         Self {
             shard,
             listens_at_paths,
+            is_missing_some: false,
             open: BTreeMap::new(),
         }
     }
@@ -51,7 +54,7 @@ impl Listeners {
         self.open.retain(|address, (role, task)| {
             let stays = wanted.get(address) == Some(role);
             if !stays {
-                task.abort();
+                close(address, task);
             }
             stays
         });
@@ -70,13 +73,22 @@ impl Listeners {
                 }
             }
         }
+        self.is_missing_some = !failures.is_empty();
         failures
+    }
+
+    /// Tries again what could not be opened.
+    pub(super) fn retry(&mut self, config: &Config) {
+        if self.is_missing_some && self.follow(config).is_empty() {
+            tracing::info!("all listeners are open now");
+        }
     }
 
     /// Closes all.
     pub(super) fn close(&mut self) {
-        for (_, (_, task)) in std::mem::take(&mut self.open) {
-            task.abort();
+        self.is_missing_some = false;
+        for (address, (_, task)) in std::mem::take(&mut self.open) {
+            close(&address, &task);
         }
     }
 
@@ -135,6 +147,15 @@ impl Shard {
                 tokio::task::spawn_local(async move { shard.call(service, outbound, local).await });
             }
         }
+    }
+}
+
+/// The socket itself goes when the task is dropped; its path goes now, so that another may have it.
+fn close(address: &Address, task: &AbortHandle) {
+    task.abort();
+    if let Address::Unix(path, _) = address {
+        // Gone already is as well.
+        let _ = std::fs::remove_file(path);
     }
 }
 

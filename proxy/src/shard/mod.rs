@@ -12,7 +12,7 @@ mod pool;
 mod tests;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -20,13 +20,15 @@ use std::time::Duration;
 
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
+use rustls_pki_types::CertificateDer;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
-use weft_identity::ca::{MeshVerifier, SpiffeId};
+use weft_identity::ca::{MeshVerifier, RefusalReason, Side as PeerSide, SpiffeId};
 use weft_proto::clock::Clock;
+use weft_proto::ids::UnixMillis;
 
 use self::listen::Listeners;
-use self::pool::{Pool, SharedPool};
+use self::pool::{Key, Pool, SharedPool};
 use crate::balance::{Cursor, Endpoint};
 use crate::config::{Config, Service};
 use crate::relay::Life;
@@ -39,6 +41,12 @@ use crate::wire::Reason;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Refusals logged in a second; the rest is counted only.
 const TELLS_A_SECOND: u32 = 20;
+/// Callers of a shard that are proving who they are.
+const HANDSHAKES_MAX: u32 = 1_024;
+/// Tunnels that one caller may have open to one service of a shard.
+const TUNNELS_OF_A_CALLER_MAX: usize = 256;
+/// Orders that wait for a shard.
+const ORDERS_MAX: usize = 64;
 
 /// Why a connection did not begin.
 #[derive(Debug)]
@@ -67,6 +75,7 @@ impl Cause {
         match self.reason {
             "proxy.limit" => Reason::Limit,
             "proxy.no_application" => Reason::NoApplication,
+            "proxy.identity" => Reason::Identity,
             _ => Reason::Denied,
         }
     }
@@ -84,7 +93,7 @@ enum Order {
 
 /// The handle of a running shard.
 pub struct Running {
-    orders: mpsc::UnboundedSender<Order>,
+    orders: mpsc::Sender<Order>,
     thread: std::thread::JoinHandle<()>,
 }
 
@@ -96,8 +105,29 @@ enum Watched {
 
 struct Entry {
     service: String,
-    caller: Rc<SpiffeId>,
+    caller: Rc<Caller>,
     what: Watched,
+}
+
+/// Who calls, and what it was proven by.
+struct Caller {
+    id: SpiffeId,
+    /// Empty for a service of this node: the proxy holds its key itself.
+    chain: Vec<CertificateDer<'static>>,
+    proven: UnixMillis,
+    /// Last second its certificate is valid, Unix time.
+    not_after: i64,
+}
+
+impl Caller {
+    const fn here(id: SpiffeId) -> Self {
+        Self {
+            id,
+            chain: Vec::new(),
+            proven: UnixMillis(0),
+            not_after: i64::MAX,
+        }
+    }
 }
 
 /// All that the tasks of a thread share.
@@ -110,6 +140,9 @@ struct Shard {
     rng: RefCell<SmallRng>,
     cursors: RefCell<HashMap<Arc<str>, Cursor>>,
     telemetry: RefCell<Telemetry>,
+    /// What tunnels may be kept for.
+    current: RefCell<HashSet<Key>>,
+    handshakes: Cell<u32>,
     watched: RefCell<Vec<Entry>>,
     /// Relays of this side's calls, with the silence they may keep.
     calls: RefCell<Vec<(Weak<Life>, Duration)>>,
@@ -127,7 +160,7 @@ impl Running {
         clock: Arc<dyn Clock>,
         seed: u64,
     ) -> std::io::Result<Self> {
-        let (orders, inbox) = mpsc::unbounded_channel();
+        let (orders, inbox) = mpsc::channel(ORDERS_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -143,6 +176,8 @@ impl Running {
                 rng: RefCell::new(SmallRng::seed_from_u64(seed ^ number as u64)),
                 cursors: RefCell::default(),
                 telemetry: RefCell::default(),
+                current: RefCell::default(),
+                handshakes: Cell::default(),
                 watched: RefCell::default(),
                 calls: RefCell::default(),
                 tells: Cell::default(),
@@ -156,7 +191,12 @@ impl Running {
     pub async fn apply(&self, config: Arc<Config>) -> Vec<String> {
         let (answer, answered) = oneshot::channel();
         let gone = || vec!["the shard has ended".to_owned()];
-        if self.orders.send(Order::Apply(config, answer)).is_err() {
+        if self
+            .orders
+            .send(Order::Apply(config, answer))
+            .await
+            .is_err()
+        {
             return gone();
         }
         answered.await.unwrap_or_else(|_| gone())
@@ -165,16 +205,18 @@ impl Running {
     /// What it has counted.
     pub async fn counted(&self) -> Telemetry {
         let (answer, answered) = oneshot::channel();
-        let _ = self.orders.send(Order::Count(answer));
+        // A shard that is far behind is asked another time.
+        let _ = self.orders.try_send(Order::Count(answer));
         answered.await.unwrap_or_default()
     }
 
     /// Takes no new connections, and ends with the last, or after `within`.
-    pub fn drain(&self, within: Duration) {
-        let _ = self.orders.send(Order::Drain(within));
+    pub async fn drain(&self, within: Duration) {
+        // One that has ended is drained.
+        let _ = self.orders.send(Order::Drain(within)).await;
     }
 
-    /// Waits for its end, after [`Running::drain`].
+    /// Waits for its end after [`Running::drain`]; without one it ends at once.
     pub fn join(self) {
         drop(self.orders);
         // A panic of the thread was said already.
@@ -183,11 +225,7 @@ impl Running {
 }
 
 impl Shard {
-    async fn run(
-        self: Rc<Self>,
-        listens_at_paths: bool,
-        mut inbox: mpsc::UnboundedReceiver<Order>,
-    ) {
+    async fn run(self: Rc<Self>, listens_at_paths: bool, mut inbox: mpsc::Receiver<Order>) {
         let began = self.clock.monotonic();
         let mut listeners = Listeners::new(self.clone(), listens_at_paths);
         let mut looking = tokio::time::interval(LOOK_EVERY);
@@ -196,10 +234,14 @@ impl Shard {
         loop {
             tokio::select! {
                 biased;
-                order = inbox.recv() => match order {
+                order = inbox.recv(), if !inbox.is_closed() || !inbox.is_empty() || until.is_none() => match order {
+                    Some(Order::Apply(_, answer)) if until.is_some() => {
+                        let _ = answer.send(vec!["the shard is ending".to_owned()]);
+                    }
                     Some(Order::Apply(config, answer)) => {
-                        let _ = answer.send(listeners.follow(&config));
+                        let failures = listeners.follow(&config);
                         self.adopt(config);
+                        let _ = answer.send(failures);
                     }
                     Some(Order::Count(answer)) => {
                         let _ = answer.send(self.telemetry.borrow().clone());
@@ -209,12 +251,15 @@ impl Shard {
                         self.drain();
                         until = Some(self.clock.monotonic() + within);
                     }
+                    // Nobody will ask for more; what is open may end in its time.
+                    None if until.is_some() => {}
                     None => return,
                 },
                 _ = looking.tick() => {
                     let now = self.clock.monotonic();
                     let seconds = now.saturating_sub(began).as_secs();
                     self.tick.set(u32::try_from(seconds).unwrap_or(u32::MAX));
+                    listeners.retry(&self.config.borrow());
                     self.look();
                     let is_over = until.is_some_and(|until| now >= until || self.is_quiet());
                     if is_over {
@@ -227,39 +272,65 @@ impl Shard {
 
     /// Open connections that the new configuration does not allow end now.
     fn adopt(&self, config: Arc<Config>) {
+        *self.current.borrow_mut() = current(&config);
         *self.config.borrow_mut() = config;
-        let config = self.config.borrow().clone();
-        self.pool.borrow_mut().sweep(|key| is_current(&config, key));
+        self.sweep();
         for entry in self.watched.borrow().iter() {
-            let reason = match config.service(&entry.service) {
-                None => Some(Reason::Drained),
-                Some(service) => self.objection(service, &entry.caller),
-            };
-            match (reason, &entry.what) {
-                (None, _) => {}
-                (Some(Reason::Drained), Watched::Tunnel(tunnel)) => tunnel.drain(Reason::Drained),
-                // What is open of a service that is gone may end by itself.
-                (Some(Reason::Drained), Watched::Relay(_)) => {}
-                (Some(reason), Watched::Tunnel(tunnel)) => tunnel.reset_streams(reason),
-                (Some(reason), Watched::Relay(life)) => {
-                    if let Some(life) = life.upgrade() {
-                        life.stop(reason);
-                    }
+            self.enforce(entry);
+        }
+    }
+
+    /// Ends what is not allowed now.
+    fn enforce(&self, entry: &Entry) {
+        let config = self.config.borrow();
+        let Some(service) = config.service(&entry.service) else {
+            // What is open of a service that is gone may end by itself.
+            if let Watched::Tunnel(tunnel) = &entry.what {
+                tunnel.drain(Reason::Drained);
+            }
+            return;
+        };
+        match (self.objection(service, &entry.caller), &entry.what) {
+            (None, _) => {}
+            (Some(Reason::Identity), Watched::Tunnel(tunnel)) => tunnel.end(Reason::Identity),
+            (Some(reason), Watched::Tunnel(tunnel)) => tunnel.reset_streams(reason),
+            (Some(reason), Watched::Relay(life)) => {
+                if let Some(life) = life.upgrade() {
+                    life.stop(reason);
                 }
             }
         }
     }
 
-    fn objection(&self, service: &Service, caller: &SpiffeId) -> Option<Reason> {
+    fn objection(&self, service: &Service, caller: &Caller) -> Option<Reason> {
+        if self.is_cut_off(caller) {
+            return Some(Reason::Identity);
+        }
         let inbound = service.inbound.as_ref()?;
-        (!inbound.intentions.decide(caller).allowed).then_some(Reason::Denied)
+        (!inbound.intentions.decide(&caller.id).allowed).then_some(Reason::Denied)
+    }
+
+    /// Whether its certificate was revoked since. A root that retires in its time, or a certificate that runs out, cuts
+    /// no open connection off: only those that begin are held to it.
+    fn is_cut_off(&self, caller: &Caller) -> bool {
+        if caller.chain.is_empty() {
+            return false;
+        }
+        let proof = self
+            .verifier
+            .peer(&caller.chain, PeerSide::Client, caller.proven);
+        proof.is_err_and(|refusal| refusal.reason == RefusalReason::Revoked)
+    }
+
+    fn sweep(&self) -> Vec<Tunnel> {
+        let current = self.current.borrow();
+        self.pool.borrow_mut().sweep(|key| current.contains(key))
     }
 
     /// Looks after what is open: silence, tunnels that are over.
     fn look(&self) {
         let config = self.config.borrow().clone();
-        let live = self.pool.borrow_mut().sweep(|key| is_current(&config, key));
-        for tunnel in live {
+        for tunnel in self.sweep() {
             tunnel.look(0);
         }
         self.watched.borrow_mut().retain(|entry| {
@@ -302,12 +373,26 @@ impl Shard {
         no_tunnel && self.watched.borrow().is_empty() && self.calls.borrow().is_empty()
     }
 
-    fn watch(&self, service: &Service, caller: &Rc<SpiffeId>, what: Watched) {
-        self.watched.borrow_mut().push(Entry {
+    /// From now on changes end it; one that came while it was set up does so at once.
+    fn watch(&self, service: &Service, caller: &Rc<Caller>, what: Watched) {
+        let entry = Entry {
             service: service.id.clone(),
             caller: caller.clone(),
             what,
-        });
+        };
+        self.enforce(&entry);
+        self.watched.borrow_mut().push(entry);
+    }
+
+    /// Tunnels that the caller has open to the service.
+    fn tunnels_of(&self, service: &Service, caller: &Caller) -> usize {
+        let watched = self.watched.borrow();
+        let of = |entry: &&Entry| {
+            matches!(entry.what, Watched::Tunnel(_))
+                && entry.service == service.id
+                && entry.caller.id == caller.id
+        };
+        watched.iter().filter(of).count()
     }
 
     fn watch_relay(&self, life: &Rc<Life>, patience: Duration) {
@@ -343,16 +428,18 @@ impl Shard {
     }
 }
 
-fn is_current(config: &Config, key: &pool::Key) -> bool {
+/// What the configuration's tunnels are known by.
+#[expect(clippy::mutable_key_type, reason = "a key is compared by address")]
+fn current(config: &Config) -> HashSet<Key> {
     let outbounds = config.services.iter().flat_map(|s| &s.outbounds);
-    outbounds.flat_map(|o| &o.targets).any(|target| {
-        Arc::ptr_eq(&target.client, &key.client)
-            && target
-                .balancer
-                .endpoints()
-                .iter()
-                .any(|e| e.address == key.endpoint)
-    })
+    let targets = outbounds.flat_map(|outbound| &outbound.targets);
+    let keys = targets.flat_map(|target| {
+        target.balancer.endpoints().iter().map(|endpoint| Key {
+            client: target.client.clone(),
+            endpoint: endpoint.address,
+        })
+    });
+    keys.collect()
 }
 
 fn end_if_idle(life: &Life, patience: Duration) {

@@ -1,5 +1,6 @@
 //! A connection of an application to a service it calls.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,8 @@ use crate::wire::{ALPN, Reason};
 
 /// Endpoints tried for one connection.
 const TRIES: usize = 3;
+/// Another's handshake was waited for in vain.
+const WAITED: &str = "proxy.connect_waited";
 
 /// The way to an endpoint.
 enum Way {
@@ -67,8 +70,10 @@ impl Shard {
             }
             Way::Here(target) => self.call_here(&service, &target, local).await,
         };
-        if outcome.reset == Some(Reason::NoApplication) {
-            self.note_failure(&outbound, &state);
+        match outcome.reset {
+            Some(Reason::NoApplication) => self.note_failure(&outbound, &state),
+            None => state.answered(),
+            Some(_) => {}
         }
         let took = self.clock.monotonic().saturating_sub(began);
         self.telemetry.borrow_mut().closed(&pair, &outcome, took);
@@ -98,12 +103,14 @@ impl Shard {
             match reaching.await {
                 Ok(way) => {
                     let now_after = self.clock.monotonic();
-                    if !matches!(way, Way::Tunnel(_)) {
+                    if matches!(way, Way::Direct(_)) {
                         let took = now_after.saturating_sub(now);
                         endpoint.state.succeeded(took, now_after);
                     }
                     return Ok((way, endpoint.state));
                 }
+                // Whoever dials for all counts the failure, once.
+                Err(cause) if cause.reason == WAITED => last = cause,
                 Err(cause) => {
                     let now = self.clock.monotonic();
                     if target.balancer.failed(&endpoint, now) {
@@ -149,7 +156,7 @@ impl Shard {
             return Ok(Way::Tunnel(tunnel));
         }
         let turn = self.pool.borrow_mut().turn(&key);
-        let late = || Cause::new("proxy.connect_timeout");
+        let dials = Cell::new(false);
         let dialing = async {
             let permit = match turn {
                 // Never closed.
@@ -162,6 +169,7 @@ impl Shard {
             {
                 return Ok(Way::Tunnel(tunnel));
             }
+            dials.set(true);
             let begun = self.clock.monotonic();
             let stream = self.handshake(target, endpoint.address).await?;
             let now = self.clock.monotonic();
@@ -178,7 +186,14 @@ impl Shard {
                 .learn(&key, Some(tunnel.clone()), permit);
             Ok(Way::Tunnel(tunnel))
         };
-        timeout(limit, dialing).await.map_err(|_| late())?
+        let dialed = timeout(limit, dialing).await;
+        dialed.unwrap_or_else(|_| {
+            Err(Cause::new(if dials.get() {
+                "proxy.connect_timeout"
+            } else {
+                WAITED
+            }))
+        })
     }
 
     async fn handshake(

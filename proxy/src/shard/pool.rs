@@ -60,11 +60,7 @@ impl Pool {
 
     /// The right to dial; `None`: no need to ask, each connection has its own.
     pub(super) fn turn(&mut self, key: &Key) -> Option<Arc<Semaphore>> {
-        let place = self.places.entry(key.clone()).or_insert_with(|| Place {
-            tunnels: Vec::new(),
-            is_plain: false,
-            turn: Arc::new(Semaphore::new(1)),
-        });
+        let place = self.place(key);
         (!place.is_plain).then(|| place.turn.clone())
     }
 
@@ -75,11 +71,19 @@ impl Pool {
         tunnel: Option<Tunnel>,
         turn: Option<OwnedSemaphorePermit>,
     ) {
-        if let Some(place) = self.places.get_mut(key) {
-            place.is_plain = tunnel.is_none();
-            place.tunnels.extend(tunnel);
-        }
+        // The place may have been swept meanwhile; the next sweep drains what is of an older configuration.
+        let place = self.place(key);
+        place.is_plain = tunnel.is_none();
+        place.tunnels.extend(tunnel);
         drop(turn);
+    }
+
+    fn place(&mut self, key: &Key) -> &mut Place {
+        self.places.entry(key.clone()).or_insert_with(|| Place {
+            tunnels: Vec::new(),
+            is_plain: false,
+            turn: Arc::new(Semaphore::new(1)),
+        })
     }
 
     /// Tunnels of configurations that are gone take no new streams; those that ended are forgotten.

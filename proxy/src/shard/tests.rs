@@ -68,10 +68,15 @@ fn intentions(sources: &str) -> Intentions {
 const ALLOW_WEB: &str = r#"[{"Name":"web","Action":"allow"}]"#;
 const DENY_WEB: &str = r#"[{"Name":"web","Action":"deny"}]"#;
 
-/// Nobody listens there, and nobody will soon.
+/// Nobody listens there, and nobody else will: the port is held while the tests run.
 async fn free() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap()
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    socket.bind(&any.into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    std::mem::forget(socket);
+    address
 }
 
 /// An application that says its name, then echoes.
@@ -478,52 +483,154 @@ fn a_drained_proxy_takes_nothing_new_and_ends_with_its_last_connection() {
         let mut open = TcpStream::connect(web).await.unwrap();
         let mut hello = [0; 3];
         open.read_exact(&mut hello).await.unwrap();
-        far.running.drain(Duration::from_secs(50));
+        let Node { running, .. } = far;
+        running.drain(Duration::from_secs(50)).await;
+        let ending = tokio::task::spawn_blocking(move || running.join());
         while TcpStream::connect(db).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         open.write_all(b"x").await.unwrap();
         assert_eq!(open.read_u8().await.unwrap(), b'x');
+        assert!(!ending.is_finished(), "it waits for what is open");
         open.shutdown().await.unwrap();
         let mut rest = Vec::new();
         open.read_to_end(&mut rest).await.unwrap();
-        tokio::task::spawn_blocking(move || far.running.join())
-            .await
-            .unwrap();
+        ending.await.unwrap();
+    });
+}
+
+/// A node on which db has these limits, and a caller of it elsewhere.
+async fn limited(
+    mesh: &Mesh,
+    change: impl FnOnce(&mut Inbound),
+) -> (Node, Node, SocketAddr, SocketAddr) {
+    let (near, far) = (Node::new(mesh), Node::new(mesh));
+    let (mut service, _) = far.service(mesh, "db");
+    let bind = free().await;
+    let mut inbound = Inbound {
+        bind,
+        application: Address::Tcp(application("db:").await),
+        connect_timeout: Duration::from_secs(10),
+        handshake_timeout: Duration::from_secs(30),
+        idle_timeout: Duration::ZERO,
+        gate: Gate::new(100),
+        intentions: intentions(ALLOW_WEB),
+    };
+    change(&mut inbound);
+    service.inbound = Some(Arc::new(inbound));
+    far.with(service).await;
+    let web = near.caller(mesh, "web", "db", &[bind]).await;
+    (near, far, web, bind)
+}
+
+async fn greeted(at: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    let mut hello = [0; 3];
+    stream.read_exact(&mut hello).await.unwrap();
+    stream
+}
+
+#[test]
+fn no_more_connections_than_there_may_be() {
+    run(async {
+        let mesh = Mesh::new(CLUSTER);
+        let (_near, far, web, _) = limited(&mesh, |db| db.gate = Gate::new(1)).await;
+        let first = greeted(web).await;
+        assert!(talk(web, "second").await.is_err());
+        far.until_reason("proxy.limit").await;
+        drop(first);
+        while talk(web, "third").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     });
 }
 
 #[test]
-fn limits_hold() {
+fn who_is_silent_for_too_long_is_let_go() {
     run(async {
         let mesh = Mesh::new(CLUSTER);
-        let (near, far) = (Node::new(&mesh), Node::new(&mesh));
-        let app = application("db:").await;
-        let (mut service, _) = far.service(&mesh, "db");
-        let bind = free().await;
-        service.inbound = Some(Arc::new(Inbound {
-            bind,
-            application: Address::Tcp(app),
-            connect_timeout: Duration::from_secs(1),
-            handshake_timeout: Duration::from_millis(200),
-            idle_timeout: Duration::from_secs(1),
-            gate: Gate::new(1),
-            intentions: intentions(ALLOW_WEB),
-        }));
-        far.with(service).await;
-        let web = near.caller(&mesh, "web", "db", &[bind]).await;
-        let mut first = TcpStream::connect(web).await.unwrap();
-        let mut hello = [0; 3];
-        first.read_exact(&mut hello).await.unwrap();
-        assert!(talk(web, "second").await.is_err());
-        far.until_reason("proxy.limit").await;
-        // Silent for longer than it may be.
-        assert!(first.read_u8().await.is_err());
+        let second = Duration::from_secs(1);
+        let (near, _far, web, _) = limited(&mesh, |db| db.idle_timeout = second).await;
+        let mut silent = greeted(web).await;
+        assert!(silent.read_u8().await.is_err());
         near.until_reason("proxy.idle").await;
-        // Who connects and says nothing is not waited for.
+    });
+}
+
+#[test]
+fn who_connects_and_proves_nothing_is_not_waited_for() {
+    run(async {
+        let mesh = Mesh::new(CLUSTER);
+        let short = Duration::from_millis(200);
+        let (_near, far, _, bind) = limited(&mesh, |db| db.handshake_timeout = short).await;
         let mut mute = TcpStream::connect(bind).await.unwrap();
         let mut heard = Vec::new();
         let _ = mute.read_to_end(&mut heard).await;
         far.until_reason("tls.handshake_timeout").await;
+    });
+}
+
+#[test]
+fn a_revoked_identity_loses_its_open_connections() {
+    run(async {
+        let mesh = Mesh::new(CLUSTER);
+        let (_near, far, web, bind) = limited(&mesh, |_| ()).await;
+        let mut open = greeted(web).await;
+        let later = weft_proto::ids::UnixMillis(SystemClock::new().wall().get() + 3_600_000);
+        far.tls
+            .replace(mesh.bundle().cut_off(mesh.spiffe("web"), later));
+        far.call_at(&mesh, "db", bind, application("db:").await, ALLOW_WEB)
+            .await;
+        assert!(open.read_u8().await.is_err());
+        assert!(talk(web, "again").await.is_err());
+    });
+}
+
+#[test]
+fn an_upstream_at_a_path_follows_its_mode() {
+    use std::os::unix::fs::PermissionsExt as _;
+    run(async {
+        let mesh = Mesh::new(CLUSTER);
+        let (near, far) = (Node::new(&mesh), Node::new(&mesh));
+        let db = far
+            .called(&mesh, "db", application("db:").await, ALLOW_WEB)
+            .await;
+        near.caller(&mesh, "web", "db", &[db]).await;
+        let folder = std::env::temp_dir().join(format!("weft-proxy-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("db.sock");
+        for mode in [0o600, 0o660] {
+            let (mut service, leaf) = near.service(&mesh, "web");
+            service.outbounds = vec![Arc::new(Outbound {
+                name: "db".into(),
+                bind: Address::Unix(path.clone(), Some(mode)),
+                targets: vec![Target {
+                    service: "db".into(),
+                    server_name: ServerName::try_from("db").unwrap(),
+                    client: near.tls.client(&leaf, vec![mesh.spiffe("db")]).unwrap(),
+                    balancer: Balancer::new(
+                        vec![Endpoint {
+                            address: db,
+                            weight: 1,
+                            here: None,
+                            state: Arc::default(),
+                        }],
+                        Policy::LeastLoad,
+                        Outlier::default(),
+                    ),
+                }],
+                connect_timeout: Duration::from_secs(10),
+                idle_timeout: Duration::ZERO,
+                gate: Gate::new(100),
+            })];
+            near.with(service).await;
+            let seen = std::fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(seen & 0o777, mode);
+            let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+            let mut hello = [0; 3];
+            stream.read_exact(&mut hello).await.unwrap();
+            assert_eq!(&hello, b"db:");
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
     });
 }

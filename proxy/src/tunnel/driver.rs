@@ -98,6 +98,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
             let Some(frame) = frame.map_err(|_| Reason::Protocol)? else {
                 return Ok(());
             };
+            // Whoever asks and does not listen: answers are not kept without bound.
+            if state.out.len() > 2 * OUT_HIGH_BYTES {
+                return Err(Reason::Protocol);
+            }
             if let Some(opened) = state.take(frame)? {
                 let Some(accept) = &self.accept else {
                     return Err(Reason::Protocol);
@@ -159,6 +163,7 @@ impl State {
                     slot.wake();
                 }
             }
+            Frame::Credit { bytes: 0, .. } => return Err(Reason::Protocol),
             Frame::Credit { stream, bytes } => {
                 if let Some(slot) = self.streams.get_mut(&stream) {
                     slot.credit = slot.credit.checked_add(bytes).ok_or(Reason::Protocol)?;
@@ -167,9 +172,6 @@ impl State {
             }
             Frame::Ping(value) => {
                 wire::encode(Frame::Pong(value), &mut self.out);
-                if self.out.len() > 2 * OUT_HIGH_BYTES {
-                    return Err(Reason::Protocol); // asks and does not listen
-                }
             }
             Frame::Pong(_) => {}
             Frame::GoAway(_) => self.draining = true,
@@ -206,6 +208,9 @@ impl State {
         if slot.granted < count || slot.finished_in {
             return Err(Reason::Protocol);
         }
+        if slot.reset.is_some() {
+            return Ok(()); // denied, or given up: in flight when it was
+        }
         slot.granted -= count;
         slot.received += u64::from(count);
         slot.touched = self.tick.get();
@@ -215,11 +220,11 @@ impl State {
         {
             taken = local.try_write(bytes).unwrap_or_default();
         }
-        slot.thank(stream, taken, &mut self.out);
         if taken < bytes.len() {
             slot.waiting.extend_from_slice(&bytes[taken..]);
             slot.wake();
         }
+        slot.thank(stream, taken, &mut self.out);
         Ok(())
     }
 }

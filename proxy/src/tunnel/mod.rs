@@ -14,7 +14,7 @@ mod stream;
 mod tests;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::task::Waker;
 
@@ -37,6 +37,8 @@ pub const STREAMS_MAX: usize = 1_024;
 /// Silence after which the other side is asked whether it lives, and after which it does not.
 const PING_AFTER_SECONDS: u32 = 10;
 const DEAD_AFTER_SECONDS: u32 = 30;
+/// A tunnel that carried nothing for so long is closed.
+const EMPTY_AFTER_SECONDS: u32 = 300;
 
 /// Seconds since the shard began, told by the shard.
 pub type Tick = Rc<Cell<u32>>;
@@ -55,7 +57,7 @@ struct State {
     /// Frames to be written.
     out: BytesMut,
     /// Streams that wait until less is to be written.
-    held_back: Vec<u32>,
+    held_back: BTreeSet<u32>,
     driver: Option<Waker>,
     next_stream: u32,
     /// Highest id the other side has opened.
@@ -63,6 +65,8 @@ struct State {
     opens: bool,
     tick: Tick,
     heard: u32,
+    /// When it last had a stream.
+    used: u32,
     pinged: bool,
     /// No new streams.
     draining: bool,
@@ -153,12 +157,13 @@ impl Tunnel {
         let state = State {
             streams: BTreeMap::new(),
             out: BytesMut::new(),
-            held_back: Vec::new(),
+            held_back: BTreeSet::new(),
             driver: None,
             next_stream: 1,
             last_opened: 0,
             opens,
             heard: tick.get(),
+            used: tick.get(),
             pinged: false,
             tick,
             draining: false,
@@ -284,6 +289,13 @@ impl Tunnel {
         if silent >= PING_AFTER_SECONDS && !std::mem::replace(&mut state.pinged, true) {
             wire::encode(Frame::Ping(u64::from(now)), &mut state.out);
             state.wake_driver();
+        }
+        if !state.streams.is_empty() {
+            state.used = now;
+        } else if now.saturating_sub(state.used) >= EMPTY_AFTER_SECONDS {
+            drop(state);
+            self.drain(Reason::Idle);
+            return;
         }
         if idle_seconds == 0 {
             return;

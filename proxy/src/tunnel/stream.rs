@@ -108,7 +108,7 @@ impl State {
                 return Ok(());
             }
             if self.out.len() >= OUT_HIGH_BYTES {
-                self.held_back.push(id);
+                self.held_back.insert(id);
                 return Ok(());
             }
             match slot.frame(id, &mut self.out, cx)? {

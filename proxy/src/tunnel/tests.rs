@@ -319,11 +319,59 @@ fn who_breaks_the_rules_loses_the_tunnel() {
                 bytes: u32::MAX,
             }],
         ),
+        (
+            true,
+            &[Credit {
+                stream: 1,
+                bytes: 0,
+            }],
+        ),
     ];
     run(async move {
         for (number, (opens, frames)) in cases.iter().enumerate() {
             let ended = tokio::time::timeout(Duration::from_secs(20), misbehave(*opens, frames));
             assert_eq!(ended.await, Ok(Reason::Protocol), "case {number}");
+        }
+    });
+}
+
+#[test]
+fn who_asks_without_end_and_does_not_listen_is_let_go() {
+    run(async {
+        let (a, mut b) = tokio::io::duplex(4_096);
+        let refuse = Box::new(|tunnel: &Tunnel, id: u32| tunnel.refuse(id, Reason::Denied));
+        let (_near, driver) = Tunnel::new(a, Side::Acceptor(refuse), tick());
+        let driving = tokio::task::spawn_local(driver);
+        let mut out = BytesMut::new();
+        for stream in 1..200_000 {
+            wire::encode(Frame::Open { stream, window: 5 }, &mut out);
+        }
+        let asking = tokio::task::spawn_local(async move {
+            let _ = b.write_all(&out).await;
+            std::future::pending::<()>().await;
+            drop(b);
+        });
+        assert_eq!(driving.await.unwrap(), Reason::Protocol);
+        asking.abort();
+    });
+}
+
+#[test]
+fn a_tunnel_that_carries_nothing_is_closed_after_a_while() {
+    run(async {
+        let world = World::new(echo);
+        let (mut app, outcome) = world.connect().await;
+        app.shutdown().await.unwrap();
+        outcome.await.unwrap();
+        world.tick.set(EMPTY_AFTER_SECONDS - 1);
+        // Alive all the time.
+        world.near.state.borrow_mut().heard = EMPTY_AFTER_SECONDS - 1;
+        world.near.look(0);
+        assert!(world.near.has_room());
+        world.tick.set(EMPTY_AFTER_SECONDS);
+        world.near.look(0);
+        while world.near.ended().is_none() {
+            tokio::task::yield_now().await;
         }
     });
 }
