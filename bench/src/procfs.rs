@@ -26,7 +26,7 @@ pub(crate) fn cpu(pid: u32) -> Result<Duration> {
 /// CPU time of the threads the process has now, in nanoseconds as the scheduler counts it: for a process that uses
 /// less than a tick. What threads used that have ended since is not in it.
 ///
-/// Source: Linux, Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat".
+/// Source: Linux, Documentation/scheduler/sched-stats.rst, `/proc/PID/schedstat`.
 pub(crate) fn cpu_of_threads(pid: u32) -> Result<Duration> {
     let mut all = Duration::ZERO;
     let threads = std::fs::read_dir(format!("/proc/{pid}/task"))

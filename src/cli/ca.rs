@@ -85,7 +85,7 @@ struct ConnectCaArgs {
 enum ConfigWhat {
     /// Show the settings
     #[command(
-        after_help = "Examples:\n  weft connect ca get-config\n  weft connect ca get-config -http-addr=127.0.0.1:8500"
+        after_help = "Examples:\n  weft connect ca get-config\n  weft connect ca get-config | grep LeafCertTTL"
     )]
     GetConfig(PlainArgs),
     /// Change the settings to those of a file
