@@ -181,6 +181,36 @@ fn a_lost_server_that_comes_back_with_its_old_data_is_kept_out() {
 }
 
 #[test]
+fn a_mistaken_recovery_does_not_end_a_quorum_that_works() {
+    let mut w = World::servers(3).start();
+    w.at(1).kv_put("color", "red");
+    for n in w.names() {
+        w.kill(n);
+    }
+    assert!(recover(&w, 1, &["-yes"]).status.success());
+    // Nothing was lost for ever: the others go on, and s1 comes back with its own history.
+    w.launch(2);
+    w.launch(3);
+    w.settle();
+    w.at(2).kv_put("color", "blue");
+    // Long enough to be a cluster that works, not one that has just come back.
+    std::thread::sleep(std::time::Duration::from_secs(15));
+    w.launch(1);
+    for n in [2, 3] {
+        w.until("the recovery to be heard of", || {
+            let log = w.log(n);
+            let told = log.contains("recover.superseded") && log.contains("quorum that works");
+            told.then_some(())
+        });
+    }
+    w.at(2).kv_put("color", "green");
+    assert_eq!(w.at(3).kv_get("color", "").as_deref(), Some("green"));
+    w.until("s1 to go on by itself", || {
+        w.at(1).kv_get("color", "").filter(|value| value == "red")
+    });
+}
+
+#[test]
 fn of_several_survivors_the_one_with_the_newest_log_goes_on() {
     let mut w = World::servers(5).start();
     w.at(1).kv_put("color", "red");

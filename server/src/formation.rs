@@ -13,7 +13,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use weft_gossip::{Member, MemberStatus};
 use weft_proto::v1;
-use weft_raft::{Peer, RaftId, Role};
+use weft_raft::{Peer, RaftId, Role, Status};
 
 use crate::admission::{self, Admission, SILENT_AFTER, Seen};
 use crate::config::Bootstrap;
@@ -23,6 +23,8 @@ use crate::handle::{Inner, Server, ServerError};
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Silence of every leader after which a server asks to be let in again; elections end well before.
 const CUT_OFF_AFTER: Duration = Duration::from_secs(3);
+/// A quorum that has worked for so long is not ended by news of a recovery; one that is gone for so long is none.
+const STANDING: Duration = Duration::from_secs(10);
 pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a server keeps itself free for one coordinator's set.
 const RESERVED_FOR: Duration = Duration::from_secs(6);
@@ -183,6 +185,8 @@ impl Inner {
 pub(crate) async fn run(server: Server) {
     let mut stop = server.inner.stop.subscribe();
     let mut said = Said::default();
+    let mut standing = Standing::default();
+    let clock = server.inner.clock.clone();
     loop {
         server.refresh_directory();
         if !server.inner.raft.is_initialized() {
@@ -194,9 +198,16 @@ pub(crate) async fn run(server: Server) {
         {
             said.once("the cluster does not speak to this server", why);
         }
+        standing.note(clock.monotonic(), server.has_quorum());
         match server.strangers().await {
             Some(Stranger::Alarm(why)) => said.alarm(why),
-            Some(Stranger::Superseded(why)) => {
+            // A mistaken recovery of a minority must not end the servers that the cluster consists of. Those that come
+            // back after a right one hear of it before they have stood for long.
+            Some(Stranger::Superseded(by)) if standing.is_established(clock.monotonic()) => {
+                said.alarm(by.beside_a_quorum());
+            }
+            Some(Stranger::Superseded(by)) => {
+                let why = by.without_a_quorum();
                 tracing::error!(reason = "recover.superseded", "{why}");
                 let why = format!("recover.superseded: {why}");
                 server.inner.failed.send_replace(Some(why));
@@ -215,6 +226,34 @@ pub(crate) async fn run(server: Server) {
             _ = stop.wait_for(|stopped| *stopped) => return,
             () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+/// Since when this server is of a quorum that works. Elections in between do not count.
+#[derive(Default)]
+struct Standing {
+    since: Duration,
+    last: Option<Duration>,
+}
+
+impl Standing {
+    fn note(&mut self, now: Duration, in_quorum: bool) {
+        if !in_quorum {
+            return;
+        }
+        if self
+            .last
+            .is_none_or(|last| now.saturating_sub(last) >= STANDING)
+        {
+            self.since = now;
+        }
+        self.last = Some(now);
+    }
+
+    fn is_established(&self, now: Duration) -> bool {
+        self.last.is_some_and(|last| {
+            now.saturating_sub(last) < STANDING && last.saturating_sub(self.since) >= STANDING
+        })
     }
 }
 
@@ -267,6 +306,11 @@ impl Server {
         status.role != Role::Leader
             && status.last_contact.unwrap_or(up) >= CUT_OFF_AFTER
             && !inner.leaving.load(Ordering::Relaxed)
+    }
+
+    /// Whether this server is of a quorum that works: it leads one, or hears the leader of one.
+    fn has_quorum(&self) -> bool {
+        is_in_quorum(&self.inner.raft.status())
     }
 
     /// A server in the pool that holds another history than this one, in words for whoever started it.
@@ -510,8 +554,45 @@ impl Server {
 enum Stranger {
     /// The other one is wrong here.
     Alarm(String),
-    /// This one is: its cluster went on without it.
-    Superseded(String),
+    /// One of them was recovered without the other.
+    Superseded(Recovered),
+}
+
+/// A server that was recovered without this one.
+#[derive(Debug, PartialEq, Eq)]
+struct Recovered {
+    name: String,
+    address: String,
+}
+
+impl Recovered {
+    /// This server is the one that was given up.
+    fn without_a_quorum(&self) -> String {
+        let Self { name, address } = self;
+        format!(
+            "the cluster was recovered without this server, as {name} ({address}) says, and what it holds was given up; \
+             move its raft folder away and start it again: it then joins as a new server"
+        )
+    }
+
+    /// Its cluster works, so nothing was lost for ever: the recovery was a mistake, or this cluster came back after it.
+    fn beside_a_quorum(&self) -> String {
+        let Self { name, address } = self;
+        format!(
+            "recover.superseded: {name} ({address}) was recovered without this server, which is of a quorum that works; \
+             if that was a mistake, stop {name}, move its raft folder away and start it again: it then joins as a new server; \
+             if {name} is to go on, stop the servers of this quorum and move their raft folders away"
+        )
+    }
+}
+
+/// Whether `status` is of a server that leads a quorum that answers, or hears its leader.
+fn is_in_quorum(status: &Status) -> bool {
+    let heard = match status.role {
+        Role::Leader => status.quorum_ack,
+        _ => status.last_contact,
+    };
+    status.leader.is_some() && heard.is_some_and(|ago| ago < CUT_OFF_AFTER)
 }
 
 /// Judges a server outside the membership by its hello; `ours` and `recoveries` are of this server's state.
@@ -528,10 +609,10 @@ fn stranger(hello: &v1::HelloReply, ours: &str, recoveries: u64) -> Option<Stran
         )));
     }
     if hello.recoveries > recoveries && !hello.member {
-        return Some(Stranger::Superseded(format!(
-            "the cluster was recovered without this server, as {name} ({address}) says, and what it holds was given up; \
-             move its raft folder away and start it again: it then joins as a new server"
-        )));
+        return Some(Stranger::Superseded(Recovered {
+            name: name.clone(),
+            address: address.clone(),
+        }));
     }
     (hello.recoveries < recoveries && hello.initialized).then(|| {
         Stranger::Alarm(format!(
@@ -628,6 +709,54 @@ mod tests {
             None,
             "it will get the snapshot"
         );
+    }
+
+    #[test]
+    fn a_server_is_in_a_quorum_while_it_or_its_leader_is_answered() {
+        let status = |role, contact: u64, ack| Status {
+            role,
+            leader: Some(Peer {
+                id: id(1),
+                name: "s1".into(),
+                address: "127.0.0.1:8300".into(),
+                public_key: Bytes::new(),
+            }),
+            last_contact: Some(Duration::from_secs(contact)),
+            quorum_ack: ack,
+            ..Status::default()
+        };
+        let second = Some(Duration::from_secs(1));
+        assert!(is_in_quorum(&status(Role::Follower, 1, None)));
+        assert!(!is_in_quorum(&status(Role::Follower, 9, None)));
+        assert!(is_in_quorum(&status(Role::Leader, 0, second)));
+        assert!(!is_in_quorum(&status(Role::Leader, 0, None)), "not yet");
+        let cut_off = status(Role::Leader, 0, Some(CUT_OFF_AFTER));
+        assert!(!is_in_quorum(&cut_off), "nobody answers it");
+        let alone = Status {
+            leader: None,
+            ..status(Role::Candidate, 1, None)
+        };
+        assert!(!is_in_quorum(&alone));
+    }
+
+    #[test]
+    fn a_quorum_has_to_stand_for_a_while_and_an_election_does_not_end_it() {
+        let at = Duration::from_secs;
+        let mut standing = Standing::default();
+        assert!(!standing.is_established(at(0)));
+        for second in 1..=10 {
+            standing.note(at(second), true);
+            assert!(!standing.is_established(at(second)), "second {second}");
+        }
+        standing.note(at(11), true);
+        assert!(standing.is_established(at(11)));
+        standing.note(at(12), false);
+        standing.note(at(14), true);
+        assert!(standing.is_established(at(14)), "an election");
+        standing.note(at(23), false);
+        assert!(!standing.is_established(at(24)), "cut off");
+        standing.note(at(25), true);
+        assert!(!standing.is_established(at(25)), "begins anew");
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::config::runtime::LimitMode;
 const BURST_SECONDS: f64 = 10.0;
 /// Sources remembered; with more at once, those that are new share one bucket.
 const SOURCES_MAX: usize = 16_384;
+/// Pause between looks for idle sources among all of them: each holds up every request.
+const SWEEP_SECONDS: f64 = 1.0;
 /// Networks that one subscriber of IPv6 usually has are one source.
 const V6_NETWORK_BITS: u32 = 64;
 
@@ -133,6 +135,8 @@ struct State {
     sources: HashMap<IpAddr, Pair>,
     /// Of the sources that are one too many.
     others: Pair,
+    /// When idle sources were last looked for, in seconds of the monotonic clock.
+    swept_at: f64,
 }
 
 /// The limits in force and how far they are used.
@@ -242,7 +246,10 @@ impl Rates {
 impl State {
     fn source(&mut self, client: IpAddr, now: f64) -> &mut Pair {
         if self.sources.len() >= SOURCES_MAX && !self.sources.contains_key(&client) {
-            self.sources.retain(|_, pair| !pair.is_empty(now));
+            if now >= self.swept_at + SWEEP_SECONDS {
+                self.swept_at = now;
+                self.sources.retain(|_, pair| !pair.is_empty(now));
+            }
             if self.sources.len() >= SOURCES_MAX {
                 return &mut self.others;
             }
@@ -400,6 +407,24 @@ mod tests {
         assert_eq!(rates.state.lock().sources.len(), SOURCES_MAX);
         let later = Duration::from_secs(60);
         assert_eq!(rates.of_source(client(SOURCES_MAX), GET, later), None);
+        assert_eq!(rates.state.lock().sources.len(), 1);
+    }
+
+    #[test]
+    fn idle_sources_are_looked_for_at_most_once_a_second() {
+        let rates = rates(RateLimits {
+            source: enforcing(100.0, 100.0),
+            ..RateLimits::default()
+        });
+        let client = |n: usize| Some(IpAddr::from(u32::try_from(n).unwrap().to_be_bytes()));
+        let at = |millis| Duration::from_millis(millis);
+        for n in 0..=SOURCES_MAX {
+            assert_eq!(rates.of_source(client(n), GET, at(1_000)), None);
+        }
+        // All are idle again, but were looked at just now.
+        rates.of_source(client(SOURCES_MAX + 1), GET, at(1_500));
+        assert_eq!(rates.state.lock().sources.len(), SOURCES_MAX);
+        rates.of_source(client(SOURCES_MAX + 1), GET, at(2_000));
         assert_eq!(rates.state.lock().sources.len(), 1);
     }
 
