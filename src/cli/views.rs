@@ -7,10 +7,10 @@ use super::failure::Done;
 use super::output::{self, Format, field};
 
 /// List what the agent keeps of the catalog to answer DNS and cached reads from
+///
+/// A server keeps none: it answers from its own state.
 #[derive(clap::Args)]
-#[command(
-    after_help = "Examples:\n  weft views\n  weft views -output=json\n\nA server keeps none: it answers from its own state."
-)]
+#[command(after_help = "Examples:\n  weft views\n  weft views -output=json")]
 pub(crate) struct ViewsArgs {
     #[command(flatten)]
     client: ClientArgs,
