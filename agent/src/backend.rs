@@ -331,6 +331,8 @@ pub struct Insight {
     pub probed: Option<(Duration, Option<Duration>)>,
     /// Live nodes of the same name, which are left out.
     pub rivals: Vec<SocketAddr>,
+    /// How far its clock is ahead of this agent's, in milliseconds; behind if negative.
+    pub clock_ahead_millis: Option<i64>,
 }
 
 /// The LAN pool.

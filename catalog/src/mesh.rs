@@ -4,6 +4,8 @@
 //! Never: keeps it; `rows` does.
 //! Source: Consul docs, "Connect", "Ingress gateway", "Terminating gateway".
 
+pub mod registration;
+
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 

@@ -174,6 +174,7 @@ impl Client {
                 }
             };
             inner.pool.servers.lock().failed(&address);
+            inner.pool.not_answered(&address, &why);
             attempts += 1;
             if inner.clock.monotonic() >= deadline {
                 return Err(match was_sent {

@@ -129,6 +129,14 @@ impl Pool {
         text
     }
 
+    /// The server took a call and did not answer it, or not in time: said once, until there is a new connection to it.
+    pub(crate) fn not_answered(&self, address: &str, why: &str) {
+        let known = self.said.lock().insert(address.to_owned(), why.into());
+        if known.as_deref() != Some(why) {
+            tracing::warn!(server.addr = %address, reason = "rpc.no_answer", error = %why, "a server does not answer; the others are asked before it");
+        }
+    }
+
     fn count(&self) {
         let slots = self.slots.lock();
         let open = slots.values().filter(|slot| is_open(slot)).count();

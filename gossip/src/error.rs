@@ -159,6 +159,18 @@ pub enum GossipError {
         /// Where this node is.
         own: SocketAddr,
     },
+    /// This node runs on a copy of a live node's data. It has not started, or has stopped; the pool is as it was.
+    #[error(
+        "the data_dir of this node at {own} is a copy: node id {id} is that of a live process at {elsewhere}; stop the other for good if this one is to take its place, else remove this data_dir and give this node a node_name of its own"
+    )]
+    IdTaken {
+        /// The id.
+        id: String,
+        /// Where the other is.
+        elsewhere: SocketAddr,
+        /// Where this node is.
+        own: SocketAddr,
+    },
     /// The file of keys could not be read or written.
     #[error("cannot {action} the gossip keys in {path}")]
     KeyFile {
@@ -227,6 +239,7 @@ impl GossipError {
             Self::MemberAlive { .. } => "gossip.member_alive",
             Self::KnownFile { .. } => "gossip.known_file",
             Self::NameTaken { .. } => "gossip.name_taken",
+            Self::IdTaken { .. } => "gossip.id_taken",
             Self::KeyFile { .. } => "gossip.key_file",
             Self::KeyFileForm { .. } => "gossip.key_file_form",
             Self::EventTooLarge { .. } => "gossip.event_too_large",

@@ -17,6 +17,8 @@ const FILE_MAX_BYTES: u64 = 1 << 20;
 pub struct Known {
     /// The last incarnation this node used; the next life starts above it.
     pub incarnation: u64,
+    /// Where this node was in its last life.
+    pub address: Option<SocketAddr>,
     /// Names and addresses of members.
     pub addresses: Vec<(String, SocketAddr)>,
 }
@@ -46,6 +48,8 @@ impl Known {
         for line in text.lines() {
             if let Some(n) = line.strip_prefix("incarnation: ") {
                 known.incarnation = n.parse().unwrap_or_default();
+            } else if let Some(address) = line.strip_prefix("address: ") {
+                known.address = address.parse().ok();
             } else if let Some((name, address)) = line
                 .strip_prefix("alive: ")
                 .and_then(|l| l.rsplit_once(' '))
@@ -59,6 +63,9 @@ impl Known {
 
     fn text(&self) -> String {
         let mut text = format!("incarnation: {}\n", self.incarnation);
+        if let Some(address) = self.address {
+            text.push_str(&format!("address: {address}\n"));
+        }
         for (name, address) in &self.addresses {
             let name = name.replace(['\n', '\r'], " ");
             text.push_str(&format!("alive: {name} {address}\n"));
@@ -101,6 +108,7 @@ mod tests {
         assert_eq!(Known::load(&path).unwrap(), Known::default());
         let known = Known {
             incarnation: 7,
+            address: Some(([10, 0, 0, 3], 8301).into()),
             addresses: vec![
                 ("a b".into(), ([10, 0, 0, 1], 8301).into()),
                 ("c".into(), "[::1]:9".parse().unwrap()),

@@ -23,7 +23,7 @@ mod wire;
 
 pub use config::{CoreConfig, GossipConfig, LanTiming};
 pub use core::Insight;
-pub use driver::{EventStream, Gossip, JoinOutcome, KeyAction, KeyReport, UserEventStream};
+pub use driver::{EventStream, Gossip, JoinOutcome, KeyAction, KeyReport, UserEventStream, fence};
 pub use error::GossipError;
 pub use events::UserEvent;
 pub use keyring::{GossipKey, Keyring};

@@ -89,6 +89,8 @@ pub struct Metrics {
     pub coordinate_resets: Cell,
     /// Gauge: notices that wait to be sent, events among them.
     pub notices_waiting: Cell,
+    /// Gauge: milliseconds that the clock of some member certainly differs from ours, the most of all.
+    pub clock_skew_millis: Cell,
     /// Gauge: members alive.
     pub members_alive: Cell,
     /// Gauge: members leaving.

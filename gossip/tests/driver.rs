@@ -13,7 +13,8 @@ use weft_gossip::{
     CoreConfig, Gossip, GossipConfig, GossipError, GossipKey, KeyAction, Keyring, MemberEvent,
     MemberStatus, Tags,
 };
-use weft_proto::clock::SystemClock;
+use weft_proto::clock::{Clock, SystemClock};
+use weft_proto::ids::UnixMillis;
 
 const KEY_ONE: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 const KEY_TWO: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
@@ -404,4 +405,46 @@ async fn connections_that_say_nothing_and_nonsense_are_counted_and_let_go() {
     long.write_all(&[0xff; 64]).await.unwrap();
     assert_eq!(b.join(&at(&a)).await.contacted, 1, "and it still answers");
     full_pool(&[&a, &b]).await;
+}
+
+/// A machine whose clock was set wrong by so many milliseconds.
+struct Wrong(SystemClock, i64);
+
+impl Clock for Wrong {
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+
+    fn wall(&self) -> UnixMillis {
+        UnixMillis(self.0.wall().get().saturating_add_signed(self.1))
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_wrong_is_measured_by_the_others() {
+    for (key, by) in [(None, 3_600_000), (Some(KEY_ONE), -60_000)] {
+        let right = node(1, key).await;
+        let clock = Arc::new(Wrong(SystemClock::new(), by));
+        let wrong = Gossip::start(config(2, key), clock).await.unwrap();
+        assert_eq!(wrong.join(&at(&right)).await.contacted, 1);
+        for (here, there, expected) in [(&right, "n2", by), (&wrong, "n1", -by)] {
+            let mut measured = None;
+            for _ in 0..3_000 {
+                let insights = here.why().await.unwrap();
+                let one = insights.iter().find(|one| one.name == there);
+                measured = one.and_then(|one| one.clock_ahead_millis);
+                if measured.is_some() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            // The way there and back is the error: five seconds of it would be no answer at all.
+            let off = measured.unwrap() - expected;
+            assert!(off.abs() <= 6_000, "{there}: {measured:?}");
+            let least = here.metrics().clock_skew_millis.get();
+            assert!(least > 45_000, "{there}: {least}");
+        }
+        right.shutdown().await;
+        wrong.shutdown().await;
+    }
 }

@@ -91,7 +91,7 @@ pub enum Address {
 }
 
 /// The intentions that speak of a destination.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Intentions {
     /// The entry of its name.
     pub exact: Option<Arc<Entry>>,

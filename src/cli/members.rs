@@ -144,6 +144,7 @@ fn accounts(members: &[Value]) -> Vec<Vec<String>> {
         "Probed",
         "RTT",
         "Incarnation",
+        "Clock",
         "Rivals",
     ])];
     for member in members {
@@ -178,6 +179,13 @@ fn accounts(members: &[Value]) -> Vec<Vec<String>> {
                 or("RTT", "-")
             },
             field(why, "Incarnation"),
+            match why["ClockAhead"].as_str() {
+                None => "-".to_owned(),
+                Some(ahead) => match ahead.strip_prefix('-') {
+                    Some(behind) => format!("{behind} behind"),
+                    None => format!("{ahead} ahead"),
+                },
+            },
             if rivals.is_empty() {
                 "-".to_owned()
             } else {

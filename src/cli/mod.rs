@@ -33,6 +33,7 @@ mod monitor;
 mod operator;
 mod output;
 mod progress;
+mod proxy;
 mod recover;
 mod reload;
 mod rtt;
@@ -96,6 +97,7 @@ enum Verb {
     Members(members::MembersArgs),
     Monitor(monitor::MonitorArgs),
     Operator(operator::OperatorArgs),
+    Proxy(proxy::ProxyArgs),
     Recover(recover::RecoverArgs),
     Reload(reload::ReloadArgs),
     Rtt(rtt::RttArgs),
@@ -211,6 +213,7 @@ fn perform(verb: Verb) -> Done {
         Verb::Members(args) => members::run(args),
         Verb::Monitor(args) => monitor::run(args),
         Verb::Operator(args) => operator::run(args),
+        Verb::Proxy(args) => proxy::run(args),
         Verb::Recover(args) => recover::run(args),
         Verb::Reload(args) => reload::run(args),
         Verb::Rtt(args) => rtt::run(args),

@@ -358,6 +358,7 @@ impl Membership for Pool {
             fails_in: of.fails_in,
             probed: of.probed,
             rivals: of.rivals,
+            clock_ahead_millis: of.clock_ahead_millis,
         });
         insights.collect()
     }

@@ -100,7 +100,7 @@ async fn run(config: RuntimeConfig, load: Load, sockets: Sockets) -> ExitCode {
         Err(cause) => {
             tracing::error!(error = %format!("{cause:#}"), "the agent could not start");
             crate::stderr::note!("error: {cause:#}");
-            return ExitCode::from(1);
+            return ExitCode::from(start_failed(&cause));
         }
     };
     process.attach(parts.clone());
@@ -123,6 +123,16 @@ async fn run(config: RuntimeConfig, load: Load, sockets: Sockets) -> ExitCode {
         let _ = std::fs::remove_file(path);
     }
     code
+}
+
+/// A start that no repetition mends is told apart from one that may work the next time.
+fn start_failed(cause: &anyhow::Error) -> u8 {
+    use weft_gossip::GossipError;
+    let copied = matches!(cause.downcast_ref(), Some(GossipError::IdTaken { .. }));
+    match copied || cause.is::<weft_identity::tls::TlsError>() {
+        true => EXIT_CONFIG,
+        false => 1,
+    }
 }
 
 fn say_what_is_odd(config: &RuntimeConfig) {

@@ -21,6 +21,7 @@ use weft_agent::http::{
 };
 use weft_agent::leaves::{LeafDeps, Leaves};
 use weft_agent::local::{Local, LocalConfig, Reach, Running};
+use weft_agent::mesh::{Mesh, MeshConfig, MeshDeps};
 use weft_agent::views::{Views, ViewsConfig};
 use weft_agent::watch::{WatchMetrics, Watches};
 use weft_gossip::{CoreConfig, Gossip, GossipConfig, Keyring, LanTiming};
@@ -56,6 +57,8 @@ pub(crate) struct Parts {
     running: Mutex<Option<Running>>,
     /// The task that keeps views up to date, and on disk when it ends.
     viewing: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    /// The task that keeps the proxies; it ends when their connections have, or soon after.
+    meshing: Mutex<Option<tokio::task::JoinHandle<()>>>,
     http: Mutex<Option<HttpServer>>,
     inside: InProcess,
     dns: Vec<DnsServer>,
@@ -84,6 +87,9 @@ impl Parts {
         let tls = Tls::load(&config, clock.clone())?;
         let seed = seed_of(&id, clock.as_ref());
         let registry = Arc::new(Mutex::new(Registry::default()));
+        // Before a server says a word to Raft's peers: a copy must not be counted as what it is a copy of.
+        let join = [&config.join.retry_join[..], &config.join.start_join].concat();
+        weft_gossip::fence(&gossip_config(&config, &id, None)?, &join).await?;
         let role = if config.server {
             let server = start_server(&config, &id, &tls, seed, clock.clone()).await?;
             let office = Office::new(&config, &tls, server.clone(), clock.clone());
@@ -151,8 +157,22 @@ impl Parts {
         );
         leaves.register_metrics(&mut registry.lock());
         tokio::spawn(leaves.clone().run(stop.clone()));
+        let mesh = Mesh::new();
+        mesh.register_metrics(&mut registry.lock());
+        let meshing = tokio::spawn(mesh.clone().run(
+            mesh_config(&config, seed),
+            MeshDeps {
+                local: local.clone(),
+                leaves: leaves.clone(),
+                backend: seams.backend.clone(),
+                views: seams.views.clone(),
+                clock: clock.clone(),
+            },
+            stop.clone(),
+        ));
         let deps = Deps {
             leaves,
+            mesh,
             backend: seams.backend,
             relay: seams.relay,
             views: seams.views.clone(),
@@ -210,6 +230,7 @@ impl Parts {
             local,
             running: Mutex::new(Some(running)),
             viewing: Mutex::new(viewing),
+            meshing: Mutex::new(Some(meshing)),
             inside: http.inside(),
             http: Mutex::new(Some(http)),
             dns,
@@ -362,6 +383,10 @@ impl Parts {
         if let Some(running) = running {
             let _ = tokio::time::timeout(Duration::from_secs(2), running.stop()).await;
         }
+        let meshing = self.meshing.lock().take();
+        if let Some(meshing) = meshing {
+            let _ = tokio::time::timeout(Duration::from_secs(6), meshing).await;
+        }
         let viewing = self.viewing.lock().take();
         if let Some(viewing) = viewing {
             let _ = tokio::time::timeout(Duration::from_secs(5), viewing).await;
@@ -478,6 +503,15 @@ async fn start_gossip(
     raft_id: Option<&str>,
     clock: Arc<dyn Clock>,
 ) -> anyhow::Result<Arc<Gossip>> {
+    let gossip = gossip_config(config, id, raft_id)?;
+    Ok(Arc::new(Gossip::start(gossip, clock).await?))
+}
+
+fn gossip_config(
+    config: &RuntimeConfig,
+    id: &str,
+    raft_id: Option<&str>,
+) -> anyhow::Result<GossipConfig> {
     let mut core = CoreConfig::new(
         &config.node.name,
         id,
@@ -516,7 +550,7 @@ async fn start_gossip(
             weft_gossip::GossipKey::from_bytes(key.bytes()).context("encrypt")?,
         ));
     }
-    Ok(Arc::new(Gossip::start(gossip, clock).await?))
+    Ok(gossip)
 }
 
 fn local_config(config: &RuntimeConfig, tls: &Tls, id: &str, seed: u64) -> LocalConfig {
@@ -546,6 +580,16 @@ fn views_config(config: &RuntimeConfig, seed: u64) -> ViewsConfig {
         idle_ttl: config.views.idle_ttl,
         missing_idle_ttl: config.views.missing_idle_ttl,
         first_wait: config.views.first_wait,
+        seed,
+    }
+}
+
+fn mesh_config(config: &RuntimeConfig, seed: u64) -> MeshConfig {
+    MeshConfig {
+        node_name: config.node.name.clone(),
+        datacenter: config.datacenter.clone(),
+        bind: config.network.bind,
+        default_policy: config.default_intention_policy,
         seed,
     }
 }

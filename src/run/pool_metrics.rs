@@ -194,6 +194,13 @@ impl Collector for Pool {
             let value = gauge(value);
             value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)?;
         }
+        let skew = ConstGauge::new(metrics.clock_skew_millis.get() as f64 / 1_000.0);
+        skew.encode(encoder.encode_descriptor(
+            "weft_gossip_clock_skew_seconds",
+            "By how much the clock of some member certainly differs from this agent's, the most of all",
+            None,
+            skew.metric_type(),
+        )?)?;
         let kind = gauge(0).metric_type();
         let mut family = encoder.encode_descriptor(
             "weft_gossip_members",

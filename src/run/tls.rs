@@ -37,11 +37,15 @@ impl Tls {
                     alpn: &[&str],
                     what: &str|
          -> anyhow::Result<Option<Arc<TlsContext>>> {
+            if !is_named(options) {
+                return Ok(None);
+            }
+            // Also what is not put to use is read: a setup that cannot work ends the start, not each call later.
+            let context = TlsContext::load(material(config, options, alpn), clock.wall())
+                .with_context(|| format!("tls.{what}"))?;
             if !(options.has_certificate() || options.verify_outgoing && options.has_roots()) {
                 return Ok(None);
             }
-            let context = TlsContext::load(material(config, options, alpn), clock.wall())
-                .with_context(|| format!("tls.{what}"))?;
             Ok(Some(Arc::new(context)))
         };
         let rpc = load(&config.tls.internal_rpc, &[], "internal_rpc")?.map(|context| {
@@ -121,6 +125,15 @@ impl Tls {
         }
         Ok(())
     }
+}
+
+/// Whether anything is said of TLS.
+fn is_named(options: &TlsOptions) -> bool {
+    options.cert_file.is_some()
+        || options.key_file.is_some()
+        || options.has_roots()
+        || options.verify_incoming
+        || options.verify_outgoing
 }
 
 fn domain(config: &RuntimeConfig) -> String {

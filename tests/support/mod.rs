@@ -269,6 +269,14 @@ impl World {
         status
     }
 
+    /// How the process of server `n` ended, once it has; it is none of the running ones then.
+    pub(crate) fn ended(&mut self, n: usize) -> Option<ExitStatus> {
+        let child = self.server(n).child.as_mut()?;
+        let status = child.try_wait().expect("the state of our child")?;
+        self.server(n).child = None;
+        Some(status)
+    }
+
     /// kill -9.
     pub(crate) fn kill(&mut self, n: usize) {
         let mut child = self.server(n).child.take().expect("a running server");

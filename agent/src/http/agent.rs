@@ -132,6 +132,11 @@ fn write_insight(json: &mut Json, insight: &Insight) {
                 json.key("RTT").string(&duration::format(took));
             }
         }
+        if let Some(ahead) = insight.clock_ahead_millis {
+            let sign = if ahead < 0 { "-" } else { "" };
+            let size = duration::format(Duration::from_millis(ahead.unsigned_abs()));
+            json.key("ClockAhead").string(&format!("{sign}{size}"));
+        }
         json.key("Rivals").list(&insight.rivals, |json, at| {
             json.string(&at.to_string());
         });

@@ -15,7 +15,7 @@ use weft_proto::v1::{self, stamped::Command};
 
 use super::blocking::{Found, Pass, ReadForm, X_CACHE, read};
 use super::call::Call;
-use super::central::{self, Central};
+use super::central;
 use super::error::Failure;
 use super::health::{Whose, version};
 use super::reply::Reply;
@@ -198,7 +198,7 @@ async fn instances(call: Call, whose: Whose) -> Result<Reply, Failure> {
         let mut index = whose.index(&pass.reader, &name);
         let central = merging.then(|| {
             let rows = whose.bare(&pass.reader, &name);
-            Central::read(pass, rows.iter().map(|row| &**row.service))
+            central::read(pass, rows.iter().map(|row| &**row.service))
         });
         if let Some(central) = &central {
             index = index.max(central.index);
@@ -310,7 +310,7 @@ async fn one_node(call: Call, shape: Shape) -> Result<Reply, Failure> {
         let mut index = answer.index.get();
         let central = merging.then(|| {
             let rows = pass.reader.node_services(&name).rows;
-            Central::read(pass, rows.iter().map(|service| &***service))
+            central::read(pass, rows.iter().map(|service| &***service))
         });
         if let Some(central) = &central {
             index = index.max(central.index);

@@ -20,6 +20,7 @@ use crate::backend::{Backend, Membership, Operator, Relay};
 use crate::events::Events;
 use crate::leaves::Leaves;
 use crate::local::Local;
+use crate::mesh::Mesh;
 use crate::views::Views;
 
 /// The newest TLS configuration, asked for at each handshake so that certificates rotate.
@@ -223,6 +224,8 @@ pub struct Deps {
     pub views: Option<Views>,
     /// Leaves of this agent's services.
     pub leaves: Leaves,
+    /// Proxies of this agent's services.
+    pub mesh: Mesh,
     /// Raft membership and snapshots.
     pub operator: Arc<dyn Operator>,
     /// The LAN pool.

@@ -14,7 +14,7 @@ use weft_proto::v1;
 use super::blocking::{Found, Pass, ReadForm, read};
 use super::cache::Version;
 use super::call::{Call, parse_bool};
-use super::central::{self, Central};
+use super::central;
 use super::error::Failure;
 use super::reply::Reply;
 use super::rows::Selection;
@@ -94,7 +94,7 @@ async fn instances(call: Call, whose: Whose) -> Result<Reply, Failure> {
         let mut index = whose.index(&pass.reader, &name);
         let central = merging.then(|| {
             let rows = whose.rows(&pass.reader, &name).rows;
-            Central::read(pass, rows.iter().map(|row| &**row.service))
+            central::read(pass, rows.iter().map(|row| &**row.service))
         });
         if let Some(central) = &central {
             index = index.max(central.index);

@@ -42,6 +42,7 @@ mod operator;
 mod options;
 mod pace;
 mod prepared_query;
+mod proxies;
 mod push;
 mod query;
 mod rates;

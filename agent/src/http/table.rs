@@ -10,7 +10,7 @@ use super::route::{Handler, Need, Route};
 use super::{
     agent, agent_check, agent_service, autopilot, catalog, config_entry, connect_ca, coordinate,
     event, health, host, intention, internal_ui, join_token, keyring, kv, monitor, openapi,
-    operator, prepared_query, session, snapshot, status, telemetry, txn, views,
+    operator, prepared_query, proxies, session, snapshot, status, telemetry, txn, views,
 };
 
 /// A handler as the table holds it.
@@ -349,6 +349,8 @@ pub(super) static TABLE: &[Route] = &[
         "Shows the roots of the mesh as this agent knows them.", "api-docs/agent/connect#certificate-authority-ca-roots"),
     route(GET, "/v1/agent/connect/ca/leaf/", Need::Named(&[(Resource::Service, Access::Write)]), &["index", "wait", "cached"], to!(connect_ca::leaf),
         "Shows certificate and key of a service.", "api-docs/agent/connect#service-leaf-certificate"),
+    route(GET, "/v1/agent/connect/proxies", OPERATOR_READ, NONE, to!(proxies::list),
+        "Lists the proxies that run on this node: where they listen, what they work by, whom they call, what is amiss.", "weft"),
     route(POST, "/v1/agent/connect/authorize", Need::Named(&[(Resource::Service, Access::Write)]), &["cached"], to!(intention::authorize),
         "Decides whether a client may connect to a service.", "api-docs/agent/connect#authorize"),
     route(GET, "/v1/connect/intentions", INTENTIONS_SEEN, FILTERED, to!(intention::list),

@@ -22,6 +22,7 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 pub(super) async fn metrics(call: Call) -> Result<Reply, Failure> {
+    call.api.deps.mesh.count().await;
     let mut text = String::with_capacity(16 * 1024);
     prometheus_client::encoding::text::encode(&mut text, &call.api.deps.registry.lock()).map_err(
         |error| {

@@ -48,6 +48,8 @@ pub struct Insight {
     pub probed: Option<(Duration, Option<Duration>)>,
     /// Live nodes of the same name, which are left out.
     pub rivals: Vec<SocketAddr>,
+    /// How far its clock is ahead of ours, or behind if negative, in milliseconds. The driver's to say.
+    pub clock_ahead_millis: Option<i64>,
 }
 
 impl Core {
@@ -98,6 +100,7 @@ impl Core {
                         .get(&id)
                         .map(|seen| (ago(&seen.at), seen.took)),
                     rivals: self.table.rivals_of(&record.member.name),
+                    clock_ahead_millis: None,
                 }
             })
             .collect()

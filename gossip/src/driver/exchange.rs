@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Command, Published, keys};
+use super::{Command, Published, fence, keys};
 use crate::core::Answered;
 use crate::error::GossipError;
 use crate::keyring::{FrameError, Framer};
@@ -64,6 +64,19 @@ pub(super) async fn answer(
         let first = first?;
         if first == [keys::HELLO] {
             return keys::serve(&mut stream, peer, published).await;
+        }
+        if first == [fence::WHAT_TIME] {
+            let now = published.clock.wall().get().to_be_bytes();
+            return write(&mut stream, peer, &now, published).await;
+        }
+        if first.first() == Some(&fence::WHO_HAS) {
+            let (own, members) = (published.local.load(), published.members.load());
+            let answer = fence::answer(&first, &published.life, &own, &members);
+            let answer = answer.ok_or(GossipError::Frame {
+                peer,
+                reason: "malformed",
+            })?;
+            return write(&mut stream, peer, &answer, published).await;
         }
         go_on(&mut stream, peer, first, &commands, published).await
     };

@@ -4,10 +4,13 @@
 //! Never: decides about membership. Slow readers of events are told to look at the snapshot; the
 //! loop never waits for them.
 
+mod clocks;
 mod exchange;
+mod fence;
 mod keys;
 mod run;
 
+pub use fence::fence;
 pub use keys::{KeyAction, KeyReport};
 
 use std::net::{IpAddr, SocketAddr};
@@ -68,6 +71,13 @@ enum Command {
         body: Vec<u8>,
         reply: oneshot::Sender<Result<u64, GossipError>>,
     },
+    /// A process elsewhere has our id, and answered for itself.
+    Rival(fence::Life),
+    /// The clock of a member was read.
+    Clock {
+        member: Arc<Member>,
+        skew: clocks::Skew,
+    },
     Leave(oneshot::Sender<()>),
     Shutdown(oneshot::Sender<()>),
 }
@@ -82,6 +92,8 @@ struct Published {
     user_events: Mutex<Option<broadcast::Sender<UserEvent>>>,
     coordinate: ArcSwapOption<Coordinate>,
     framer: ArcSwap<Framer>,
+    life: fence::Life,
+    clock: Arc<dyn Clock>,
     /// Why the pool's task ended by itself.
     fate: Mutex<Option<GossipError>>,
     /// Held while the ring changes.
@@ -133,6 +145,17 @@ impl Gossip {
         };
         let floor = config.core.incarnation.max(known.incarnation + 1);
         config.core.incarnation = floor.max(clock.wall().get());
+        let started = clock.wall().get();
+        let address = config.core.advertise;
+        let life = fence::Life {
+            moved: known.address.is_some_and(|last| last != address),
+            started,
+            address,
+        };
+        let known = Known {
+            address: Some(address),
+            ..known
+        };
         if let Some(path) = &config.known_path {
             let incarnation = config.core.incarnation;
             Known {
@@ -150,6 +173,8 @@ impl Gossip {
             coordinate: ArcSwapOption::from_pointee(core.coordinate()),
             events: Mutex::new(Some(broadcast::Sender::new(EVENTS_MAX))),
             user_events: Mutex::new(Some(broadcast::Sender::new(EVENTS_MAX))),
+            life,
+            clock: Arc::clone(&clock),
             fate: Mutex::new(None),
             ring_lock: Mutex::new(()),
             ring_path: config.keyring_path.clone(),

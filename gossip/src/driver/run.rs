@@ -9,7 +9,8 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use weft_proto::clock::Clock;
 
-use super::{Command, Published, exchange, resolve};
+use super::clocks::{self, Clocks};
+use super::{Command, Published, exchange, fence, resolve};
 use crate::config::{DATAGRAM_MAX_BYTES, GossipConfig};
 use crate::core::{Action, Core};
 use crate::error::GossipError;
@@ -63,6 +64,7 @@ pub(super) fn spawn(
         reseed_at: Duration::ZERO,
         leaving: None,
         quiet: Quiet::new(),
+        clocks: Clocks::default(),
     };
     tokio::spawn(run.run(parts.tcp, parts.inbox));
 }
@@ -84,6 +86,7 @@ struct Run {
     reseed_at: Duration,
     leaving: Option<oneshot::Sender<()>>,
     quiet: Quiet<(IpAddr, &'static str)>,
+    clocks: Clocks,
 }
 
 enum Turn {
@@ -142,7 +145,15 @@ impl Run {
             Command::Frame { from, frame, reply } => {
                 drop(reply.send(self.core.exchange(now, from, &frame)))
             }
-            Command::Why(reply) => drop(reply.send(self.core.insights(now))),
+            Command::Why(reply) => {
+                let mut insights = self.core.insights(now);
+                for one in &mut insights {
+                    let skew = self.clocks.of(&one.id);
+                    one.clock_ahead_millis = skew.map(|skew| skew.ahead_millis);
+                }
+                drop(reply.send(insights));
+            }
+            Command::Clock { member, skew } => self.clock_read(&member, skew),
             Command::AddSeeds { names, addresses } => {
                 self.core.add_seeds(addresses);
                 for name in names {
@@ -164,6 +175,7 @@ impl Run {
                 }
                 drop(reply.send(fired));
             }
+            Command::Rival(rival) => return self.rival(&rival),
             Command::Leave(reply) => {
                 self.leaving = Some(reply);
                 self.core.leave(now);
@@ -250,6 +262,7 @@ impl Run {
     async fn housekeeping(&mut self) -> Turn {
         let known = Known {
             incarnation: self.core.local().incarnation,
+            address: self.known.address,
             addresses: self.core.known_addresses(),
         };
         // An empty pool does not overwrite the addresses that may still lead back to it.
@@ -264,6 +277,7 @@ impl Run {
             self.known = Known { addresses, ..known };
             self.save_known().await;
         }
+        self.read_a_clock();
         let now = self.clock.monotonic();
         if self.core.peers_active() == 0 && now >= self.reseed_at && self.leaving.is_none() {
             self.reseed_at = now + RESEED;
@@ -318,6 +332,74 @@ impl Run {
         });
     }
 
+    /// Reads the clock of one other member, in a task of its own.
+    fn read_a_clock(&mut self) {
+        let own = self.core.local().id;
+        let Some(member) = self.clocks.next(&self.core.members(), &own) else {
+            return;
+        };
+        let Some(commands) = self.commands.upgrade() else {
+            return;
+        };
+        let (framer, clock) = (self.published.framer.load_full(), Arc::clone(&self.clock));
+        tokio::spawn(async move {
+            let peer = member.socket_address();
+            if let Some(skew) = clocks::measure(peer, &framer, clock.as_ref()).await {
+                // A loop that has ended needs no news.
+                let _ = commands.send(Command::Clock { member, skew }).await;
+            }
+        });
+    }
+
+    fn clock_read(&mut self, member: &crate::member::Member, skew: clocks::Skew) {
+        self.clocks.note(member.id.clone(), skew);
+        let metrics = &self.published.metrics;
+        metrics.clock_skew_millis.set(self.clocks.worst_millis());
+        let now = self.clock.monotonic();
+        if skew.is_over() && self.quiet.may_speak(now, (member.address, "clock")) {
+            let seconds = skew.ahead_millis as f64 / 1_000.0;
+            tracing::warn!(reason = "clock.skew", node.name = %member.name, peer.addr = %member.socket_address(), ahead_seconds = seconds, bound = ?clocks::BOUND, "the clock of a member differs from ours: certificates and time limits are judged differently there; set the clock of one (NTP)");
+        }
+    }
+
+    /// Asks whoever is said to have our id whether it does; an earlier life of ours cannot answer.
+    fn ask_rival(&self, elsewhere: SocketAddr) {
+        let Ok(id) = uuid::Uuid::parse_str(&self.core.local().id) else {
+            return;
+        };
+        let Some(commands) = self.commands.upgrade() else {
+            return;
+        };
+        let framer = self.published.framer.load_full();
+        tokio::spawn(async move {
+            if let Some(life) = fence::life_at(elsewhere, &framer, &id).await {
+                // A loop that has ended needs no news.
+                let _ = commands.send(Command::Rival(life)).await;
+            }
+        });
+    }
+
+    /// Two live processes of one id: by the same facts on both sides exactly one ends.
+    fn rival(&self, rival: &fence::Life) -> Turn {
+        let life = &self.published.life;
+        if rival.address == life.address || !life.yields_to(rival) {
+            return Turn::Go;
+        }
+        let local = self.core.local();
+        tracing::error!(reason = "gossip.id_taken", node.id = %local.id, peer.addr = %rival.address, "this node runs on a copy of the data_dir of a live one");
+        let fate = GossipError::IdTaken {
+            id: local.id,
+            elsewhere: rival.address,
+            own: life.address,
+        };
+        *self
+            .published
+            .fate
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(fate);
+        Turn::Stop(None)
+    }
+
     async fn perform(&mut self) -> Turn {
         let mut turn = Turn::Go;
         let mut events = Vec::new();
@@ -362,8 +444,9 @@ impl Run {
                         .quiet
                         .may_speak(self.clock.monotonic(), (elsewhere.ip(), "id"))
                     {
-                        tracing::error!(peer.addr = %elsewhere, "another process uses this node's id: remove the node-id file of one of them");
+                        tracing::error!(peer.addr = %elsewhere, "another process uses this node's id: one of them runs on a copy of the other's data_dir");
                     }
+                    self.ask_rival(elsewhere);
                 }
             }
         }

@@ -447,6 +447,7 @@ fn deps(backend: &Arc<TestBackend>, cluster: &Arc<TestCluster>) -> Deps {
     );
     Deps {
         leaves,
+        mesh: crate::mesh::Mesh::new(),
         backend: backend.clone(),
         relay: None,
         views: None,
